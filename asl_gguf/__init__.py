@@ -1,0 +1,62 @@
+"""ASL inside llama.cpp: long prompts on quantised GGUF models, pruned while they are prefilled.
+
+>>> from asl_gguf import Llama
+>>> llm = Llama("model.gguf", n_ctx=32768, asl_budget=0.1)
+>>> llm(long_prompt, max_tokens=64)["choices"][0]["text"]
+>>> llm.last_prefill.kept_tokens
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from . import _library
+from .errors import (
+    AslError,
+    ContextFullError,
+    DownloadError,
+    LibraryError,
+    ModelError,
+    NativeError,
+    OptionError,
+    PrefillCancelled,
+    PromptError,
+    UnsupportedModelError,
+)
+
+if TYPE_CHECKING:
+    from .llama import Llama, PruningDisabledWarning
+    from .types import PrefillReport
+
+__version__ = "0.1.0"
+
+# `import llama_cpp` finds our library from now on. It is loaded on first use, so that models and docs
+# work without it.
+_library.select(__path__)
+
+_LAZY = {"Llama": "llama", "PruningDisabledWarning": "llama", "PrefillReport": "types"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "AslError",
+    "ContextFullError",
+    "DownloadError",
+    "LibraryError",
+    "Llama",
+    "ModelError",
+    "NativeError",
+    "OptionError",
+    "PrefillCancelled",
+    "PrefillReport",
+    "PromptError",
+    "PruningDisabledWarning",
+    "UnsupportedModelError",
+    "__version__",
+]

@@ -1,0 +1,47 @@
+"""The exception tree of the package.
+
+Every message says what was expected, what came, and what to do. `AslError` catches them all; each
+class also derives from the built-in that callers of `llama_cpp` already handle.
+"""
+
+from __future__ import annotations
+
+
+class AslError(Exception):
+    """Base of every error raised by asl_gguf."""
+
+
+class OptionError(AslError, ValueError):
+    """An option or argument has a value outside its domain, or is unknown."""
+
+
+class LibraryError(AslError, ImportError):
+    """The native library is missing, of another version, or llama_cpp was imported too early."""
+
+
+class ModelError(AslError, ValueError):
+    """The model file is missing, unreadable or corrupt, or a named model is unknown."""
+
+
+class DownloadError(AslError, RuntimeError):
+    """A named model could not be fetched, or what came does not match its sha256."""
+
+
+class UnsupportedModelError(AslError, NotImplementedError):
+    """The model's architecture cannot be pruned; it can still answer from its full KV cache."""
+
+
+class PromptError(AslError, ValueError):
+    """The prompt is empty, holds an invalid token, or is longer than n_ctx allows."""
+
+
+class ContextFullError(AslError, RuntimeError):
+    """The decode context has no KV cells left for further tokens."""
+
+
+class PrefillCancelled(AslError, RuntimeError):
+    """A prefill was cancelled by its progress callback; the object answers the next prompt."""
+
+
+class NativeError(AslError, RuntimeError):
+    """A native call failed for a reason outside the caller's control (memory, backend)."""

@@ -1,0 +1,63 @@
+"""ASL, Adaptive Selection Layer: https://arxiv.org/abs/2601.07667"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from .. import reference
+from ..types import Decision, Indices, LayerScores, Prompt
+from .base import Observer, require
+from .scoring import ScoringPolicy
+
+
+@dataclass(frozen=True)
+class ASL(ScoringPolicy):
+    """Keeps the best tokens of the first layer at which the ranks of the leading tokens have settled.
+
+    Layers up to the selection layer keep their K/V per KV head as SnapKV does; deeper layers see the
+    kept tokens only.
+    """
+
+    name: ClassVar[str] = "asl"
+
+    min_layer: int | None = None
+    """first monitored layer (L_min of the paper, 10 of 32); None scales it with the model's depth"""
+    obs_layers: int = 8
+    """newest layers whose ranks are compared (L_obs)"""
+    tau: float = 0.3
+    """selection fires when the variance falls below tau times its reference"""
+    variance_reference: Literal["peak", "first"] = "peak"
+    """reference of the variance: its largest value so far, or its value at min_layer as published"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.obs_layers >= 2, "obs_layers", "at least 2 layers", self.obs_layers)
+        require(self.tau > 0, "tau", "a number above 0", self.tau)
+        require(self.variance_reference in ("peak", "first"), "variance_reference", "'peak' or 'first'", self.variance_reference)
+        if self.min_layer is not None:
+            require(self.min_layer >= self.obs_layers - 1, "min_layer", f"at least obs_layers - 1 = {self.obs_layers - 1}", self.min_layer)
+
+    def start(self, prompt: Prompt) -> Observer:
+        min_layer = self.min_layer if self.min_layer is not None else max(1, round(prompt.n_layer * 10 / 32))
+        history: deque[Indices] = deque(maxlen=min(self.obs_layers, min_layer + 1))
+        base: float | None = None
+
+        def observe(scores: LayerScores) -> Decision:
+            nonlocal base
+            per_head = self.head_scores(scores)
+            per_token = per_head.sum(axis=0)
+            history.append(reference.ranks(per_token))
+            rows = self.choose(per_head, scores, prompt.n_kept)
+            if scores.layer < min_layer:
+                return Decision(rows)
+            variance = reference.rank_variance(list(history), prompt.n_kept - self.n_sink - scores.window)
+            if base is None or (self.variance_reference == "peak" and variance > base):
+                base = variance
+            ratio = variance / base if base > 0 else 1.0
+            settled = ratio < self.tau
+            tokens = self.choose(per_token, scores, prompt.n_kept) if settled else None
+            return Decision(rows, tokens, variance, ratio)
+
+        return observe

@@ -1,0 +1,25 @@
+"""The full KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..types import Decision, LayerScores, Prompt
+from .base import Observer, Policy
+
+
+@dataclass(frozen=True)
+class Full(Policy):
+    """Keeps everything."""
+
+    name: ClassVar[str] = "none"
+
+    def needs_scores(self, layer: int) -> bool:
+        return False
+
+    def start(self, prompt: Prompt) -> Observer:
+        def observe(scores: LayerScores) -> Decision:
+            return Decision()
+
+        return observe

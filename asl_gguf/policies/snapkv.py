@@ -1,0 +1,23 @@
+"""SnapKV: https://arxiv.org/abs/2404.14469"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..types import Decision, LayerScores, Prompt
+from .base import Observer
+from .scoring import ScoringPolicy
+
+
+@dataclass(frozen=True)
+class SnapKV(ScoringPolicy):
+    """Every layer sees all tokens; afterwards each KV head keeps the K/V that the window attends to most."""
+
+    name: ClassVar[str] = "snapkv"
+
+    def start(self, prompt: Prompt) -> Observer:
+        def observe(scores: LayerScores) -> Decision:
+            return Decision(self.choose(self.head_scores(scores), scores, prompt.n_kept))
+
+        return observe

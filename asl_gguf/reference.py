@@ -1,0 +1,111 @@
+"""NumPy twins of the native operations, and the arithmetic that every policy shares.
+
+Sources: arXiv 2601.07667 (ASL), 2404.14469 (SnapKV). Symbols: n current tokens, w window,
+H query heads, H_kv KV heads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .types import Floats, Indices
+
+
+def window_scores(queries: Floats, keys: Floats, scale: float) -> Floats:
+    """Twin of `asl_session_get_scores`.
+
+    Args:
+        queries: float32 [w, H, n_embd_head_k], of the last w tokens, after RoPE.
+        keys: float32 [n, H_kv, n_embd_head_k], after RoPE.
+        scale: factor on the products (`kq_scale` in llama.cpp).
+
+    Returns:
+        float32 [H_kv, n]: softmax over all keys with the causal mask inside the window, summed over
+        the window's queries and over the H / H_kv query heads of each KV head.
+    """
+    n_window, n_head, _ = queries.shape
+    n_tokens, n_head_kv, _ = keys.shape
+    group = n_head // n_head_kv
+    last_key = np.arange(n_tokens - n_window, n_tokens)
+    masked = np.arange(n_tokens)[None, :] > last_key[:, None]  # [w, n]
+    result = np.empty((n_head_kv, n_tokens), dtype=np.float32)
+    for head_kv in range(n_head_kv):
+        own = queries[:, head_kv * group : (head_kv + 1) * group].astype(np.float64)  # [w, group, d]
+        logits = np.einsum("wgd,nd->gwn", own, keys[:, head_kv].astype(np.float64)) * scale
+        logits[:, masked] = -np.inf
+        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        result[head_kv] = weights.sum(axis=(0, 1))
+    return result
+
+
+def gather_rows(rows: np.ndarray, index: Indices) -> np.ndarray:
+    """Twin of `asl_session_keep_rows`.
+
+    Args:
+        rows: [n, H_kv, d], K or V of one layer.
+        index: int32 [k], or [H_kv, k] with a list for each KV head.
+
+    Returns:
+        [k, H_kv, d]
+    """
+    n_head_kv = rows.shape[1]
+    per_head = np.broadcast_to(index, (n_head_kv, index.shape[-1]))
+    return np.stack([rows[per_head[head], head] for head in range(n_head_kv)], axis=1)
+
+
+def average_pool(values: Floats, kernel_size: int) -> Floats:
+    """Moving average along the last axis; the divisor is kernel_size at the edges too, as in the papers' code.
+
+    Args:
+        values: [..., n]
+        kernel_size: odd number of tokens.
+    """
+    half = kernel_size // 2
+    padded = np.pad(values.astype(np.float64), [(0, 0)] * (values.ndim - 1) + [(half, half)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel_size, axis=-1)
+    return (windows.sum(axis=-1) / kernel_size).astype(np.float32)
+
+
+def span_maximum(values: Floats, back: int, forward: int) -> Floats:
+    """Each value becomes the largest of itself, the `forward` values before it and the `back` ones after it.
+
+    So a large value reaches `forward` places forward and `back` places back.
+
+    Args:
+        values: [..., n]
+    """
+    if back == 0 and forward == 0:
+        return values
+    padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(forward, back)], constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, forward + back + 1, axis=-1)
+    return windows.max(axis=-1)
+
+
+def order_by_score(scores: Floats) -> Indices:
+    """Indices from the largest score to the smallest along the last axis; ties in order of position."""
+    return np.argsort(-scores, axis=-1, kind="stable").astype(np.int32)
+
+
+def ranks(scores: Floats) -> Indices:
+    """Rank of each token along the last axis; 1 is the largest score."""
+    order = order_by_score(scores)
+    result = np.empty_like(order)
+    np.put_along_axis(result, order, np.arange(1, order.shape[-1] + 1, dtype=np.int32), axis=-1)
+    return result
+
+
+def rank_variance(rank_rows: list[Indices], top: int) -> float:
+    """Rank variance of ASL (section 3.2): how much the ranks of the leading tokens vary between layers.
+
+    Args:
+        rank_rows: rank vectors int32 [m] of the observed layers.
+        top: leading tokens of each layer that enter the union.
+
+    Returns:
+        Mean over layers and union of (rank - the token's mean rank)^2.
+    """
+    stack = np.stack(rank_rows)
+    union = (stack <= top).any(axis=0)
+    chosen = stack[:, union].astype(np.float64)
+    return float(np.mean((chosen - chosen.mean(axis=0)) ** 2))

@@ -1,0 +1,165 @@
+"""`asl_session` as a Python object: arrays in, arrays out, statuses as exceptions."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from . import _native
+from ._native import check, lib, llama_cpp
+from .errors import OptionError, UnsupportedModelError
+from .types import Floats, Indices
+
+DEQUANT_MODES = {"off": _native.DEQUANT_OFF, "auto": _native.DEQUANT_AUTO, "all": _native.DEQUANT_ALL}
+
+Progress = Callable[[int, int], bool | None]
+"""(done, total) in token-layers; returning False cancels"""
+
+
+def unsupported_reason(model: int) -> str | None:
+    """Why models of this architecture cannot be prefilled layer by layer; None if they can.
+
+    Args:
+        model: a `llama_model *`.
+    """
+    reason = ctypes.create_string_buffer(256)
+    status = lib.model_check(model, reason, len(reason))
+    return None if status == _native.OK else reason.value.decode("utf-8", "replace")
+
+
+class Session:
+    """Prefills prompts layer by layer for one decode context. The calls are those of native/include/asl.h.
+
+    Args:
+        context: a `llama_context *`, which must outlive the session.
+        params: what the context was created with.
+        n_ctx: longest prompt + answer in tokens.
+
+    Raises:
+        UnsupportedModelError: the model or the context cannot be prefilled layer by layer.
+    """
+
+    def __init__(self, context: int, params: llama_cpp.llama_context_params, n_ctx: int) -> None:
+        error = ctypes.create_string_buffer(256)
+        self._params = params
+        self._handle: int | None = lib.session_init(context, ctypes.byref(params), n_ctx, error, len(error))
+        self._progress = _native.progress_callback()  # NULL
+        self._raised: BaseException | None = None
+        if not self._handle:
+            raise UnsupportedModelError(error.value.decode("utf-8", "replace"))
+
+    def close(self) -> None:
+        """Frees the session; before the context is freed."""
+        if self._handle:
+            lib.session_free(self._handle)
+            self._handle = None
+
+    def __del__(self) -> None:
+        # the interpreter may be shutting down, with this module half gone
+        if getattr(self, "_handle", None) and lib is not None:
+            self.close()
+
+    def set_progress(self, progress: Progress | None) -> None:
+        """Calls `progress` between chunks. What it raises cancels the prefill and comes out of the call."""
+
+        def report(_user_data: int, done: int, total: int) -> bool:
+            try:
+                return progress is None or progress(done, total) is not False
+            except BaseException as err:  # KeyboardInterrupt too: ctypes would print and drop it
+                self._raised = err
+                return False
+
+        self._progress = _native.progress_callback(report)
+        self._check(lib.session_set_progress(self._handle, self._progress, None))
+
+    def set_dequant(self, mode: str) -> None:
+        """Whether weights without a fast kernel are expanded to F16 once per layer: 'off', 'auto' or 'all'."""
+        if mode not in DEQUANT_MODES:
+            raise OptionError(f"asl_dequant: expected one of {', '.join(DEQUANT_MODES)}, got {mode!r}")
+        self._check(lib.session_set_dequant(self._handle, DEQUANT_MODES[mode]))
+
+    def info(self) -> _native.session_info:
+        """Sizes and progress, see `asl_session_info`."""
+        info = _native.session_info()
+        self._check(lib.session_get_info(self._handle, ctypes.byref(info)))
+        return info
+
+    def begin(self, tokens: Sequence[int], window: int) -> None:
+        """Starts a prefill at position 0; what the decode context held is forgotten."""
+        ids = np.ascontiguousarray(tokens, dtype=np.int32)
+        self._check(lib.session_begin(self._handle, _int32_p(ids), ids.size, window))
+
+    def run(self, n_layers: int, with_scores: bool) -> None:
+        """Runs the next layers over the current tokens; the last of them has scores."""
+        self._check(lib.session_run(self._handle, n_layers, with_scores))
+
+    def scores(self) -> Floats:
+        """float32 [n_head_kv, n_current]: the window's attention in the layer that ran last."""
+        info = self.info()
+        result = np.empty((info.n_head_kv, info.n_current), dtype=np.float32)
+        self._check(lib.session_get_scores(self._handle, _float_p(result)))
+        return result
+
+    def queries(self) -> Floats:
+        """float32 [n_window, n_head, n_embd_head_k]: the window's queries in the layer that ran last."""
+        info = self.info()
+        result = np.empty((info.n_window, info.n_head, info.n_embd_head_k), dtype=np.float32)
+        self._check(lib.session_get_queries(self._handle, _float_p(result)))
+        return result
+
+    def keys(self) -> Floats:
+        """float32 [n_current, n_head_kv, n_embd_head_k]: the keys of the layer that ran last."""
+        info = self.info()
+        result = np.empty((info.n_current, info.n_head_kv, info.n_embd_head_k), dtype=np.float32)
+        self._check(lib.session_get_keys(self._handle, _float_p(result)))
+        return result
+
+    def keep_rows(self, index: Indices | None) -> int:
+        """Copies K/V rows of the layer that ran last into the decode context.
+
+        Args:
+            index: int32 [k], or [n_head_kv, k]; None for all current tokens.
+
+        Returns:
+            k
+        """
+        info = self.info()
+        if index is None:
+            self._check(lib.session_keep_rows(self._handle, None, info.n_current, False))
+            return info.n_current
+        rows = np.ascontiguousarray(index, dtype=np.int32)
+        if rows.ndim not in (1, 2) or (rows.ndim == 2 and rows.shape[0] != info.n_head_kv):
+            raise OptionError(f"rows: expected shape [k] or [{info.n_head_kv}, k], got {list(rows.shape)}")
+        self._check(lib.session_keep_rows(self._handle, _int32_p(rows), rows.shape[-1], rows.ndim == 2))
+        return rows.shape[-1]
+
+    def keep_tokens(self, index: Indices) -> None:
+        """Deeper layers see only these tokens, int32 [k]."""
+        kept = np.ascontiguousarray(index, dtype=np.int32)
+        if kept.ndim != 1:
+            raise OptionError(f"tokens: expected shape [k], got {list(kept.shape)}")
+        self._check(lib.session_keep_tokens(self._handle, _int32_p(kept), kept.size))
+
+    def finish(self) -> None:
+        """Runs what remains into the decode context; the last token's logits are available there."""
+        self._check(lib.session_finish(self._handle))
+
+    def abort(self) -> None:
+        """Ends an open prefill; the decode context is left empty."""
+        self._check(lib.session_abort(self._handle))
+
+    def _check(self, status: int) -> None:
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            raise raised
+        check(status, self._handle)
+
+
+def _int32_p(array: np.ndarray) -> ctypes._Pointer[ctypes.c_int32]:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+
+
+def _float_p(array: np.ndarray) -> ctypes._Pointer[ctypes.c_float]:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))

@@ -1,0 +1,173 @@
+// asl.h: the C ABI of asl_gguf, and its manual.
+//
+// A session prefills prompts layer by layer for one decode context (an ordinary llama_context):
+//
+//     asl_session_begin        tokens in, prefill context allocated
+//     asl_session_run          next layer(s) over the current tokens
+//       asl_session_get_scores   how much the window attends to each token in that layer
+//       asl_session_keep_rows    copy that layer's K/V rows into cells 0..n_rows-1 of the decode context
+//       asl_session_keep_tokens  deeper layers see only these tokens, at their original positions
+//     asl_session_finish       remaining layers straight into the decode context, logits ready there
+//
+// After asl_session_finish the decode context is in the state llama_decode would leave: sample from
+// it, decode further tokens at position n_tokens, save its state. All memory of the prefill is released.
+//
+// Conventions
+//   - Layers, tokens, cells and heads count from 0. "Current tokens" are all tokens of the prompt until
+//     asl_session_keep_tokens, then the kept ones; token indices refer to the current tokens.
+//   - Arrays are row-major, the last dimension runs fastest, and belong to the caller.
+//   - Every function returns an asl_status. On anything but ASL_OK, asl_session_last_error() has one
+//     line that says what was expected and what came. No C++ exception leaves this library.
+//   - A session is used by one thread at a time. Sessions share no state: any number may live at once,
+//     over the same model or different ones, each with its own decode context.
+//   - NULL is not allowed for any pointer unless said otherwise.
+
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef _WIN32
+#    ifdef LLAMA_BUILD
+#        define ASL_API __declspec(dllexport)
+#    else
+#        define ASL_API __declspec(dllimport)
+#    endif
+#else
+#    define ASL_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct llama_model;
+struct llama_context;
+struct llama_context_params;
+
+typedef struct asl_session asl_session;
+
+// Raised with every incompatible change of this header.
+#define ASL_ABI_VERSION 1
+
+typedef enum asl_status {
+    ASL_OK              = 0,
+    ASL_ERR_ARGUMENT    = 1, // an argument is outside its domain; the session is unchanged
+    ASL_ERR_UNSUPPORTED = 2, // the model or context cannot be prefilled layer by layer
+    ASL_ERR_STATE       = 3, // the call does not fit the session's state; the session is unchanged
+    ASL_ERR_MEMORY      = 4, // an allocation failed; the prefill was aborted
+    ASL_ERR_COMPUTE     = 5, // a graph failed to compute; the prefill was aborted
+    ASL_CANCELLED       = 6, // the progress callback returned false; the prefill was aborted
+    ASL_ERR_INTERNAL    = 7, // an invariant does not hold; the prefill was aborted
+} asl_status;
+
+// How weight matrices are held while their layer runs (CPU only; elsewhere ignored).
+typedef enum asl_dequant {
+    ASL_DEQUANT_OFF  = 0, // as stored: bit-identical to stock llama.cpp
+    ASL_DEQUANT_AUTO = 1, // types without a fast matrix kernel are expanded to F16, once per layer
+    ASL_DEQUANT_ALL  = 2, // every quantised matrix in ordinary host memory is expanded
+} asl_dequant;
+
+// done, total: work in token-layers (tokens times layers). total shrinks when tokens are dropped.
+// Called between chunks on the calling thread. Return false to cancel.
+typedef bool (*asl_progress_callback)(void * user_data, int64_t done, int64_t total);
+
+typedef struct asl_session_info {
+    int32_t n_layer;       // layers of the model
+    int32_t next_layer;    // the layer asl_session_run would run next; n_layer when all have run
+    int32_t n_tokens;      // tokens of the prompt, 0 outside a prefill
+    int32_t n_current;     // current tokens
+    int32_t n_window;      // last tokens whose queries are scored: min(window, n_tokens)
+    int32_t n_cells;       // KV cells of the decode context
+    int32_t n_cells_used;  // of these, cells that hold a token now
+    int32_t n_head;        // query heads of the layer that ran last
+    int32_t n_head_kv;     // KV heads of the layer that ran last
+    int32_t n_embd_head_k; // elements of a key of one head of the layer that ran last
+    int32_t n_dequantised; // weight matrices expanded so far in this prefill (asl_dequant)
+    int64_t kv_bytes_cell;     // bytes one cell takes over all layers of the decode context
+    int64_t kv_bytes_decode;   // bytes of the decode context's KV buffers
+    int64_t kv_bytes_prefill;  // bytes of the prefill context's KV buffers, now
+    int64_t kv_bytes_prefill_peak; // the same, largest since asl_session_begin
+    int64_t host_bytes;        // hidden states and expanded weights held now
+} asl_session_info;
+
+// ASL_ABI_VERSION of the library in use.
+ASL_API int32_t asl_abi_version(void);
+
+// Whether models of this architecture can be prefilled layer by layer.
+//   reason    receives one line (NUL-terminated, cut to n_reason bytes) if not
+ASL_API asl_status asl_model_check(const struct llama_model * model, char * reason, size_t n_reason);
+
+// Creates a session for a decode context.
+//   ctx       one sequence stream (n_seq_max = 1, or kv_unified); outlives the session
+//   params    what ctx was created with; its n_ctx is the number of KV cells
+//   n_ctx     longest prompt + answer in tokens: what positions may reach, and what rope scaling that
+//             depends on the context length is told (llama_model::get_rope_factors)
+//   error     receives one line if the session cannot be created; NULL allowed if n_error is 0
+// Returns NULL on failure. Free with asl_session_free, before ctx.
+ASL_API asl_session * asl_session_init(struct llama_context * ctx, const struct llama_context_params * params,
+                                       uint32_t n_ctx, char * error, size_t n_error);
+
+// NULL is allowed.
+ASL_API void asl_session_free(asl_session * session);
+
+// The line that belongs to the last status other than ASL_OK. Valid until the next call.
+ASL_API const char * asl_session_last_error(const asl_session * session);
+
+// callback NULL: no progress, no cancelling.
+ASL_API asl_status asl_session_set_progress(asl_session * session, asl_progress_callback callback, void * user_data);
+
+// Takes effect at the next asl_session_begin.
+ASL_API asl_status asl_session_set_dequant(asl_session * session, asl_dequant mode);
+
+ASL_API asl_status asl_session_get_info(const asl_session * session, asl_session_info * info);
+
+// Starts a prefill at position 0. What the decode context held is forgotten. A prefill that is still
+// open is aborted first.
+//   tokens    int32 [n_tokens], 1 <= n_tokens <= n_ctx
+//   n_window  last tokens whose attention is scored, >= 1
+ASL_API asl_status asl_session_begin(asl_session * session, const int32_t * tokens, int32_t n_tokens, int32_t n_window);
+
+// Runs the next n_layers layers over the current tokens. Only the last of them has scores, and only
+// its K/V rows can be kept: earlier ones are overwritten.
+//   with_scores  also compute what asl_session_get_scores and asl_session_get_queries return
+ASL_API asl_status asl_session_run(asl_session * session, int32_t n_layers, bool with_scores);
+
+// Attention of the window in the layer that ran last: softmax(Q K^T * scale + causal mask) over all
+// current tokens in f32, summed over the window's queries and over the query heads of each KV head.
+//   dst       float [n_head_kv, n_current]; a row sums to n_window * n_head / n_head_kv
+// Twin: asl_gguf.reference.window_scores
+ASL_API asl_status asl_session_get_scores(const asl_session * session, float * dst);
+
+// Queries (after RoPE) of the window's tokens in the layer that ran last.
+//   dst       float [n_window, n_head, n_embd_head_k]
+ASL_API asl_status asl_session_get_queries(const asl_session * session, float * dst);
+
+// Keys (after RoPE, dequantised) of the current tokens in the layer that ran last.
+//   dst       float [n_current, n_head_kv, n_embd_head_k]
+ASL_API asl_status asl_session_get_keys(const asl_session * session, float * dst);
+
+// Copies K/V rows of the layer that ran last into cells 0..n_rows-1 of the decode context, byte for byte.
+//   index     int32 [n_head_kv, n_rows] if per_head, else int32 [n_rows]: increasing token indices.
+//             The last token must be the last of every row. NULL: all current tokens.
+//   n_rows    the same for every layer of a prefill, <= n_cells
+// Twin: asl_gguf.reference.gather_rows
+ASL_API asl_status asl_session_keep_rows(asl_session * session, const int32_t * index, int32_t n_rows, bool per_head);
+
+// From now on only these tokens run. May be called several times.
+//   index     int32 [n_index]: increasing token indices, the window's tokens among them
+ASL_API asl_status asl_session_keep_tokens(asl_session * session, const int32_t * index, int32_t n_index);
+
+// Runs the remaining layers over the current tokens straight into the decode context, or, if all
+// layers have run, the output head alone. Every layer that has run must have kept its rows, as many
+// as there are current tokens if layers remain. The logits of the last token are then available from
+// the decode context (llama_get_logits_ith(ctx, -1)), and the prefill's memory is released.
+ASL_API asl_status asl_session_finish(asl_session * session);
+
+// Ends a prefill and releases its memory; the decode context is left empty. Without one: does nothing.
+ASL_API asl_status asl_session_abort(asl_session * session);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,41 @@
+// The only door to private members of llama_context.
+
+#pragma once
+
+#include "llama-context.h"
+
+#include <utility>
+
+struct asl_context_access {
+    static asl_graph_hook *& hook(llama_context & ctx) { return ctx.asl_hook; }
+
+    static llama_cparams & cparams(llama_context & ctx) { return ctx.cparams; }
+
+    // LoRA adapters of src apply to dst as well
+    static void copy_loras(const llama_context & src, llama_context & dst) {
+        *dst.loras = *src.loras;
+
+        dst.sched_need_reserve = !src.loras->empty();
+    }
+
+    // control vectors own buffers: the prefill context borrows them for the time of a call
+    static void swap_control_vectors(llama_context & a, llama_context & b) { std::swap(a.cvec, b.cvec); }
+};
+
+// For its lifetime, ctx runs with this hook and with the control vectors of the decode context.
+struct asl_hook_scope {
+    asl_hook_scope(llama_context & ctx, llama_context & decode, asl_graph_hook & hook) : ctx(ctx), decode(decode) {
+        asl_context_access::hook(ctx) = &hook;
+        asl_context_access::swap_control_vectors(ctx, decode);
+    }
+    ~asl_hook_scope() {
+        asl_context_access::swap_control_vectors(ctx, decode);
+        asl_context_access::hook(ctx) = nullptr;
+    }
+
+    asl_hook_scope(const asl_hook_scope &) = delete;
+    asl_hook_scope & operator=(const asl_hook_scope &) = delete;
+
+    llama_context & ctx;
+    llama_context & decode;
+};

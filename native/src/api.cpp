@@ -1,0 +1,128 @@
+// C functions of asl.h: exceptions become statuses here.
+
+#include "asl.h"
+
+#include "session.h"
+
+#include "llama-context.h"
+#include "llama-model.h"
+
+#include <cstdio>
+#include <new>
+
+// Runs a call of a session. A call that cannot go on leaves no half prefill behind.
+template <typename F>
+static asl_status guard(asl_session * session, F && call) {
+    asl_status status = ASL_OK;
+    try {
+        call();
+        return ASL_OK;
+    } catch (const asl_error & err) {
+        status = err.status;
+        session->last_error = err.what();
+    } catch (const std::bad_alloc &) {
+        status = ASL_ERR_MEMORY;
+        session->last_error = "out of memory";
+    } catch (const std::exception & err) {
+        status = ASL_ERR_INTERNAL;
+        session->last_error = err.what();
+    }
+    const bool unchanged = status == ASL_ERR_ARGUMENT || status == ASL_ERR_STATE;
+    if (!unchanged) {
+        session->abort();
+    }
+    return status;
+}
+
+static void copy_message(char * dst, size_t n_dst, const char * message) {
+    if (dst && n_dst > 0) {
+        snprintf(dst, n_dst, "%s", message);
+    }
+}
+
+int32_t asl_abi_version(void) {
+    return ASL_ABI_VERSION;
+}
+
+asl_status asl_model_check(const llama_model * model, char * reason, size_t n_reason) {
+    try {
+        asl_check_model(*model);
+        return ASL_OK;
+    } catch (const std::exception & err) {
+        copy_message(reason, n_reason, err.what());
+        return ASL_ERR_UNSUPPORTED;
+    }
+}
+
+asl_session * asl_session_init(llama_context * ctx, const llama_context_params * params, uint32_t n_ctx, char * error, size_t n_error) {
+    try {
+        return new asl_session(*ctx, *params, n_ctx);
+    } catch (const std::exception & err) {
+        copy_message(error, n_error, err.what());
+        return nullptr;
+    }
+}
+
+void asl_session_free(asl_session * session) {
+    delete session;
+}
+
+const char * asl_session_last_error(const asl_session * session) {
+    return session->last_error.c_str();
+}
+
+asl_status asl_session_set_progress(asl_session * session, asl_progress_callback callback, void * user_data) {
+    session->progress      = callback;
+    session->progress_data = user_data;
+    return ASL_OK;
+}
+
+asl_status asl_session_set_dequant(asl_session * session, asl_dequant mode) {
+    return guard(session, [&] {
+        if (mode < ASL_DEQUANT_OFF || mode > ASL_DEQUANT_ALL) {
+            throw asl_error(ASL_ERR_ARGUMENT, "expected an asl_dequant, got " + std::to_string((int) mode));
+        }
+        session->dequant = mode;
+    });
+}
+
+asl_status asl_session_get_info(const asl_session * session, asl_session_info * info) {
+    *info = session->get_info();
+    return ASL_OK;
+}
+
+asl_status asl_session_begin(asl_session * session, const int32_t * tokens, int32_t n_tokens, int32_t n_window) {
+    return guard(session, [&] { session->begin(tokens, n_tokens, n_window); });
+}
+
+asl_status asl_session_run(asl_session * session, int32_t n_layers, bool with_scores) {
+    return guard(session, [&] { session->run(n_layers, with_scores); });
+}
+
+asl_status asl_session_get_scores(const asl_session * session, float * dst) {
+    return guard(const_cast<asl_session *>(session), [&] { session->get_scores(dst); });
+}
+
+asl_status asl_session_get_queries(const asl_session * session, float * dst) {
+    return guard(const_cast<asl_session *>(session), [&] { session->get_queries(dst); });
+}
+
+asl_status asl_session_get_keys(const asl_session * session, float * dst) {
+    return guard(const_cast<asl_session *>(session), [&] { session->get_keys(dst); });
+}
+
+asl_status asl_session_keep_rows(asl_session * session, const int32_t * index, int32_t n_rows, bool per_head) {
+    return guard(session, [&] { session->keep_rows(index, n_rows, per_head); });
+}
+
+asl_status asl_session_keep_tokens(asl_session * session, const int32_t * index, int32_t n_index) {
+    return guard(session, [&] { session->keep_tokens(index, n_index); });
+}
+
+asl_status asl_session_finish(asl_session * session) {
+    return guard(session, [&] { session->finish(); });
+}
+
+asl_status asl_session_abort(asl_session * session) {
+    return guard(session, [&] { session->abort(); });
+}

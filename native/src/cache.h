@@ -1,0 +1,50 @@
+// K/V rows: one slot for all layers of a prefill context, and from there into the decode context.
+
+#pragma once
+
+#include "llama-kv-cache.h"
+
+#include "ggml-cpp.h"
+
+#include <cstdint>
+#include <vector>
+
+struct llama_context;
+
+// While one is alive, KV caches constructed on this thread hold one slot per buffer type and row size.
+struct asl_shared_kv_scope {
+    asl_shared_kv_scope();
+    ~asl_shared_kv_scope();
+
+    asl_shared_kv_scope(const asl_shared_kv_scope &) = delete;
+    asl_shared_kv_scope & operator=(const asl_shared_kv_scope &) = delete;
+};
+
+// K and V tensors of one layer, as a view on the cache of a context.
+struct asl_kv_layer {
+    ggml_tensor * k = nullptr; // [n_embd_k_gqa, n_cells, n_stream]
+    ggml_tensor * v = nullptr; // the same; if v_trans its data are [n_cells, n_embd_v_gqa]
+
+    int64_t n_head_kv     = 0;
+    int64_t n_embd_head_k = 0;
+    int64_t n_embd_head_v = 0;
+    bool    v_trans       = false;
+};
+
+// Throws std::runtime_error with the reason if the context has no plain KV cache.
+llama_kv_cache & asl_get_kv_cache(llama_context & ctx);
+
+asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il);
+
+// bytes of all KV buffers of a context
+int64_t asl_kv_bytes(llama_context & ctx);
+
+// bytes that one cell takes over all layers of a context whose layers have slots of their own
+int64_t asl_kv_bytes_cell(llama_context & ctx);
+
+// Copies rows of a layer's slot in src to cells 0..n_rows-1 of the same layer in dst, byte for byte.
+//   index: [n_head_kv][n_rows] cells of src
+void asl_gather_rows(llama_context & src, llama_context & dst, int32_t il, const std::vector<int32_t> & index, int64_t n_rows);
+
+// dst: [n_rows][n_head_kv][n_embd_head_k], the keys of cells 0..n_rows-1
+void asl_read_keys(llama_context & ctx, int32_t il, int64_t n_rows, float * dst);

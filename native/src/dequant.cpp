@@ -1,0 +1,132 @@
+#include "dequant.h"
+
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <thread>
+
+// below this many tokens the expansion costs more than the faster product saves
+static const int64_t N_TOKENS_MIN = 32;
+
+// Measured on x86-64 with AVX2/AVX512 (docs/LOG.md): these run slower than F16 when they lie in ordinary
+// memory. Q4_0, Q5_0, Q8_0 and IQ4_NL have their own matrix kernels.
+static bool is_slow_type(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_Q4_0:
+        case GGML_TYPE_Q5_0:
+        case GGML_TYPE_Q8_0:
+        case GGML_TYPE_IQ4_NL:
+            return false;
+        default:
+            return ggml_is_quantized(type);
+    }
+}
+
+void asl_dequantiser::set_mode(asl_dequant mode, int n_threads) {
+    this->mode      = mode;
+    this->n_threads = std::max(1, n_threads);
+    this->n_total   = 0;
+}
+
+void asl_dequantiser::next_layer() {
+    expanded.clear();
+}
+
+void asl_dequantiser::release() {
+    expanded.clear();
+    buffer.reset();
+    ctx.reset();
+    std::vector<uint16_t>().swap(arena);
+}
+
+bool asl_dequantiser::is_eligible(const ggml_tensor * node) const {
+    if (node->op != GGML_OP_MUL_MAT && node->op != GGML_OP_MUL_MAT_ID) {
+        return false;
+    }
+    const ggml_tensor * w = node->src[0];
+    const ggml_tensor * x = node->src[1];
+
+    const int64_t n_tokens = node->op == GGML_OP_MUL_MAT ? x->ne[1] : x->ne[2];
+
+    return w->op == GGML_OP_NONE && w->view_src == nullptr && w->buffer && x->type == GGML_TYPE_F32 &&
+        // repacked weights (CPU_REPACK, AMX) are not host memory: they have fast kernels of their own
+        ggml_backend_buffer_is_host(w->buffer) &&
+        ggml_backend_buffer_get_usage(w->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS &&
+        ggml_is_contiguous(w) && n_tokens >= N_TOKENS_MIN &&
+        (mode == ASL_DEQUANT_ALL ? ggml_is_quantized(w->type) : is_slow_type(w->type));
+}
+
+void asl_dequantiser::prepare(const std::vector<ggml_tensor *> & nodes) {
+    if (!enabled()) {
+        return;
+    }
+    std::vector<ggml_tensor *> weights;
+    size_t n_values = 0;
+    for (ggml_tensor * node : nodes) {
+        ggml_tensor * w = is_eligible(node) ? node->src[0] : nullptr;
+        if (w && std::find(weights.begin(), weights.end(), w) == weights.end()) {
+            weights.push_back(w);
+            n_values += ggml_nelements(w);
+        }
+    }
+    if (weights.empty()) {
+        return;
+    }
+    if (arena.size() < n_values) {
+        arena.clear();
+        arena.resize(n_values);
+    }
+    buffer.reset(ggml_backend_cpu_buffer_from_ptr(arena.data(), arena.size()*sizeof(uint16_t)));
+    if (!buffer) {
+        throw std::runtime_error("cannot wrap the buffer of the expanded weights");
+    }
+    ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+
+    ctx.reset(ggml_init({ weights.size()*ggml_tensor_overhead(), nullptr, true }));
+
+    size_t offset = 0;
+    for (const ggml_tensor * w : weights) {
+        ggml_tensor * t = ggml_new_tensor(ctx.get(), GGML_TYPE_F16, GGML_MAX_DIMS, w->ne);
+        ggml_set_name(t, w->name);
+        ggml_backend_tensor_alloc(buffer.get(), t, arena.data() + offset);
+        expand(w, arena.data() + offset);
+        expanded[w] = t;
+        offset += ggml_nelements(w);
+    }
+    n_total += (int32_t) weights.size();
+}
+
+void asl_dequantiser::expand(const ggml_tensor * src, uint16_t * dst) const {
+    const auto * traits = ggml_get_type_traits(src->type);
+
+    const int64_t n_row  = src->ne[0];
+    const int64_t n_rows = ggml_nrows(src);
+
+    auto work = [&](int64_t begin, int64_t end) {
+        std::vector<float> row(n_row);
+        for (int64_t r = begin; r < end; ++r) {
+            traits->to_float((const char *) src->data + r*src->nb[1], row.data(), n_row);
+            ggml_fp32_to_fp16_row(row.data(), dst + r*n_row, n_row);
+        }
+    };
+
+    std::vector<std::thread> threads;
+    for (int i = 1; i < n_threads; ++i) {
+        threads.emplace_back(work, n_rows*i/n_threads, n_rows*(i + 1)/n_threads);
+    }
+    work(0, n_rows/n_threads);
+    for (auto & t : threads) {
+        t.join();
+    }
+}
+
+void asl_dequantiser::replace(ggml_tensor * node) const {
+    if (expanded.empty() || !is_eligible(node)) {
+        return;
+    }
+    const auto it = expanded.find(node->src[0]);
+    if (it != expanded.end()) {
+        node->src[0] = it->second;
+    }
+}

@@ -1,0 +1,51 @@
+// Weights expanded to F16 for the time their layer runs.
+//
+// Prefill is matrix products, and formats without a fast matrix kernel (Q4_1, most K-quants that are
+// not repacked) run at about half the speed of F16 on CPUs. Layer by layer, a weight is expanded once
+// for the whole prompt, into one buffer that the next layer reuses.
+
+#pragma once
+
+#include "asl.h"
+
+#include "ggml-cpp.h"
+#include "ggml.h"
+
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+class asl_dequantiser {
+public:
+    void set_mode(asl_dequant mode, int n_threads);
+
+    bool enabled() const { return mode != ASL_DEQUANT_OFF; }
+
+    // forget the expanded weights of the layer before, keep the memory
+    void next_layer();
+
+    // expand the eligible weights of these nodes; once per layer, before the first call of replace
+    void prepare(const std::vector<ggml_tensor *> & nodes);
+
+    // let the node read the expanded weight, if there is one
+    void replace(ggml_tensor * node) const;
+
+    void release();
+
+    size_t  size_bytes()     const { return arena.capacity()*sizeof(uint16_t); }
+    int32_t n_dequantised()  const { return n_total; }
+
+private:
+    bool is_eligible(const ggml_tensor * node) const;
+    void expand(const ggml_tensor * src, uint16_t * dst) const;
+
+    asl_dequant mode = ASL_DEQUANT_OFF;
+    int n_threads    = 1;
+    int32_t n_total  = 0;
+
+    std::vector<uint16_t>   arena; // F16 values of all expanded weights of the layer
+    ggml_context_ptr        ctx;   // their tensors
+    ggml_backend_buffer_ptr buffer;
+
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> expanded;
+};

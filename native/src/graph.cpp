@@ -1,0 +1,298 @@
+// The only file that depends on how llama.cpp names and orders graph nodes.
+
+#include "graph.h"
+
+#include "llama-context.h"
+#include "llama-graph.h"
+#include "llama-model.h"
+
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <unordered_set>
+
+// nodes of add_scores per KV head, with room
+static const size_t N_SCORE_NODES = 16;
+
+static std::string layer_name(const char * prefix, int32_t il) {
+    return std::string(prefix) + "-" + std::to_string(il);
+}
+
+// index of the node with this name, -1 if there is none
+static int find_node(ggml_cgraph * gf, const std::string & name) {
+    for (int i = ggml_graph_n_nodes(gf) - 1; i >= 0; --i) {
+        if (name == ggml_graph_node(gf, i)->name) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+static int find_layer_output(ggml_cgraph * gf, int32_t il) {
+    const int i = find_node(gf, layer_name("l_out", il));
+    if (i < 0) {
+        throw std::runtime_error("the model's graph does not name the output of layer " + std::to_string(il) + " (l_out)");
+    }
+    return i;
+}
+
+static float get_op_param_f32(const ggml_tensor * t, int i) {
+    float value;
+    memcpy(&value, t->op_params + i, sizeof(value));
+    return value;
+}
+
+// the KV cache tensor behind a view of it, possibly through the cast that build_attn_mha adds for F32 caches
+static ggml_tensor * find_cache_tensor(ggml_tensor * t) {
+    while (t->view_src == nullptr && (t->op == GGML_OP_CPY || t->op == GGML_OP_PERMUTE) && t->src[0]) {
+        t = t->src[0];
+    }
+    if (t->op == GGML_OP_CPY) {
+        t = t->src[0];
+    }
+    return t->view_src ? t->view_src : t;
+}
+
+static asl_attention read_flash_attention(ggml_tensor * node) {
+    if (get_op_param_f32(node, 2) != 0.0f) {
+        throw std::runtime_error("attention with soft-capped logits is not supported");
+    }
+    asl_attention att;
+    att.q         = node->src[0];
+    att.k         = find_cache_tensor(node->src[1]);
+    att.mask      = node->src[3];
+    att.sinks     = node->src[4];
+    att.scale     = get_op_param_f32(node, 0);
+    att.n_head_kv = node->src[1]->ne[2];
+    return att;
+}
+
+static asl_attention read_soft_max(ggml_tensor * node) {
+    const ggml_tensor * kq = node->src[0];
+    if (kq->op != GGML_OP_MUL_MAT) {
+        throw std::runtime_error("attention whose logits are changed before the softmax (bias, soft cap) is not supported");
+    }
+    asl_attention att;
+    att.q         = kq->src[1];
+    att.k         = find_cache_tensor(kq->src[0]);
+    att.mask      = node->src[1];
+    att.sinks     = node->src[2];
+    att.scale     = get_op_param_f32(node, 0);
+    att.n_head_kv = kq->src[0]->ne[2];
+    return att;
+}
+
+asl_attention asl_find_attention(const llm_graph_result & res, int32_t il) {
+    asl_attention att;
+    ggml_tensor * node = nullptr;
+    for (const auto & fused : res.get_fused_nodes()) {
+        if (fused.op == LLM_FUSED_OP_FLASH_ATTN && fused.il == il) {
+            node = fused.tensor;
+        }
+    }
+    if (node) {
+        att = read_flash_attention(node);
+    } else {
+        const int i = find_node(res.get_gf(), layer_name("kq_soft_max", il));
+        if (i < 0) {
+            throw std::runtime_error("layer " + std::to_string(il) + " has no attention");
+        }
+        node = ggml_graph_node(res.get_gf(), i);
+        att  = read_soft_max(node);
+    }
+    if (get_op_param_f32(node, 1) != 0.0f) {
+        throw std::runtime_error("attention with ALiBi is not supported");
+    }
+    if (!att.mask || att.q->type != GGML_TYPE_F32 || att.q->ne[3] != 1 || att.q->ne[2] % att.n_head_kv != 0) {
+        throw std::runtime_error("the attention of layer " + std::to_string(il) + " has an unexpected form");
+    }
+    if (strncmp(att.k->name, "cache_", 6) != 0) {
+        throw std::runtime_error("layer " + std::to_string(il) + " does not attend to the KV cache");
+    }
+    return att;
+}
+
+void asl_check_graph(const llm_graph_result & res, int32_t n_layer) {
+    for (int32_t il = 0; il < n_layer; ++il) {
+        find_layer_output(res.get_gf(), il);
+        asl_find_attention(res, il);
+    }
+}
+
+asl_layer_cutter::asl_layer_cutter(
+        llama_context & ctx, asl_dequantiser & dequantiser, const asl_layer_range & range, asl_chunk & chunk)
+    : ctx(ctx), dequantiser(dequantiser), range(range), chunk(chunk) {
+}
+
+ggml_cgraph * asl_layer_cutter::cut(llm_graph_result & res, const llama_ubatch & ubatch) {
+    try {
+        return cut_impl(res, ubatch);
+    } catch (const std::exception & err) {
+        error = err.what();
+        return nullptr;
+    }
+}
+
+ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_ubatch & ubatch) {
+    ggml_cgraph * gf = res.get_gf();
+    if ((int32_t) ubatch.n_tokens != chunk.n_tokens) {
+        throw std::runtime_error("expected a ubatch of " + std::to_string(chunk.n_tokens) + " tokens, got " + std::to_string(ubatch.n_tokens));
+    }
+
+    const int i_prev = range.first > 0 ? find_layer_output(gf, range.first - 1) : -1;
+    const int i_last = range.head ? ggml_graph_n_nodes(gf) - 1 : find_layer_output(gf, range.last);
+
+    ggml_tensor * prev = i_prev >= 0 ? ggml_graph_node(gf, i_prev) : nullptr;
+    if (prev && !(ggml_are_same_shape(prev, res.t_inp_embd) && res.t_inp_embd->type == prev->type)) {
+        throw std::runtime_error("the output of layer " + std::to_string(range.first - 1) + " has another shape than the model's input");
+    }
+
+    std::vector<ggml_tensor *> nodes;
+    for (int i = i_prev + 1; i <= i_last; ++i) {
+        ggml_tensor * node = ggml_graph_node(gf, i);
+        // not computed: the branch of the model's input that this batch does not use
+        if (node->flags & GGML_TENSOR_FLAG_COMPUTE) {
+            nodes.push_back(node);
+        }
+    }
+    for (ggml_tensor * node : nodes) {
+        for (auto & src : node->src) {
+            src = prev && src == prev ? res.t_inp_embd : src;
+        }
+        if (prev && node->view_src == prev) {
+            node->view_src = res.t_inp_embd;
+        }
+    }
+    if (chunk.first) {
+        dequantiser.prepare(nodes);
+    }
+
+    // the capacity of the full graph bounds the part as well
+    const size_t n_extra = N_SCORE_NODES*(size_t) std::max<uint32_t>(1, ctx.get_model().hparams.n_head_kv(std::min<int32_t>(range.last, ctx.get_model().hparams.n_layer() - 1)));
+    const size_t n_nodes = res.get_max_nodes() + n_extra;
+    ctx_part.reset(ggml_init({ n_extra*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
+    ggml_cgraph * part = ggml_new_graph_custom(ctx_part.get(), n_nodes, false);
+
+    // every input stays, used or not: the set_input of each writes to its buffer
+    for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
+        for (ggml_tensor * src : ggml_graph_node(gf, i)->src) {
+            if (src && (src->flags & GGML_TENSOR_FLAG_INPUT)) {
+                ggml_build_forward_expand(part, src);
+            }
+        }
+    }
+    for (ggml_tensor * node : nodes) {
+        dequantiser.replace(node);
+        ggml_build_forward_expand(part, node);
+    }
+    if (chunk.first && prev) {
+        verify(res, part, i_prev + 1);
+    }
+
+    if (!range.head) {
+        out = ggml_graph_node(gf, i_last);
+        ggml_set_output(out);
+        res.t_logits = nullptr;
+        res.t_embd   = nullptr;
+        res.t_sampled.clear();
+        res.t_sampled_probs.clear();
+        res.t_sampled_logits.clear();
+        res.t_candidates.clear();
+    }
+    if (chunk.scores && chunk.n_queries > 0) {
+        add_scores(res, part);
+    }
+    res.gf = part;
+    return part;
+}
+
+// Nothing in the part may read what an earlier layer computed, except through its output.
+void asl_layer_cutter::verify(const llm_graph_result & res, ggml_cgraph * part, int begin) const {
+    std::unordered_set<const ggml_tensor *> tainted = { res.t_inp_tokens };
+    for (int i = 0; i < begin; ++i) {
+        const ggml_tensor * node = ggml_graph_node(res.get_gf(), i);
+        for (const ggml_tensor * src : node->src) {
+            if (src && (tainted.count(src) || src == res.t_inp_embd)) {
+                tainted.insert(node);
+            }
+        }
+    }
+    for (int i = 0; i < ggml_graph_n_nodes(part); ++i) {
+        if (tainted.count(ggml_graph_node(part, i))) {
+            throw std::runtime_error("layer " + std::to_string(range.first) + " reads '" +
+                    ggml_graph_node(part, i)->name + "' of an earlier layer, beside its output");
+        }
+    }
+}
+
+// One KV head at a time: with 128K tokens the logits of all heads together would take half a GiB.
+void asl_layer_cutter::add_scores(llm_graph_result & res, ggml_cgraph * part) {
+    const asl_attention att = asl_find_attention(res, range.last);
+    ggml_context * c = ctx_part.get();
+
+    const int64_t n_embd_head = att.q->ne[0];
+    const int64_t n_tokens    = att.q->ne[1];
+    const int64_t n_group     = att.q->ne[2]/att.n_head_kv;
+    const int64_t n_query     = chunk.n_queries;
+    const int64_t n_kv        = att.mask->ne[0];
+    const int64_t i_query     = n_tokens - n_query;
+
+    // F32 [n_embd_head, n_query, n_head]
+    queries = ggml_cont(c, ggml_view_3d(c, att.q, n_embd_head, n_query, att.q->ne[2], att.q->nb[1], att.q->nb[2], i_query*att.q->nb[1]));
+    ggml_set_output(queries);
+
+    ggml_tensor * mask = ggml_view_2d(c, att.mask, n_kv, n_query, att.mask->nb[1], i_query*att.mask->nb[1]);
+
+    for (int64_t h = 0; h < att.n_head_kv; ++h) {
+        ggml_tensor * k = ggml_view_2d(c, att.k, n_embd_head, n_kv, att.k->nb[1], h*ggml_row_size(att.k->type, n_embd_head));
+        // F32, so that the products do not round the queries to the type of the cache
+        k = att.k->type == GGML_TYPE_F32 ? k : ggml_cast(c, k, GGML_TYPE_F32);
+        ggml_tensor * q = ggml_view_3d(c, queries, n_embd_head, n_query, n_group, queries->nb[1], queries->nb[2], h*n_group*queries->nb[2]);
+
+        ggml_tensor * a = ggml_mul_mat(c, k, q); // [n_kv, n_query, n_group]
+        ggml_prec_set_acc(a, GGML_PREC_F32);
+        a = ggml_soft_max_ext(c, a, mask, att.scale, 0.0f);
+        if (att.sinks) {
+            ggml_soft_max_add_sinks(a, ggml_view_1d(c, att.sinks, n_group, h*n_group*att.sinks->nb[0]));
+        }
+        a = ggml_reshape_2d(c, a, n_kv, n_query*n_group);
+        a = ggml_sum_rows(c, ggml_cont(c, ggml_transpose(c, a))); // [1, n_kv]
+        ggml_set_output(a);
+        ggml_build_forward_expand(part, a);
+        scores.push_back(a);
+    }
+}
+
+void asl_layer_cutter::read(const llama_ubatch & ubatch) {
+    ggml_backend_sched_synchronize(ctx.get_sched());
+
+    if (out && chunk.hidden) {
+        chunk.n_hidden_rows = std::min<int64_t>(out->ne[1], ubatch.n_tokens);
+        if (chunk.n_hidden_rows > 0) {
+            ggml_backend_tensor_get(out, chunk.hidden, 0, chunk.n_hidden_rows*out->nb[1]);
+        }
+    }
+    if (scores.empty()) {
+        return;
+    }
+
+    // [n_embd_head, n_query, n_head] -> [n_query][n_head][n_embd_head]
+    const int64_t n_embd_head = queries->ne[0];
+    std::vector<float> raw(ggml_nelements(queries));
+    ggml_backend_tensor_get(queries, raw.data(), 0, ggml_nbytes(queries));
+    chunk.queries.resize(raw.size());
+    for (int64_t h = 0; h < queries->ne[2]; ++h) {
+        for (int64_t i = 0; i < queries->ne[1]; ++i) {
+            memcpy(chunk.queries.data() + (i*queries->ne[2] + h)*n_embd_head,
+                   raw.data() + (h*queries->ne[1] + i)*n_embd_head, n_embd_head*sizeof(float));
+        }
+    }
+
+    const int64_t n_keys = chunk.n_past + chunk.n_tokens;
+    for (ggml_tensor * t : scores) {
+        chunk.scores_kv.emplace_back(n_keys);
+        ggml_backend_tensor_get(t, chunk.scores_kv.back().data(), 0, n_keys*sizeof(float));
+    }
+}

@@ -1,0 +1,83 @@
+// The part of a model's graph between two layers, and the window's attention scores as nodes in it.
+
+#pragma once
+
+#include "asl-hooks.h"
+#include "dequant.h"
+
+#include "ggml-cpp.h"
+#include "ggml.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+struct llama_context;
+
+// Layers [first, last] over one chunk of the current tokens.
+struct asl_layer_range {
+    int32_t first = 0; // 0: from token ids. else: from the output of layer first - 1. n_layer: the head alone
+    int32_t last  = 0;
+    bool    head  = false; // run on to the logits
+};
+
+// What a chunk asks for, and receives, beside the range.
+struct asl_chunk {
+    int32_t n_tokens  = 0;
+    int32_t n_past    = 0;       // current tokens before the chunk
+    int32_t n_queries = 0;       // last tokens of the chunk that belong to the window
+    bool    scores    = false;
+    bool    first     = false;   // first chunk of the range: weights are expanded, the cut is verified
+    float * hidden    = nullptr; // [n_tokens, n_embd] receives the output of layer `last`; NULL with head
+
+    std::vector<float> queries;                // [n_queries, n_head, n_embd_head_k]
+    std::vector<std::vector<float>> scores_kv; // [n_head_kv][n_past + n_tokens]: sum over the chunk's window queries
+    int64_t n_hidden_rows = 0;                 // rows written to hidden (fewer in the last layer: output rows only)
+};
+
+// The Q, K and mask of one layer's attention, read off its node.
+struct asl_attention {
+    ggml_tensor * q     = nullptr; // F32 [n_embd_head_k, n_tokens, n_head] (permuted view)
+    ggml_tensor * k     = nullptr; // KV cache tensor [n_embd_k_gqa, n_cells, n_stream]
+    ggml_tensor * mask  = nullptr; // F16 or F32 [n_kv, n_tokens]
+    ggml_tensor * sinks = nullptr; // F32 [n_head], may be NULL
+    float   scale     = 1.0f;
+    int64_t n_head_kv = 0;
+};
+
+class asl_layer_cutter : public asl_graph_hook {
+public:
+    asl_layer_cutter(llama_context & ctx, asl_dequantiser & dequantiser, const asl_layer_range & range, asl_chunk & chunk);
+
+    ggml_cgraph * cut(llm_graph_result & res, const llama_ubatch & ubatch) override;
+    void read(const llama_ubatch & ubatch) override;
+
+    const std::string & get_error() const { return error; }
+
+private:
+    ggml_cgraph * cut_impl(llm_graph_result & res, const llama_ubatch & ubatch);
+
+    void verify(const llm_graph_result & res, ggml_cgraph * part, int begin) const;
+    void add_scores(llm_graph_result & res, ggml_cgraph * part);
+
+    llama_context   & ctx;
+    asl_dequantiser & dequantiser;
+
+    const asl_layer_range range;
+    asl_chunk & chunk;
+
+    ggml_context_ptr ctx_part; // the cut graph and the score nodes
+
+    ggml_tensor * out     = nullptr; // l_out-<last>
+    ggml_tensor * queries = nullptr;
+    std::vector<ggml_tensor *> scores; // per KV head: F32 [1, n_kv]
+
+    std::string error;
+};
+
+// Finds the attention of a layer in a full graph. Throws std::runtime_error with the reason if there is
+// none of a form whose scores can be computed.
+asl_attention asl_find_attention(const llm_graph_result & res, int32_t il);
+
+// Throws std::runtime_error with the reason if the graph cannot be cut after every layer.
+void asl_check_graph(const llm_graph_result & res, int32_t n_layer);

@@ -1,0 +1,505 @@
+#include "session.h"
+
+#include "access.h"
+#include "cache.h"
+
+#include "llama-batch.h"
+#include "llama-kv-cache.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cstring>
+
+static std::string str(int64_t value) { return std::to_string(value); }
+
+void asl_check_model(const llama_model & model) {
+    const auto & hparams = model.hparams;
+    auto fail = [](const std::string & reason) { throw asl_error(ASL_ERR_UNSUPPORTED, reason); };
+
+    if (llama_model_is_recurrent(&model) || llama_model_is_hybrid(&model)) {
+        fail("the model is recurrent or hybrid: it has no KV cache to prune in every layer");
+    }
+    if (llama_model_has_encoder(&model) || !hparams.causal_attn) {
+        fail("the model is not a causal decoder");
+    }
+    if (hparams.is_mla()) {
+        fail("multi-head latent attention is not supported yet");
+    }
+    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE) {
+        fail("sliding-window attention is not supported yet");
+    }
+    if (hparams.n_embd_inp() != hparams.n_embd || hparams.n_pos_per_embd() != 1) {
+        fail("multimodal inputs or positions of several dimensions are not supported yet");
+    }
+    if (hparams.n_layer() != hparams.n_layer_all) {
+        fail("models with multi-token prediction layers are not supported yet");
+    }
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        if (!hparams.has_kv(il) || hparams.n_head(il) == 0 || hparams.n_head_kv(il) == 0) {
+            fail("layer " + str(il) + " has no K/V of its own");
+        }
+    }
+}
+
+asl_session::asl_session(llama_context & ctx, const llama_context_params & params, uint32_t n_ctx)
+    : ctx(ctx), params(params), n_ctx(n_ctx),
+      n_layer(ctx.get_model().hparams.n_layer()), n_embd(ctx.get_model().hparams.n_embd) {
+    asl_check_model(ctx.get_model());
+    try {
+        asl_get_kv_cache(ctx);
+        asl_check_graph(*ctx.get_gf_res_reserve(), n_layer);
+    } catch (const std::exception & err) {
+        throw asl_error(ASL_ERR_UNSUPPORTED, err.what());
+    }
+    if (ctx.get_cparams().embeddings) {
+        throw asl_error(ASL_ERR_UNSUPPORTED, "the decode context computes embeddings");
+    }
+    // rope factors that depend on the context length must follow the prompt's length, not the number of cells
+    asl_context_access::cparams(ctx).n_ctx_seq = GGML_PAD(n_ctx, 256);
+}
+
+asl_session::~asl_session() = default;
+
+void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_window) {
+    if (n_tokens < 1 || (uint32_t) n_tokens > n_ctx) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected 1 to n_ctx = " + str(n_ctx) + " tokens, got " + str(n_tokens));
+    }
+    if (n_window < 1) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected a window of at least 1 token, got " + str(n_window));
+    }
+    const int32_t n_vocab = ctx.get_model().vocab.n_tokens();
+    for (int32_t i = 0; i < n_tokens; ++i) {
+        if (tokens[i] < 0 || tokens[i] >= n_vocab) {
+            throw asl_error(ASL_ERR_ARGUMENT, "expected token ids 0 to " + str(n_vocab - 1) + ", got " + str(tokens[i]) + " at index " + str(i));
+        }
+    }
+    abort();
+    ctx.get_memory()->clear(false);
+
+    llama_context_params cparams = params;
+    cparams.n_ctx         = GGML_PAD((uint32_t) n_tokens, 256);
+    cparams.n_batch       = ctx.n_batch();
+    cparams.n_ubatch      = ctx.n_ubatch();
+    cparams.n_threads       = ctx.n_threads();
+    cparams.n_threads_batch = ctx.n_threads_batch();
+    cparams.n_seq_max     = 1;
+    cparams.n_outputs_max = 1;
+    cparams.n_outputs_max_per_seq = 0;
+    cparams.samplers      = nullptr;
+    cparams.n_samplers    = 0;
+    // "auto" was resolved when the decode context was created
+    cparams.flash_attn_type = ctx.get_cparams().flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    {
+        asl_shared_kv_scope scope;
+        prefill.reset(llama_init_from_model(const_cast<llama_model *>(&ctx.get_model()), cparams));
+    }
+    if (!prefill) {
+        throw asl_error(ASL_ERR_MEMORY, "cannot allocate a prefill context of " + str(cparams.n_ctx) + " cells");
+    }
+    asl_context_access::cparams(*prefill).n_ctx_seq = ctx.n_ctx_seq();
+    asl_context_access::copy_loras(ctx, *prefill);
+    // expanding weights pays on CPUs; a GPU would have to be sent the larger copies
+    dequantiser.set_mode(ctx.get_model().devices.empty() ? dequant : ASL_DEQUANT_OFF, ctx.n_threads_batch());
+
+    this->tokens.assign(tokens, tokens + n_tokens);
+    this->n_tokens = n_tokens;
+    this->n_window = std::min(n_window, n_tokens);
+    positions.resize(n_tokens);
+    for (int32_t i = 0; i < n_tokens; ++i) {
+        positions[i] = i;
+    }
+    hidden.resize((size_t) n_tokens*n_embd);
+    kv_bytes_prefill_peak = asl_kv_bytes(*prefill);
+    n_work_total = (int64_t) n_tokens*n_layer;
+}
+
+int32_t asl_session::check_open(bool layer_ran) const {
+    if (!prefill) {
+        throw asl_error(ASL_ERR_STATE, "no prefill is open; call asl_session_begin first");
+    }
+    if (layer_ran && next_layer == 0) {
+        throw asl_error(ASL_ERR_STATE, "no layer has run yet; call asl_session_run first");
+    }
+    return next_layer - 1;
+}
+
+void asl_session::run(int32_t n_layers, bool with_scores) {
+    check_open(false);
+    if (n_layers < 1 || n_layers > n_layer - next_layer) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected 1 to " + str(n_layer - next_layer) + " layers, got " + str(n_layers));
+    }
+    for (int32_t i = 0; i < n_layers; ++i) {
+        asl_layer_range range;
+        range.first = range.last = next_layer;
+        run_layer(*prefill, range, with_scores && i == n_layers - 1);
+        ++next_layer;
+        rows_kept.push_back(0);
+    }
+}
+
+// All chunks of the current tokens through a range of layers.
+void asl_session::run_layer(llama_context & ctx, const asl_layer_range & range, bool with_scores) {
+    const int32_t n_current = positions.size();
+    const int32_t n_batch   = ctx.n_batch();
+    const int32_t n_ubatch  = ctx.n_ubatch();
+
+    has_scores = false;
+    scores.clear();
+    queries.clear();
+
+    ctx.get_memory()->clear(false);
+    dequantiser.next_layer();
+
+    int32_t n_done = 0;
+    while (n_done < n_current) {
+        // chunks end where stock llama.cpp ends its ubatches: at every n_ubatch tokens of every n_batch
+        const int32_t n_left_batch = n_batch - n_done % n_batch;
+
+        asl_chunk chunk;
+        chunk.n_past    = n_done;
+        chunk.n_tokens  = std::min({ n_ubatch, n_left_batch, n_current - n_done });
+        chunk.n_queries = std::max(0, n_done + chunk.n_tokens - std::max(n_done, n_current - n_window));
+        chunk.scores    = with_scores;
+        chunk.first     = n_done == 0;
+        chunk.hidden    = range.head ? nullptr : hidden.data() + (size_t) n_done*n_embd;
+
+        // the output rows of the last layer are not those of the chunk's tokens: at most the last one
+        const bool is_last = range.last == n_layer - 1 && !range.head;
+        std::vector<float> last_rows(is_last ? (size_t) chunk.n_tokens*n_embd : 0);
+        if (is_last) {
+            chunk.hidden = last_rows.data();
+        }
+        run_chunk(ctx, range, chunk);
+        if (is_last && chunk.n_hidden_rows > 0) {
+            const float * row = last_rows.data() + (chunk.n_hidden_rows - 1)*n_embd;
+            output.assign(row, row + n_embd);
+        }
+        if (with_scores) {
+            collect(chunk);
+        }
+        n_done += chunk.n_tokens;
+        report_progress((int64_t) chunk.n_tokens*(range.last - range.first + 1));
+    }
+    has_scores = with_scores;
+}
+
+void asl_session::run_chunk(llama_context & ctx, const asl_layer_range & range, asl_chunk & chunk) {
+    const int32_t n = chunk.n_tokens;
+
+    std::vector<int32_t>        n_seq_id(n, 1);
+    std::vector<llama_seq_id>   seq_id(n, 0);
+    std::vector<llama_seq_id *> seq_ids(n);
+    std::vector<int8_t>         logits(n, 0);
+    for (int32_t i = 0; i < n; ++i) {
+        seq_ids[i] = &seq_id[i];
+    }
+    logits[n - 1] = range.last == n_layer - 1 && chunk.n_past + n == (int32_t) positions.size();
+
+    llama_batch batch = {
+        /*.n_tokens =*/ n,
+        /*.token    =*/ range.first == 0 ? tokens.data() + chunk.n_past : nullptr,
+        /*.embd     =*/ range.first == 0 ? nullptr : hidden.data() + (size_t) chunk.n_past*n_embd,
+        /*.pos      =*/ positions.data() + chunk.n_past,
+        /*.n_seq_id =*/ n_seq_id.data(),
+        /*.seq_id   =*/ seq_ids.data(),
+        /*.logits   =*/ logits.data(),
+    };
+
+    asl_layer_cutter cutter(ctx, dequantiser, range, chunk);
+    int32_t status;
+    {
+        asl_hook_scope scope(ctx, this->ctx, cutter);
+        status = llama_decode(&ctx, batch);
+    }
+    if (!cutter.get_error().empty()) {
+        throw asl_error(ASL_ERR_UNSUPPORTED, cutter.get_error());
+    }
+    if (status == 1) {
+        throw asl_error(ASL_ERR_ARGUMENT, "the decode context has no " + str(positions.size()) + " free cells");
+    }
+    if (status == 2) {
+        throw asl_error(ASL_CANCELLED, "cancelled by the abort callback of the context");
+    }
+    if (status != 0) {
+        throw asl_error(ASL_ERR_COMPUTE, "llama_decode returned " + str(status) + " for layer " + str(range.first));
+    }
+    // token i of the current tokens must lie in cell i: gathering rows relies on it
+    const auto & cells = asl_get_kv_cache(ctx).get_cells(0);
+    const int32_t i_last = chunk.n_past + n - 1;
+    if (cells.is_empty(i_last) || cells.pos_get(i_last) != positions[i_last] || (int32_t) cells.get_used() != i_last + 1) {
+        throw asl_error(ASL_ERR_INTERNAL, "token " + str(i_last) + " does not lie in cell " + str(i_last));
+    }
+}
+
+// Scores of the chunk's queries add up: each query sees all its keys, whatever chunk it came with.
+void asl_session::collect(const asl_chunk & chunk) {
+    if (chunk.n_queries == 0) {
+        return;
+    }
+    const size_t n_current = positions.size();
+    scores.resize(chunk.scores_kv.size()*n_current, 0.0f);
+    for (size_t h = 0; h < chunk.scores_kv.size(); ++h) {
+        const auto & from = chunk.scores_kv[h];
+        for (size_t i = 0; i < from.size(); ++i) {
+            scores[h*n_current + i] += from[i];
+        }
+    }
+    queries.insert(queries.end(), chunk.queries.begin(), chunk.queries.end());
+}
+
+void asl_session::report_progress(int64_t n_done) {
+    n_work_done += n_done;
+    if (progress && !progress(progress_data, n_work_done, n_work_total)) {
+        throw asl_error(ASL_CANCELLED, "cancelled by the progress callback");
+    }
+}
+
+std::vector<int32_t> asl_session::check_index(const int32_t * index, int32_t n_rows, int32_t n_lists) const {
+    const int32_t n_current = positions.size();
+    if (n_rows < 1 || n_rows > n_current) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected 1 to " + str(n_current) + " tokens to keep, got " + str(n_rows));
+    }
+    std::vector<int32_t> result((size_t) n_lists*n_rows);
+    for (int32_t h = 0; h < n_lists; ++h) {
+        for (int32_t i = 0; i < n_rows; ++i) {
+            const int32_t value = index[(size_t) h*n_rows + i];
+            const int32_t floor = i > 0 ? index[(size_t) h*n_rows + i - 1] + 1 : 0;
+            if (value < floor || value >= n_current) {
+                throw asl_error(ASL_ERR_ARGUMENT, "expected increasing token indices below " + str(n_current) + ", got " + str(value) + " at place " + str(i));
+            }
+            result[(size_t) h*n_rows + i] = value;
+        }
+        if (result[(size_t) (h + 1)*n_rows - 1] != n_current - 1) {
+            throw asl_error(ASL_ERR_ARGUMENT, "expected the last token, " + str(n_current - 1) + ", to be kept");
+        }
+    }
+    return result;
+}
+
+void asl_session::keep_rows(const int32_t * index, int32_t n_rows, bool per_head) {
+    const int32_t il = check_open(true);
+    const int32_t n_head_kv = ctx.get_model().hparams.n_head_kv(il);
+    const int32_t n_cells   = asl_get_kv_cache(ctx).get_size();
+
+    if (!index && n_rows != (int32_t) positions.size()) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected all " + str(positions.size()) + " rows without an index, got " + str(n_rows));
+    }
+    if (n_rows > n_cells) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str(n_cells) + " rows (cells of the decode context), got " + str(n_rows));
+    }
+    for (int32_t n : rows_kept) {
+        if (n != 0 && n != n_rows) {
+            throw asl_error(ASL_ERR_ARGUMENT, "expected " + str(n) + " rows, as in earlier layers, got " + str(n_rows));
+        }
+    }
+    std::vector<int32_t> all;
+    if (!index) {
+        all.resize(n_rows);
+        for (int32_t i = 0; i < n_rows; ++i) {
+            all[i] = i;
+        }
+    }
+    const std::vector<int32_t> lists = check_index(index ? index : all.data(), n_rows, index && per_head ? n_head_kv : 1);
+    std::vector<int32_t> rows;
+    for (int32_t h = 0; h < n_head_kv; ++h) {
+        const auto begin = lists.begin() + (lists.size() > (size_t) n_rows ? (size_t) h*n_rows : 0);
+        rows.insert(rows.end(), begin, begin + n_rows);
+    }
+    asl_gather_rows(*prefill, ctx, il, rows, n_rows);
+    rows_kept[il] = n_rows;
+
+    // a cell stands for the newest token that any head keeps in it, so that removing a tail leaves nothing newer;
+    // every list increases, so these positions do too
+    cells.resize(n_rows, -1);
+    for (size_t i = 0; i < rows.size(); ++i) {
+        cells[i % n_rows] = std::max(cells[i % n_rows], positions[rows[i]]);
+    }
+}
+
+void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
+    check_open(true);
+    if (next_layer == n_layer) {
+        throw asl_error(ASL_ERR_STATE, "all layers have run: no deeper layer is left to see fewer tokens");
+    }
+    const std::vector<int32_t> kept = check_index(index, n_index, 1);
+    if (n_index < n_window || kept[n_index - n_window] != (int32_t) positions.size() - n_window) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected the window's " + str(n_window) + " tokens to be kept");
+    }
+    for (int32_t i = 0; i < n_index; ++i) {
+        memmove(hidden.data() + (size_t) i*n_embd, hidden.data() + (size_t) kept[i]*n_embd, n_embd*sizeof(float));
+        positions[i] = positions[kept[i]];
+    }
+    positions.resize(n_index);
+    has_scores = false;
+    n_work_total = n_work_done + (int64_t) n_index*(n_layer - next_layer);
+}
+
+void asl_session::finish() {
+    check_open(false);
+    if (next_layer < n_layer) {
+        finish_layers();
+    } else {
+        mark_cells();
+        run_head();
+    }
+    release();
+}
+
+void asl_session::finish_layers() {
+    const int32_t n_current = positions.size();
+    for (int32_t il = 0; il < next_layer; ++il) {
+        if (rows_kept[il] != n_current) {
+            throw asl_error(ASL_ERR_STATE, "expected layer " + str(il) + " to keep " + str(n_current) + " rows, as many as there are current tokens, it kept " + str(rows_kept[il]));
+        }
+    }
+    if ((uint32_t) n_current > asl_get_kv_cache(ctx).get_size()) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str(asl_get_kv_cache(ctx).get_size()) + " tokens (cells of the decode context), got " + str(n_current));
+    }
+    asl_layer_range range;
+    range.head = true;
+    range.last = n_layer - 1;
+    if (dequantiser.enabled()) {
+        // weights are expanded for one layer at a time
+        for (; next_layer < n_layer - 1; ++next_layer) {
+            asl_layer_range one;
+            one.first = one.last = next_layer;
+            run_layer(ctx, one, false);
+        }
+    }
+    range.first = next_layer;
+    run_layer(ctx, range, false);
+    next_layer = n_layer;
+}
+
+// Tells the decode context which tokens its cells hold, all but the last, which run_head adds.
+void asl_session::mark_cells() {
+    const int32_t n_rows = cells.size();
+    for (int32_t il = 0; il < n_layer; ++il) {
+        if (rows_kept[il] != n_rows || n_rows == 0) {
+            throw asl_error(ASL_ERR_STATE, "expected every layer to keep its rows, layer " + str(il) + " kept " + str(rows_kept[il]));
+        }
+    }
+    ctx.get_memory()->clear(false);
+    for (int32_t i = 0; i < n_rows - 1; i += ctx.n_batch()) {
+        mark_cells(i, std::min<int32_t>(n_rows - 1, i + ctx.n_batch()));
+    }
+}
+
+// Adds cells [begin, end) to the decode context's cell map without computing anything.
+void asl_session::mark_cells(int32_t begin, int32_t end) {
+    const auto & model = ctx.get_model();
+    llama_batch_ext batch(&ctx);
+    for (int32_t i = begin; i < end; ++i) {
+        const int32_t idx = batch.add_token(0);
+        if (idx < 0 || !batch.set_token_id(idx, tokens[cells[i]]) || !batch.set_token_pos(idx, &cells[i])) {
+            throw asl_error(ASL_ERR_INTERNAL, "cell " + str(i) + " was refused by llama_batch_ext");
+        }
+    }
+    llama_batch_allocr balloc(model.hparams.n_pos_per_embd());
+    balloc.asl_allow_pos_gaps = true;
+    if (!balloc.init(batch, model.vocab, false)) {
+        throw asl_error(ASL_ERR_INTERNAL, "the positions of the kept tokens were refused");
+    }
+    const auto mctx = ctx.get_memory()->init_batch(balloc, end - begin, false);
+    if (!mctx || mctx->get_status() != LLAMA_MEMORY_STATUS_SUCCESS || !mctx->apply()) {
+        throw asl_error(ASL_ERR_INTERNAL, "no cells for the kept tokens");
+    }
+}
+
+void asl_session::run_head() {
+    const llama_pos last = positions.back();
+    hidden.assign(output.begin(), output.end());
+    positions.assign(1, last);
+
+    asl_layer_range range;
+    range.first = n_layer;
+    range.last  = n_layer - 1;
+    range.head  = true;
+
+    asl_chunk chunk;
+    chunk.n_tokens = 1;
+
+    int32_t n_seq_id = 1;
+    llama_seq_id seq_id = 0;
+    llama_seq_id * seq_ids = &seq_id;
+    int8_t logits = 1;
+    llama_batch batch = { 1, nullptr, hidden.data(), positions.data(), &n_seq_id, &seq_ids, &logits };
+
+    asl_layer_cutter cutter(ctx, dequantiser, range, chunk);
+    asl_hook_scope scope(ctx, ctx, cutter);
+    const int32_t status = llama_decode(&ctx, batch);
+    if (!cutter.get_error().empty() || status != 0) {
+        throw asl_error(ASL_ERR_COMPUTE, "the output head failed with " + str(status) + ": " + cutter.get_error());
+    }
+}
+
+void asl_session::release() {
+    prefill.reset();
+    dequantiser.release();
+    n_tokens = n_window = next_layer = 0;
+    n_work_done = n_work_total = 0;
+    has_scores = false;
+    for (auto * v : { &tokens, &rows_kept }) {
+        std::vector<int32_t>().swap(*v);
+    }
+    for (auto * v : { &hidden, &output, &scores, &queries }) {
+        std::vector<float>().swap(*v);
+    }
+    positions.clear();
+    cells.clear();
+}
+
+void asl_session::abort() {
+    if (!prefill) {
+        return;
+    }
+    release();
+    ctx.get_memory()->clear(false);
+}
+
+static void check_scores(bool has_scores) {
+    if (!has_scores) {
+        throw asl_error(ASL_ERR_STATE, "the layer that ran last has no scores; run it with_scores");
+    }
+}
+
+void asl_session::get_scores(float * dst) const {
+    check_open(true);
+    check_scores(has_scores);
+    std::copy(scores.begin(), scores.end(), dst);
+}
+
+void asl_session::get_queries(float * dst) const {
+    check_open(true);
+    check_scores(has_scores);
+    std::copy(queries.begin(), queries.end(), dst);
+}
+
+void asl_session::get_keys(float * dst) const {
+    const int32_t il = check_open(true);
+    asl_read_keys(*prefill, il, positions.size(), dst);
+}
+
+asl_session_info asl_session::get_info() const {
+    const auto & hparams = ctx.get_model().hparams;
+    const int32_t il = std::max(0, next_layer - 1);
+
+    asl_session_info info = {};
+    info.n_layer       = n_layer;
+    info.next_layer    = next_layer;
+    info.n_tokens      = n_tokens;
+    info.n_current     = positions.size();
+    info.n_window      = n_window;
+    info.n_cells       = asl_get_kv_cache(ctx).get_size();
+    info.n_cells_used  = asl_get_kv_cache(ctx).get_cells(0).get_used();
+    info.n_head        = hparams.n_head(il);
+    info.n_head_kv     = hparams.n_head_kv(il);
+    info.n_embd_head_k = hparams.n_embd_head_k(il);
+    info.n_dequantised = dequantiser.n_dequantised();
+    info.kv_bytes_cell    = asl_kv_bytes_cell(ctx);
+    info.kv_bytes_decode  = asl_kv_bytes(ctx);
+    info.kv_bytes_prefill = prefill ? asl_kv_bytes(*prefill) : 0;
+    info.kv_bytes_prefill_peak = kv_bytes_prefill_peak;
+    info.host_bytes    = hidden.capacity()*sizeof(float) + dequantiser.size_bytes();
+    return info;
+}

@@ -1,0 +1,94 @@
+// A prefill, layer by layer: see asl.h for what each call does.
+
+#pragma once
+
+#include "asl.h"
+#include "dequant.h"
+#include "graph.h"
+
+#include "llama.h"
+
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+struct llama_context;
+
+// carries a status across the implementation; api.cpp turns it into the return value
+struct asl_error : std::runtime_error {
+    asl_error(asl_status status, const std::string & what) : std::runtime_error(what), status(status) {}
+
+    asl_status status;
+};
+
+// Throws asl_error with the reason if models of this architecture cannot be prefilled layer by layer.
+void asl_check_model(const llama_model & model);
+
+struct asl_session {
+    asl_session(llama_context & ctx, const llama_context_params & params, uint32_t n_ctx);
+    ~asl_session();
+
+    void begin(const int32_t * tokens, int32_t n_tokens, int32_t n_window);
+    void run(int32_t n_layers, bool with_scores);
+    void keep_rows(const int32_t * index, int32_t n_rows, bool per_head);
+    void keep_tokens(const int32_t * index, int32_t n_index);
+    void finish();
+    void abort();
+
+    void get_scores (float * dst) const;
+    void get_queries(float * dst) const;
+    void get_keys   (float * dst) const;
+    asl_session_info get_info() const;
+
+    asl_progress_callback progress = nullptr;
+    void * progress_data = nullptr;
+
+    asl_dequant dequant = ASL_DEQUANT_OFF;
+
+    std::string last_error;
+
+private:
+    void run_layer(llama_context & ctx, const asl_layer_range & range, bool with_scores);
+    void run_chunk(llama_context & ctx, const asl_layer_range & range, asl_chunk & chunk);
+    void run_head();
+    void finish_layers();
+    void mark_cells();
+    void mark_cells(int32_t begin, int32_t end);
+    void collect(const asl_chunk & chunk);
+    void report_progress(int64_t n_done);
+    void release();
+
+    int32_t check_open(bool layer_ran) const; // returns the layer that ran last
+    std::vector<int32_t> check_index(const int32_t * index, int32_t n_rows, int32_t n_lists) const;
+
+    // the decode context and what it was created with
+    llama_context & ctx;
+    llama_context_params params;
+    uint32_t n_ctx;
+
+    const int32_t n_layer;
+    const int32_t n_embd;
+
+    std::unique_ptr<llama_context> prefill; // NULL outside a prefill
+    asl_dequantiser dequantiser;
+
+    int32_t n_tokens = 0;
+    int32_t n_window = 0;
+    int32_t next_layer = 0;
+    int64_t n_work_done  = 0; // token-layers
+    int64_t n_work_total = 0;
+    int64_t kv_bytes_prefill_peak = 0;
+
+    std::vector<int32_t>   tokens;    // of the prompt
+    std::vector<llama_pos> positions; // of the current tokens
+    std::vector<float>     hidden;    // [n_current, n_embd]
+    std::vector<float>     output;    // [n_embd] of the last token after the last layer
+    std::vector<int32_t>   rows_kept; // per layer that has run: rows copied to the decode context, 0 for none
+    std::vector<llama_pos> cells;     // position each cell stands for when all layers have run
+
+    bool has_scores = false;
+    std::vector<float> scores;  // [n_head_kv, n_current]
+    std::vector<float> queries; // [n_window, n_head, n_embd_head_k]
+};
