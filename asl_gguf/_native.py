@@ -58,6 +58,7 @@ _context_params_p = POINTER(llama_cpp.llama_context_params)
 SIGNATURES = {
     "asl_abi_version": (c_int32, []),
     "asl_model_check": (c_int, [c_void_p, c_char_p, c_size_t]),
+    "asl_context_kv_bytes": (c_int64, [c_void_p]),
     "asl_session_init": (c_void_p, [c_void_p, _context_params_p, c_uint32, c_char_p, c_size_t]),
     "asl_session_free": (None, [c_void_p]),
     "asl_session_last_error": (c_char_p, [c_void_p]),

@@ -48,25 +48,44 @@ function(asl_get_llama_source out)
     set(${out} ${tree} PARENT_SCOPE)
 endfunction()
 
-# Applies every patch once: a patch that can be undone is there already.
+# Applies every patch once: a patch that can be undone is there already. What was applied is remembered in the
+# build directory, so that a patch that changed since is undone in its old form first.
 function(asl_apply_patches tree patches)
     find_package(Git REQUIRED)
-    file(GLOB files ${patches}/*.patch)
-    list(SORT files)
     # outside a repository git apply works on plain files; inside one it would skip paths it does not track
-    set(git ${CMAKE_COMMAND} -E env GIT_CEILING_DIRECTORIES=${tree}/.. ${GIT_EXECUTABLE} apply)
+    # (for llama.cpp's own CMake files: nor is our commit the commit of llama.cpp)
+    get_filename_component(ceiling ${tree} DIRECTORY)
+    set(ENV{GIT_CEILING_DIRECTORIES} ${ceiling})
+    file(GLOB files CONFIGURE_DEPENDS ${patches}/*.patch)
+    list(SORT files)
     foreach(patch ${files})
         set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${patch})
-        execute_process(COMMAND ${git} --reverse --check ${patch} WORKING_DIRECTORY ${tree}
-            RESULT_VARIABLE missing OUTPUT_QUIET ERROR_QUIET)
+        get_filename_component(name ${patch} NAME)
+        set(applied ${CMAKE_BINARY_DIR}/applied/${name})
+        asl_git_apply(${tree} missing --reverse --check ${patch})
         if (missing)
-            execute_process(COMMAND ${git} ${patch} WORKING_DIRECTORY ${tree} RESULT_VARIABLE status ERROR_VARIABLE log)
-            if (NOT status EQUAL 0)
-                message(FATAL_ERROR "${patch} does not apply to ${tree}:\n${log}\n"
-                    "Cause: another llama.cpp version than LLAMA_CPP_VERSION pins, or a tree patched by hand. "
-                    "Remedy: remove ${CMAKE_BINARY_DIR}/source and configure again, or regenerate the patch (patches/README.md).")
+            if (EXISTS ${applied})
+                asl_git_apply(${tree} failed --reverse ${applied})
+            endif()
+            asl_git_apply(${tree} failed ${patch})
+            if (failed)
+                message(FATAL_ERROR "${patch} does not apply to ${tree}:\n${failed}\n"
+                    "Cause: another llama.cpp version than LLAMA_CPP_VERSION pins, or a tree changed by hand. "
+                    "Remedy: remove ${CMAKE_BINARY_DIR} and build again, or regenerate the patch (patches/README.md).")
             endif()
             message(STATUS "Applied ${patch}")
         endif()
+        configure_file(${patch} ${applied} COPYONLY)
     endforeach()
+endfunction()
+
+# Runs `git apply` with the arguments in `tree`; `failed` receives what it printed, or nothing.
+function(asl_git_apply tree failed)
+    execute_process(COMMAND ${GIT_EXECUTABLE} apply ${ARGN} WORKING_DIRECTORY ${tree}
+        RESULT_VARIABLE status OUTPUT_VARIABLE log ERROR_VARIABLE log)
+    if (NOT status EQUAL 0)
+        set(${failed} "git apply: ${log}" PARENT_SCOPE)
+    else()
+        set(${failed} "" PARENT_SCOPE)
+    endif()
 endfunction()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..errors import OptionError
-from .asl import ASL
+from .asl import ASL, PUBLISHED_ASL
 from .base import Observer, Policy
 from .none import Full
 from .scoring import PUBLISHED, ScoringPolicy
@@ -13,7 +13,7 @@ from .snapkv import SnapKV
 
 REGISTRY: dict[str, Callable[[], Policy]] = {
     "asl": ASL,
-    "asl-published": lambda: ASL(variance_reference="first", **PUBLISHED),
+    "asl-published": lambda: ASL(**PUBLISHED_ASL),
     "snapkv": SnapKV,
     "none": Full,
 }
@@ -32,4 +32,4 @@ def make_policy(policy: str | Policy) -> Policy:
     return REGISTRY[policy]()
 
 
-__all__ = ["ASL", "PUBLISHED", "REGISTRY", "Full", "Observer", "Policy", "ScoringPolicy", "SnapKV", "make_policy"]
+__all__ = ["ASL", "PUBLISHED", "PUBLISHED_ASL", "REGISTRY", "Full", "Observer", "Policy", "ScoringPolicy", "SnapKV", "make_policy"]

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from .. import reference
 from ..types import Decision, Indices, LayerScores, Prompt
 from .base import Observer, require
-from .scoring import ScoringPolicy
+from .scoring import PUBLISHED, ScoringPolicy
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,14 @@ class ASL(ScoringPolicy):
     name: ClassVar[str] = "asl"
 
     min_layer: int | None = None
-    """first monitored layer (L_min of the paper, 10 of 32); None scales it with the model's depth"""
+    """first monitored layer (L_min); None: min_depth of the model's layers"""
+    min_depth: float = 0.4
+    """share of the layers below the first monitored one, unless min_layer says otherwise"""
     obs_layers: int = 8
     """newest layers whose ranks are compared (L_obs)"""
-    tau: float = 0.3
+    obs_tokens: int | None = 64
+    """leading tokens of each layer whose ranks are compared; None: as many as are kept, as published"""
+    tau: float = 0.45
     """selection fires when the variance falls below tau times its reference"""
     variance_reference: Literal["peak", "first"] = "peak"
     """reference of the variance: its largest value so far, or its value at min_layer as published"""
@@ -34,13 +38,17 @@ class ASL(ScoringPolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.obs_layers >= 2, "obs_layers", "at least 2 layers", self.obs_layers)
+        require(0 <= self.min_depth < 1, "min_depth", "a share in [0, 1)", self.min_depth)
+        require(self.obs_tokens is None or self.obs_tokens >= 1, "obs_tokens", "at least 1 token or None", self.obs_tokens)
         require(self.tau > 0, "tau", "a number above 0", self.tau)
         require(self.variance_reference in ("peak", "first"), "variance_reference", "'peak' or 'first'", self.variance_reference)
         if self.min_layer is not None:
             require(self.min_layer >= self.obs_layers - 1, "min_layer", f"at least obs_layers - 1 = {self.obs_layers - 1}", self.min_layer)
 
     def start(self, prompt: Prompt) -> Observer:
-        min_layer = self.min_layer if self.min_layer is not None else max(1, round(prompt.n_layer * 10 / 32))
+        min_layer = self.min_layer if self.min_layer is not None else max(1, round(prompt.n_layer * self.min_depth))
+        n_best = prompt.n_kept - self.n_sink - self.window
+        n_leading = min(self.obs_tokens or n_best, n_best)
         history: deque[Indices] = deque(maxlen=min(self.obs_layers, min_layer + 1))
         base: float | None = None
 
@@ -52,7 +60,7 @@ class ASL(ScoringPolicy):
             rows = self.choose(per_head, scores, prompt.n_kept)
             if scores.layer < min_layer:
                 return Decision(rows)
-            variance = reference.rank_variance(list(history), prompt.n_kept - self.n_sink - scores.window)
+            variance = reference.rank_variance(list(history), n_leading)
             if base is None or (self.variance_reference == "peak" and variance > base):
                 base = variance
             ratio = variance / base if base > 0 else 1.0
@@ -61,3 +69,7 @@ class ASL(ScoringPolicy):
             return Decision(rows, tokens, variance, ratio)
 
         return observe
+
+
+PUBLISHED_ASL = {**PUBLISHED, "min_depth": 10 / 32, "obs_tokens": None, "tau": 0.3, "variance_reference": "first"}
+"""parameters of the method as published: L_min 10 of 32 layers, L_obs 8, tau 0.3, window 32, kernel 7"""

@@ -99,9 +99,13 @@ ASL_API int32_t asl_abi_version(void);
 //   reason    receives one line (NUL-terminated, cut to n_reason bytes) if not
 ASL_API asl_status asl_model_check(const struct llama_model * model, char * reason, size_t n_reason);
 
+// Bytes of the KV (or recurrent state) buffers of any context.
+ASL_API int64_t asl_context_kv_bytes(const struct llama_context * ctx);
+
 // Creates a session for a decode context.
 //   ctx       one sequence stream (n_seq_max = 1, or kv_unified); outlives the session
-//   params    what ctx was created with; its n_ctx is the number of KV cells
+//   params    what ctx was created with. n_batch and n_ubatch may be larger: prompts run in chunks of them,
+//             while llama.cpp limits those of ctx to its cells
 //   n_ctx     longest prompt + answer in tokens: what positions may reach, and what rope scaling that
 //             depends on the context length is told (llama_model::get_rope_factors)
 //   error     receives one line if the session cannot be created; NULL allowed if n_error is 0

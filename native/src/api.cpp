@@ -2,6 +2,7 @@
 
 #include "asl.h"
 
+#include "cache.h"
 #include "session.h"
 
 #include "llama-context.h"
@@ -52,6 +53,10 @@ asl_status asl_model_check(const llama_model * model, char * reason, size_t n_re
         copy_message(reason, n_reason, err.what());
         return ASL_ERR_UNSUPPORTED;
     }
+}
+
+int64_t asl_context_kv_bytes(const llama_context * ctx) {
+    return ctx->get_memory() ? asl_kv_bytes(*ctx) : 0;
 }
 
 asl_session * asl_session_init(llama_context * ctx, const llama_context_params * params, uint32_t n_ctx, char * error, size_t n_error) {

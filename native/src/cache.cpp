@@ -52,7 +52,7 @@ asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il) {
     return layer;
 }
 
-int64_t asl_kv_bytes(llama_context & ctx) {
+int64_t asl_kv_bytes(const llama_context & ctx) {
     int64_t n_bytes = 0;
     for (const auto & [buft, size] : ctx.get_memory()->memory_breakdown()) {
         n_bytes += size;

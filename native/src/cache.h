@@ -37,7 +37,7 @@ llama_kv_cache & asl_get_kv_cache(llama_context & ctx);
 asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il);
 
 // bytes of all KV buffers of a context
-int64_t asl_kv_bytes(llama_context & ctx);
+int64_t asl_kv_bytes(const llama_context & ctx);
 
 // bytes that one cell takes over all layers of a context whose layers have slots of their own
 int64_t asl_kv_bytes_cell(llama_context & ctx);

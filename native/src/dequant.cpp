@@ -3,7 +3,7 @@
 #include "ggml-backend.h"
 
 #include <algorithm>
-#include <stdexcept>
+#include <new>
 #include <thread>
 
 // below this many tokens the expansion costs more than the faster product saves
@@ -23,6 +23,11 @@ static bool is_slow_type(ggml_type type) {
     }
 }
 
+// bytes of a weight in F16, such that the next one is aligned
+static size_t padded_bytes(const ggml_tensor * w) {
+    return GGML_PAD(ggml_nelements(w)*sizeof(ggml_fp16_t), ggml_backend_buft_get_alignment(ggml_backend_cpu_buffer_type()));
+}
+
 void asl_dequantiser::set_mode(asl_dequant mode, int n_threads) {
     this->mode      = mode;
     this->n_threads = std::max(1, n_threads);
@@ -37,7 +42,6 @@ void asl_dequantiser::release() {
     expanded.clear();
     buffer.reset();
     ctx.reset();
-    std::vector<uint16_t>().swap(arena);
 }
 
 bool asl_dequantiser::is_eligible(const ggml_tensor * node) const {
@@ -62,42 +66,44 @@ void asl_dequantiser::prepare(const std::vector<ggml_tensor *> & nodes) {
         return;
     }
     std::vector<ggml_tensor *> weights;
-    size_t n_values = 0;
+    size_t n_bytes = 0;
     for (ggml_tensor * node : nodes) {
         ggml_tensor * w = is_eligible(node) ? node->src[0] : nullptr;
         if (w && std::find(weights.begin(), weights.end(), w) == weights.end()) {
             weights.push_back(w);
-            n_values += ggml_nelements(w);
+            n_bytes += padded_bytes(w);
         }
     }
     if (weights.empty()) {
         return;
     }
-    if (arena.size() < n_values) {
-        arena.clear();
-        arena.resize(n_values);
+    if (!buffer || ggml_backend_buffer_get_size(buffer.get()) < n_bytes) {
+        buffer.reset();
+        buffer.reset(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), n_bytes));
+        if (!buffer) {
+            throw std::bad_alloc();
+        }
+        ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
     }
-    buffer.reset(ggml_backend_cpu_buffer_from_ptr(arena.data(), arena.size()*sizeof(uint16_t)));
-    if (!buffer) {
-        throw std::runtime_error("cannot wrap the buffer of the expanded weights");
-    }
-    ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-
     ctx.reset(ggml_init({ weights.size()*ggml_tensor_overhead(), nullptr, true }));
 
-    size_t offset = 0;
+    char * base = (char *) ggml_backend_buffer_get_base(buffer.get());
     for (const ggml_tensor * w : weights) {
         ggml_tensor * t = ggml_new_tensor(ctx.get(), GGML_TYPE_F16, GGML_MAX_DIMS, w->ne);
         ggml_set_name(t, w->name);
-        ggml_backend_tensor_alloc(buffer.get(), t, arena.data() + offset);
-        expand(w, arena.data() + offset);
+        ggml_backend_tensor_alloc(buffer.get(), t, base);
+        expand(w, (ggml_fp16_t *) t->data);
         expanded[w] = t;
-        offset += ggml_nelements(w);
+        base += padded_bytes(w);
     }
     n_total += (int32_t) weights.size();
 }
 
-void asl_dequantiser::expand(const ggml_tensor * src, uint16_t * dst) const {
+size_t asl_dequantiser::size_bytes() const {
+    return buffer ? ggml_backend_buffer_get_size(buffer.get()) : 0;
+}
+
+void asl_dequantiser::expand(const ggml_tensor * src, ggml_fp16_t * dst) const {
     const auto * traits = ggml_get_type_traits(src->type);
 
     const int64_t n_row  = src->ne[0];

@@ -32,20 +32,19 @@ public:
 
     void release();
 
-    size_t  size_bytes()     const { return arena.capacity()*sizeof(uint16_t); }
-    int32_t n_dequantised()  const { return n_total; }
+    size_t  size_bytes()    const;
+    int32_t n_dequantised() const { return n_total; }
 
 private:
     bool is_eligible(const ggml_tensor * node) const;
-    void expand(const ggml_tensor * src, uint16_t * dst) const;
+    void expand(const ggml_tensor * src, ggml_fp16_t * dst) const;
 
     asl_dequant mode = ASL_DEQUANT_OFF;
     int n_threads    = 1;
     int32_t n_total  = 0;
 
-    std::vector<uint16_t>   arena; // F16 values of all expanded weights of the layer
-    ggml_context_ptr        ctx;   // their tensors
-    ggml_backend_buffer_ptr buffer;
+    ggml_context_ptr        ctx;    // tensors of the expanded weights of the layer
+    ggml_backend_buffer_ptr buffer; // their data
 
     std::unordered_map<const ggml_tensor *, ggml_tensor *> expanded;
 };

@@ -78,8 +78,6 @@ void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_wind
 
     llama_context_params cparams = params;
     cparams.n_ctx         = GGML_PAD((uint32_t) n_tokens, 256);
-    cparams.n_batch       = ctx.n_batch();
-    cparams.n_ubatch      = ctx.n_ubatch();
     cparams.n_threads       = ctx.n_threads();
     cparams.n_threads_batch = ctx.n_threads_batch();
     cparams.n_seq_max     = 1;

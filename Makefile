@@ -1,0 +1,97 @@
+# `make demo` and `make test` set up what they need: a virtual environment, llama-cpp-python's Python part,
+# and this package with its own llama.cpp, which takes some minutes to compile once.
+#
+#   VENV=DIR        the virtual environment, made when missing      (default .venv)
+#   PYTHON=PYTHON   the Python 3.10 or newer that makes it          (default python3)
+#   CMAKE_ARGS=...  options for llama.cpp, such as -DGGML_CUDA=on
+
+VENV   ?= .venv
+PYTHON ?= python3
+
+PY  := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+
+# pip's own cache would serve the llama-cpp-python wheel without a library, built here, to other projects
+export PIP_CACHE_DIR ?= $(CURDIR)/build/pip-cache
+export CMAKE_ARGS
+
+NATIVE := LLAMA_CPP_VERSION CMakeLists.txt models/manifest.json \
+          $(wildcard cmake/*.cmake patches/*.patch native/include/* native/src/*)
+
+.PHONY: help demo test test-fast bench lint build patch clean FORCE
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: build ## a long prompt with and without pruning, on a small model (downloads 93 MB once)
+	$(VENV)/bin/asl-gguf demo
+
+test: build ## all tests: the fast ones, then the slow ones
+	$(PY) -m pytest tests/fast tests/slow
+
+test-fast: build ## the tests that need no model
+	$(PY) -m pytest tests/fast
+
+bench: build ## speed and memory of prefill and decoding
+	$(VENV)/bin/asl-gguf bench prefill
+	$(VENV)/bin/asl-gguf bench decode
+
+lint: $(VENV)/.lint ## ruff and mypy
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+build: $(VENV)/.built ## set up, compile what changed, install (Python files need no second install)
+
+clean: ## remove everything that was built, the default virtual environment too
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache
+
+# Set-up: one stamp per step, so that a step runs again only when something it reads has changed.
+
+$(VENV)/.made:
+	@for tool in git c++; do command -v $$tool >/dev/null || \
+		{ echo "expected $$tool, found none. On Debian and Ubuntu: apt-get install git g++" >&2; exit 1; }; done
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "expected Python 3.10 or newer, got $$($(PYTHON) --version 2>&1). Set PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip
+	@touch $@
+
+$(VENV)/.tools: pyproject.toml $(VENV)/.made
+	$(PIP) install --quiet 'scikit-build-core>=0.11'
+	@# CMake and Ninja, unless the machine has them
+	$(PIP) install --quiet scikit-build-core $$($(PY) -c 'import scikit_build_core.build as b; print(*b.get_requires_for_build_editable())')
+	@touch $@
+
+$(VENV)/.requirements: requirements.txt $(VENV)/.made
+	$(PIP) install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/.built: $(NATIVE) $(VENV)/.tools $(VENV)/.requirements $(VENV)/.cmake-args
+	@# -v shows the progress of compiling llama.cpp, some minutes the first time
+	$(PIP) install -v --no-build-isolation -e '.[test]'
+	@touch $@
+
+# changes when other CMAKE_ARGS are given; CMake remembers the last ones
+$(VENV)/.cmake-args: FORCE | $(VENV)/.made
+	@test -f $@ -a -z '$(CMAKE_ARGS)' || echo '$(CMAKE_ARGS)' | cmp -s - $@ || echo '$(CMAKE_ARGS)' >$@
+
+$(VENV)/.lint: $(VENV)/.requirements
+	$(PIP) install --quiet ruff mypy gguf
+	@touch $@
+
+# The tree that CMake unpacked and patched. Edit it there, then `make patch` writes the change down.
+SOURCE = $(firstword $(wildcard build/py3-none-*/source))
+
+patch: build ## patches/001-call-sites.patch from the edited source tree in the build directory
+	rm -rf build/patch && mkdir -p build/patch/a build/patch/b
+	tar -xzf $(SOURCE)/llama_cpp_python-*.tar.gz -C build/patch/a
+	mv build/patch/a/*/vendor/llama.cpp build/patch/pristine
+	rm -rf build/patch/a build/patch/b build/patch/pristine/.git
+	mv build/patch/pristine build/patch/a
+	cp -R $(SOURCE)/llama_cpp_python-*/vendor/llama.cpp build/patch/b
+	cd build/patch && { git diff --no-index --no-prefix --abbrev=7 a b >new.patch; test $$? -eq 1; }
+	mv build/patch/new.patch patches/001-call-sites.patch
+	rm -rf build/patch

@@ -1,0 +1,325 @@
+"""`Llama`: llama_cpp.Llama whose long prompts are pruned. Translation only; the work is in engine.py."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from . import engine, gguf_header
+from ._native import lib, llama_cpp
+from .budget import round_cells
+from .errors import ContextFullError, ModelError, PromptError, UnsupportedModelError
+from .models import resolve
+from .options import AslOptions
+from .policies import Full
+from .session import Progress, Session, unsupported_reason
+from .types import PrefillReport
+
+logger = logging.getLogger(__name__)
+
+_ROOM = 1024
+"""KV cells beside the budget, for the answer and later turns, unless asl_decode_ctx says otherwise"""
+_MIN_LAYERED = 256
+"""shorter prompts that are not pruned gain nothing from running layer by layer"""
+
+
+class PruningDisabledWarning(UserWarning):
+    """This model or this use answers from the full KV cache; the text says why."""
+
+
+_Tokens = Generator[int, Sequence[int] | None, None]
+
+
+class Llama(llama_cpp.Llama):
+    """Drop-in for `llama_cpp.Llama`.
+
+    Args:
+        model_path: a GGUF file, or the name of a pulled model (`asl-gguf models`).
+        n_ctx: longest prompt + answer in tokens; 0 takes the model's training context. The KV cache
+            is smaller than that: see asl_decode_ctx.
+        asl_budget: float in (0, 1]: share of the prompt's tokens to keep; int: number of tokens;
+            None: stock llama_cpp.Llama.
+        asl_policy: name in `asl_gguf.policies.REGISTRY`, or a Policy object.
+        asl_decode_ctx: KV cells of the decode context; default: the budget at n_ctx plus 1,024.
+        asl_min_prompt: prompts up to this many tokens are not pruned by a share (default 256).
+        asl_dequant: expand weights without a fast matrix kernel to F16, once per layer and prompt, on
+            CPUs: True or "auto" (default), "all", False or "off" (bit-identical to stock).
+        asl_progress: called as (done, total) in token-layers during a prefill; False cancels it.
+        **kwargs: those of llama_cpp.Llama.
+
+    Raises:
+        OptionError: an `asl_*` option is unknown or out of its domain.
+        ModelError: no model at model_path, or it cannot be loaded.
+
+    Warns:
+        PruningDisabledWarning: the model or the use cannot be pruned; answers come from the full cache.
+    """
+
+    last_prefill: PrefillReport | None
+    """what happened to the last prompt; None before the first one and without a budget"""
+
+    def __init__(self, model_path: str, *, n_ctx: int = 512, asl_budget: float | int | None = None, **kwargs: Any) -> None:
+        options = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("asl_")}
+        self._asl = AslOptions.parse(asl_budget, options)
+        self._asl_session: Session | None = None
+        self._asl_reason: str | None = None
+        self._asl_pruned = False  # K/V in the decode context were dropped
+        self._asl_max_tokens: int | None = None
+        self.last_prefill = None
+        path = str(resolve(model_path))
+        if self._asl.budget is None:
+            self._init_parent(path, n_ctx, kwargs)
+            return
+        n_ctx = n_ctx or gguf_header.n_ctx_train(path)
+        self._asl_reason = _unprunable_use(kwargs)
+        if self._asl_reason is None:
+            self._init_parent(path, self._decode_cells(n_ctx), kwargs)
+            self._asl_reason = self._attach(n_ctx, kwargs)
+        if self._asl_reason is not None:
+            self.close()
+            self._init_parent(path, n_ctx, kwargs)
+            warnings.warn(f"not pruning: {self._asl_reason}", PruningDisabledWarning, stacklevel=2)
+
+    def _init_parent(self, path: str, n_ctx: int, kwargs: dict[str, Any]) -> None:
+        # llama.cpp logs every context it makes, and each pruned prompt makes one
+        kwargs = {"verbose": False, **kwargs}
+        try:
+            super().__init__(path, n_ctx=n_ctx, **kwargs)
+        except ValueError as err:
+            if str(err).startswith("Failed to load model"):
+                raise ModelError(
+                    f"expected a GGUF model that llama.cpp can load, got {path}; "
+                    "check the file, or pass verbose=True for llama.cpp's reason"
+                ) from err
+            raise
+
+    def _decode_cells(self, n_ctx: int) -> int:
+        assert self._asl.budget is not None
+        if self._asl.decode_ctx is not None:
+            return round_cells(self._asl.decode_ctx)
+        policy = self._asl.policy
+        if isinstance(policy, Full):
+            return round_cells(n_ctx)
+        return self._asl.budget.cells(n_ctx, min(policy.min_kept, n_ctx), min(_ROOM, n_ctx))
+
+    def _attach(self, n_ctx: int, kwargs: dict[str, Any]) -> str | None:
+        """Puts a session on the decode context. Returns why the model cannot be pruned, if it cannot."""
+        if reason := unsupported_reason(self.model):
+            return reason
+        params = type(self.context_params).from_buffer_copy(self.context_params)
+        params.n_batch = min(n_ctx, kwargs.get("n_batch", 512))
+        params.n_ubatch = min(params.n_batch, kwargs.get("n_ubatch", 512))
+        try:
+            self._asl_session = Session(self.ctx, params, n_ctx)
+        except UnsupportedModelError as err:
+            return str(err)
+        self._stack.callback(self._asl_session.close)  # before the context, which entered the stack earlier
+        self._asl_session.set_dequant(self._asl.dequant)
+        self._asl_session.set_progress(self._asl.progress)
+        # for its users this object has n_ctx tokens; only the KV cache is smaller
+        self._n_ctx = n_ctx
+        self.input_ids = np.ndarray((n_ctx,), dtype=np.intc)
+        return None
+
+    def set_progress(self, progress: Progress | None) -> None:
+        """Replaces `asl_progress`."""
+        if self._asl_session is not None:
+            self._asl_session.set_progress(progress)
+
+    def n_ctx(self) -> int:
+        """Longest prompt + answer in tokens. (llama_n_ctx of the decode context is its KV cells.)"""
+        return self._n_ctx if self._asl_session is not None else super().n_ctx()
+
+    @property
+    def n_cells(self) -> int:
+        """KV cells of the decode context."""
+        return super().n_ctx()
+
+    def reset(self) -> None:
+        super().reset()
+        self._asl_pruned = False
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Evaluates tokens after those evaluated already; nothing is pruned.
+
+        Raises:
+            ContextFullError: the decode context has no cells left for them.
+        """
+        if self._asl_session is not None:
+            self._check_room(len(tokens))
+        super().eval(tokens)
+
+    def _check_room(self, n_tokens: int) -> None:
+        if n_tokens > (n_free := self._n_cells_free()):
+            raise ContextFullError(
+                f"expected at most {n_free} more tokens ({self.n_cells} KV cells, the rest are taken), got {n_tokens}; "
+                "pass a larger asl_decode_ctx, or ask for a shorter answer"
+            )
+
+    def _n_cells_free(self) -> int:
+        """Cells left after the n_tokens evaluated tokens. (Cells of later tokens are freed by the parent.)"""
+        assert self._asl_session is not None
+        if self.n_tokens == 0:
+            return self.n_cells
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.ctx), 0, self.n_tokens, -1)
+        return self.n_cells - self._asl_session.info().n_cells_used
+
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> _Tokens:
+        """`llama_cpp.Llama.generate`; a new prompt is prefilled under the budget first.
+
+        Raises:
+            PromptError: the prompt is empty or does not fit n_ctx.
+            ContextFullError: the prompt's budget and the answer need more KV cells than there are.
+            PrefillCancelled: the progress callback returned False.
+        """
+        tokens = list(tokens)
+        max_tokens, self._asl_max_tokens = self._asl_max_tokens, None
+        if self._asl.budget is None or not kwargs.get("reset", True):
+            yield from super().generate(tokens, *args, **kwargs)
+            return
+        if not tokens:
+            raise PromptError("expected at least one token, got an empty prompt")
+        if self._asl_session is None:
+            self._report_stock(tokens, self._asl_reason)
+        elif self._can_extend(tokens, max_tokens):
+            self._report_stock(tokens, "the start of the prompt was in the cache")
+        else:
+            self._prefill(tokens, max_tokens)
+        answer = self._timed(super().generate(tokens, *args, **kwargs))
+        yield from answer if max_tokens is not None else _until_full(answer)
+
+    def _can_extend(self, tokens: list[int], max_tokens: int | None) -> bool:
+        """Whether the state in the decode context serves this prompt.
+
+        K/V that were pruned for one question serve a prompt that goes on from the whole of what they
+        hold, and no other. Unpruned K/V serve every prompt with a common start; the parent finds it.
+        """
+        if self.n_tokens == 0:
+            return False
+        extends = tokens[: self.n_tokens] == self._input_ids.tolist()
+        if extends:
+            n_new = len(tokens) - self.n_tokens
+            room = self._n_cells_free() - n_new
+            return room >= (max_tokens or 1) and (n_new > 0 or not self._requires_eval)
+        fits_budget = self._plan(tokens) == len(tokens)
+        return not self._asl_pruned and fits_budget and self.n_cells - len(tokens) >= (max_tokens or 1)
+
+    def _plan(self, tokens: list[int]) -> int:
+        """Tokens of this prompt to keep."""
+        assert self._asl.budget is not None
+        if isinstance(self._asl.policy, Full):
+            return len(tokens)
+        return self._asl.budget.kept(len(tokens), self._asl.policy.min_kept)
+
+    def _prefill(self, tokens: list[int], max_tokens: int | None) -> None:
+        """Runs a new prompt, so that the parent finds it evaluated."""
+        assert self._asl_session is not None
+        n_tokens, n_kept = len(tokens), self._plan(tokens)
+        if n_tokens >= self._n_ctx:
+            raise PromptError(f"expected fewer than n_ctx = {self._n_ctx} tokens, got a prompt of {n_tokens}; raise n_ctx")
+        n_answer = min(max_tokens or 1, self._n_ctx - n_tokens)
+        if n_kept + n_answer > self.n_cells:
+            raise ContextFullError(
+                f"expected at most {self.n_cells} KV cells to be needed, got {n_kept} for the prompt and {n_answer} for the "
+                f"answer; pass asl_decode_ctx={round_cells(n_kept + n_answer)} or more, or lower asl_budget or max_tokens"
+            )
+        self.reset()
+        reason = "the prompt fits the budget" if n_kept == n_tokens else None
+        if n_kept == n_tokens and (self._asl.dequant == "off" or n_tokens < _MIN_LAYERED):
+            self._report_stock(tokens, reason)
+            self._asl_pruned = False
+            return
+        report = engine.prefill(self._asl_session, tokens, self._asl.policy, n_kept, reason=reason)
+        self.last_prefill = replace(report, kv_bytes_full=round_cells(self._n_ctx) * self._asl_session.info().kv_bytes_cell)
+        self.input_ids[:n_tokens] = tokens
+        self.n_tokens = n_tokens
+        self._requires_eval = False
+        self._asl_pruned = report.pruned
+        logger.info("prefill: kept %d of %d tokens, selection layer %s", report.kept_tokens, n_tokens, report.selection_layer)
+
+    def _report_stock(self, tokens: list[int], reason: str | None) -> None:
+        """The report of a prompt that the parent evaluates, whole or from where the cached state ends."""
+        info = self._asl_session.info() if self._asl_session is not None else None
+        n_reused = llama_cpp.Llama.longest_token_prefix(self._input_ids.tolist(), tokens) if self.n_tokens else 0
+        n_kept = info.n_cells_used + len(tokens) - n_reused if info and self.n_tokens and self._asl_pruned else len(tokens)
+        kv_bytes = lib.context_kv_bytes(self.ctx)
+        self.last_prefill = PrefillReport(
+            prompt_tokens=len(tokens),
+            kept_tokens=n_kept,
+            policy=self._asl.policy.name,
+            budget_tokens=self._plan(tokens) if info else len(tokens),
+            reason=reason,
+            n_layer=llama_cpp.llama_model_n_layer(self.model),
+            reused_tokens=n_reused,
+            kv_bytes=kv_bytes,
+            kv_bytes_full=round_cells(self._n_ctx) * info.kv_bytes_cell if info else kv_bytes,
+            kv_bytes_prompt=n_kept * info.kv_bytes_cell if info else 0,
+            kv_bytes_prompt_full=len(tokens) * info.kv_bytes_cell if info else 0,
+        )
+
+    def _timed(self, tokens: _Tokens) -> _Tokens:
+        """Adds the time to the first token to the report of a prompt that the parent evaluates."""
+        started = time.perf_counter()
+        first = next(tokens)
+        if self.last_prefill is not None and not self.last_prefill.seconds:
+            self.last_prefill = replace(self.last_prefill, prefill_seconds=time.perf_counter() - started)
+        sent = yield first
+        while True:
+            try:
+                sent = yield tokens.send(sent)
+            except StopIteration:
+                return
+
+    def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        max_tokens = kwargs.get("max_tokens", 16)
+        self._asl_max_tokens = max_tokens if max_tokens is not None and max_tokens > 0 else None
+        try:
+            yield from super()._create_completion(*args, **kwargs)
+        except ValueError as err:
+            # the parent names the decode context's cells, which is not what limits the prompt
+            if self._asl_session is None or "exceed context window" not in str(err):
+                raise
+            raise PromptError(f"expected fewer than n_ctx = {self._n_ctx} tokens: {err}; raise n_ctx") from err
+
+    def save_state(self) -> llama_cpp.LlamaState:
+        state = super().save_state()
+        state.asl_pruned = self._asl_pruned
+        return state
+
+    def load_state(self, state: llama_cpp.LlamaState) -> None:
+        super().load_state(state)
+        # of a state that does not say, the worst is assumed: it serves its own continuation only
+        self._asl_pruned = getattr(state, "asl_pruned", True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if self._asl.budget is not None:
+            state |= self._asl.to_kwargs() | {"n_ctx": self._n_ctx}
+        return state
+
+
+def _until_full(tokens: _Tokens) -> _Tokens:
+    """An answer without a limit of its own ends where the cells do, as stock's ends at n_ctx."""
+    try:
+        yield from tokens
+    except ContextFullError:
+        return
+
+
+def _unprunable_use(kwargs: dict[str, Any]) -> str | None:
+    """Why this use of a model needs the full cache, None if it does not."""
+    for name, reason in {
+        "logits_all": "logits_all needs the logits of every prompt token",
+        "embedding": "embeddings need every prompt token",
+        "vocab_only": "the model is loaded without weights",
+        "draft_model": "speculative decoding with a draft model needs the logits of every token",
+    }.items():
+        if kwargs.get(name):
+            return f"{reason} ({name})"
+    return None

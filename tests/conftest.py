@@ -1,0 +1,63 @@
+"""Fixtures of all tests, and tests/ on the search path."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+if TYPE_CHECKING:
+    from harness import Model
+
+# Every run draws the same examples, however slow the machine is.
+settings.register_profile("fast", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("fast")
+
+# Only the fixtures that need llama.cpp import the harness: laws in NumPy run without a built library.
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_model(architecture, **sizes)`: path of a tiny random model, written once a session."""
+    from tiny_gguf import write_model
+
+    folder = tmp_path_factory.mktemp("tiny-models")
+
+    def path_of(architecture: str, **sizes: object) -> Path:
+        name = "-".join([architecture, *(f"{key}={value}" for key, value in sorted(sizes.items()))])
+        path = folder / f"{name}.gguf"
+        return path if path.exists() else write_model(path, architecture, **sizes)
+
+    return path_of
+
+
+@pytest.fixture(scope="session")
+def load_tiny(tiny_model: Callable[..., Path]) -> Iterator[Callable[..., Model]]:
+    """`load_tiny(architecture, **sizes)`: a loaded tiny model, shared by the tests of a session."""
+    from harness import Model
+
+    loaded: dict[Path, Model] = {}
+
+    def load(architecture: str, **sizes: object) -> Model:
+        path = tiny_model(architecture, **sizes)
+        if path not in loaded:
+            loaded[path] = Model(path)
+        return loaded[path]
+
+    yield load
+    for model in loaded.values():
+        model.close()
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The named model smollm2-135m-instruct, pulled unless it is in the cache."""
+    from asl_gguf import models
+
+    return models.resolve(models.pull("smollm2-135m-instruct"))

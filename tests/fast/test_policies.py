@@ -1,0 +1,326 @@
+"""Laws that every choice of a policy obeys, on random attention. NumPy alone: no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from asl_gguf import reference
+from asl_gguf.errors import AslError, OptionError
+from asl_gguf.policies import ASL, PUBLISHED, REGISTRY, Full, Policy, ScoringPolicy, SnapKV, make_policy
+from asl_gguf.types import Decision, LayerScores, Prompt
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+PLAIN = {"kernel_size": 1, "span_forward": 0, "span_back": 0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt, and the attention of its window in every layer."""
+
+    policy: ScoringPolicy
+    prompt: Prompt
+    attention: list[np.ndarray]
+    """per layer: float32 [n_head_kv, n_tokens]"""
+
+    def scores(self, layer: int, heads: slice | list[int] = slice(None)) -> LayerScores:
+        return LayerScores(layer, self.attention[layer][heads], self.policy.window)
+
+    def decide(self, policy: Policy | None = None, heads: slice | list[int] = slice(None)) -> list[Decision]:
+        """The decision at every layer, as if no tokens were ever dropped."""
+        observe = (policy or self.policy).start(self.prompt)
+        return [observe(self.scores(layer, heads)) for layer in range(self.prompt.n_layer)]
+
+    def with_policy(self, **changes: object) -> Case:
+        return replace(self, policy=replace(self.policy, **changes))
+
+
+@st.composite
+def cases(draw: Callable, kinds: tuple = (SnapKV, ASL), n_head_kv: st.SearchStrategy = st.integers(1, 4)) -> Case:
+    """Half of them with attention of few distinct values, so that ties are common."""
+    scoring = {
+        "window": draw(st.integers(1, 6)),
+        "kernel_size": draw(st.sampled_from([1, 3, 7])),
+        "n_sink": draw(st.integers(0, 4)),
+        "normalise_heads": draw(st.booleans()),
+        "span_forward": draw(st.integers(0, 5)),
+        "span_back": draw(st.integers(0, 3)),
+    }
+    kind = draw(st.sampled_from(kinds))
+    if kind is ASL:
+        obs_layers = draw(st.integers(2, 4))
+        scoring |= {"obs_layers": obs_layers, "min_layer": draw(st.one_of(st.none(), st.integers(obs_layers - 1, 4)))}
+        scoring |= {"tau": draw(st.floats(0.05, 1)), "variance_reference": draw(st.sampled_from(["peak", "first"]))}
+    policy = kind(**scoring)
+    n_tokens = draw(st.integers(policy.min_kept + 1, policy.min_kept + 40))
+    prompt = Prompt(n_tokens, draw(st.integers(policy.min_kept, n_tokens - 1)), n_layer=draw(st.integers(2, 8)))
+    rng, n_heads, tied = np.random.default_rng(draw(st.integers(0, 2**32))), draw(n_head_kv), draw(st.booleans())
+    shape = (prompt.n_layer, n_heads, n_tokens)
+    attention = rng.integers(0, 4, shape) if tied else rng.exponential(size=shape) ** 3
+    return Case(policy, prompt, list(attention.astype(np.float32)))
+
+
+def lists(indices: np.ndarray | None) -> list[list[int]]:
+    """An index array as lists, one a KV head or one for all; no array, no lists."""
+    return [] if indices is None else np.atleast_2d(indices).tolist()
+
+
+@given(cases())
+def test_every_choice_keeps_the_contract(case):
+    """The budget exactly, in order and without duplicates, with the sinks and the window."""
+    policy, prompt = case.policy, case.prompt
+    fixed = {*range(policy.n_sink), *range(prompt.n_tokens - policy.window, prompt.n_tokens)}
+    for layer, decision in enumerate(case.decide()):
+        assert decision.rows.shape == (len(case.attention[layer]), prompt.n_kept)
+        assert decision.rows.dtype == np.int32
+        assert decision.tokens is None or (decision.tokens.shape == (prompt.n_kept,) and decision.tokens.dtype == np.int32)
+        for kept in lists(decision.rows) + lists(decision.tokens):
+            assert kept == sorted(set(kept))
+            assert fixed <= set(kept) and 0 <= kept[0] and kept[-1] == prompt.n_tokens - 1
+
+
+@given(cases())
+def test_choices_repeat(case):
+    """A policy remembers nothing between prompts, and prompts that run side by side do not mix."""
+    first, second = case.policy.start(case.prompt), case.policy.start(case.prompt)
+    expected = case.decide()
+    for layer, decision in enumerate(expected):
+        for observe in (first, second):
+            again = observe(case.scores(layer))
+            assert np.array_equal(again.rows, decision.rows)
+            assert (again.tokens is None) == (decision.tokens is None)
+            assert (again.variance, again.ratio) == (decision.variance, decision.ratio)
+
+
+@given(cases(), st.randoms())
+def test_rows_follow_their_heads(case, random):
+    """Each KV head is chosen for by itself."""
+    order = list(range(len(case.attention[0])))
+    random.shuffle(order)
+    for decision, permuted in zip(case.decide(), case.decide(heads=order)):
+        assert np.array_equal(permuted.rows, decision.rows[order])
+
+
+@given(cases(kinds=(ASL,)), st.randoms())
+def test_order_of_heads_changes_no_token(case, random):
+    """Small whole numbers, whose sums are exact in any order."""
+    case = replace(case, attention=[np.floor(attention) for attention in case.attention])
+    case = case.with_policy(kernel_size=1, normalise_heads=False)
+    order = list(range(len(case.attention[0])))
+    random.shuffle(order)
+    assert_same_tokens(case.decide(heads=order), case.decide())
+
+
+@given(cases(kinds=(ASL,), n_head_kv=st.just(2)))
+def test_order_of_two_heads_changes_no_token(case):
+    """Sums of two commute whatever their rounding: this holds for every parameter."""
+    assert_same_tokens(case.decide(heads=[1, 0]), case.decide())
+
+
+def assert_same_tokens(actual: list[Decision], expected: list[Decision]) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert (a.variance, a.ratio) == (b.variance, b.ratio)
+        assert lists(a.tokens) == lists(b.tokens)
+
+
+@given(cases())
+def test_higher_scores_win(case):
+    """Without pooling and span, no dropped token scores more than a kept one that competed."""
+    case = case.with_policy(**PLAIN)
+    policy, n_tokens = case.policy, case.prompt.n_tokens
+    competing = set(range(policy.n_sink, n_tokens - policy.window))
+    for layer, decision in enumerate(case.decide()):
+        per_head = case.attention[layer]
+        choices = list(zip(per_head, lists(decision.rows)))
+        if policy.normalise_heads:
+            totals = per_head[:, policy.n_sink : n_tokens - policy.window].sum(axis=-1, keepdims=True)
+            per_head = per_head / np.maximum(totals, np.finfo(np.float32).tiny)
+        choices += [(per_head.sum(axis=0), kept) for kept in lists(decision.tokens)]
+        for scores, kept in choices:
+            won, lost = competing & set(kept), competing - set(kept)
+            assert min(scores[list(won)]) >= max(scores[list(lost)], default=-np.inf)
+
+
+@given(cases(kinds=(SnapKV,)), st.data())
+def test_raising_a_kept_score_keeps_it(case, data):
+    """More attention never drops a token (each head's ranking has its own scale)."""
+    decision, head = case.decide()[0], data.draw(st.integers(0, len(case.attention[0]) - 1))
+    competing = [i for i in decision.rows[head] if case.policy.n_sink <= i < case.prompt.n_tokens - case.policy.window]
+    token = data.draw(st.sampled_from(competing))
+    case.attention[0][head, token] += 10
+    assert token in case.decide()[0].rows[head]
+
+
+@given(cases(kinds=(SnapKV,)))
+def test_attention_to_sinks_and_window_decides_nothing(case):
+    """Without pooling: what they receive is no one else's score."""
+    case, expected = case.with_policy(kernel_size=1), case.with_policy(kernel_size=1).decide()
+    for attention in case.attention:
+        attention[:, : case.policy.n_sink] += 100
+        attention[:, case.prompt.n_tokens - case.policy.window :] += 100
+    for decision, before in zip(case.decide(), expected):
+        assert np.array_equal(decision.rows, before.rows)
+
+
+@given(cases(), st.integers(-3, 3))
+def test_scale_of_a_normalised_head_changes_nothing(case, exponent):
+    """A power of two, so that nothing is rounded."""
+    case = case.with_policy(normalise_heads=True)
+    scaled = [attention.copy() for attention in case.attention]
+    for attention in scaled:
+        attention[0] *= 2.0**exponent
+    assume(all((attention[:, case.policy.n_sink : -case.policy.window] > 0).any(axis=-1).all() for attention in scaled))
+    for a, b in zip(replace(case, attention=scaled).decide(), case.decide()):
+        assert np.array_equal(a.rows, b.rows) and lists(a.tokens) == lists(b.tokens)
+
+
+def test_span_keeps_what_follows():
+    """One attended token takes 3 before it and 16 after it along."""
+    attention = np.full((1, 200), 0.01, dtype=np.float32)
+    attention[0, 100] = 1
+    policy = SnapKV(window=8, kernel_size=1)
+    rows = policy.start(Prompt(200, 8 + 4 + 20, 1))(LayerScores(0, attention, 8)).rows[0]
+    assert rows.tolist() == [0, 1, 2, 3, *range(97, 117), *range(192, 200)]
+
+
+def first_monitored(case: Case) -> int:
+    policy = case.policy
+    return policy.min_layer if policy.min_layer is not None else max(1, round(case.prompt.n_layer * 10 / 32))
+
+
+@given(cases(kinds=(ASL,)))
+def test_asl_variance_is_that_of_the_newest_layers(case):
+    policy, history = case.policy, []
+    top = case.prompt.n_kept - policy.n_sink - policy.window
+    begin = first_monitored(case)
+    for layer, decision in enumerate(case.decide()):
+        per_token = policy.head_scores(case.scores(layer)).sum(axis=0)
+        history.append(reference.ranks(per_token))
+        if layer < begin:
+            assert decision.variance is decision.ratio is decision.tokens is None
+        else:
+            newest = history[-min(policy.obs_layers, begin + 1) :]
+            assert decision.variance == reference.rank_variance(newest, top)
+
+
+@given(cases(kinds=(ASL,)))
+def test_asl_first_ratio_is_one(case):
+    """So that the earliest selection is one layer after the first monitored one."""
+    begin = first_monitored(case)
+    decisions = case.decide()
+    assert all(decision.tokens is None for decision in decisions[: begin + 1])
+    if begin < len(decisions):
+        assert decisions[begin].ratio == 1
+
+
+@given(cases(kinds=(ASL,)))
+def test_asl_peak_is_never_above_first(case):
+    """The peak is at least the first value, so it selects no later."""
+    peak = case.with_policy(variance_reference="peak").decide()
+    first = case.with_policy(variance_reference="first").decide()
+    for p, f in zip(peak, first):
+        assert p.variance == f.variance
+        if p.ratio is not None:
+            assert 0 <= p.ratio <= 1 and p.ratio <= f.ratio
+        assert p.tokens is not None or f.tokens is None
+
+
+@given(cases(kinds=(ASL,)))
+def test_asl_selects_below_tau(case):
+    for decision in case.decide():
+        assert (decision.tokens is not None) == (decision.ratio is not None and decision.ratio < case.policy.tau)
+
+
+def test_asl_selects_once_ranks_settle():
+    """Layers 0-3 rank at random, later ones all alike: the variance falls to 0 when those fill the window."""
+    rng, policy = np.random.default_rng(0), ASL(window=4, obs_layers=3, min_layer=3)
+    settled = rng.random((2, 80), dtype=np.float32)
+    attention = [rng.random((2, 80), dtype=np.float32) if layer < 4 else settled for layer in range(9)]
+    decisions = Case(policy, Prompt(80, 20, 9), attention).decide()
+    assert [decision.tokens is not None for decision in decisions] == [False] * 6 + [True] * 3
+    assert decisions[6].variance == 0
+
+
+def test_published_parameters():
+    policy = make_policy("asl-published")
+    assert (policy.window, policy.kernel_size, policy.obs_layers, policy.tau) == (32, 7, 8, 0.3)
+    assert (policy.n_sink, policy.normalise_heads, policy.span_forward, policy.span_back) == (0, False, 0, 0)
+    assert policy.variance_reference == "first" and policy.min_kept == 33
+    assert isinstance(policy, ASL) and {name: getattr(policy, name) for name in PUBLISHED} == PUBLISHED
+
+
+@given(st.integers(2, 80))
+def test_asl_default_min_layer_follows_the_depth(n_layer):
+    """10 of 32, and never layer 0."""
+    case = Case(ASL(window=2), Prompt(20, 10, n_layer), list(np.ones((n_layer, 1, 20), dtype=np.float32)))
+    monitored = [layer for layer, decision in enumerate(case.decide()) if decision.variance is not None]
+    assert monitored[0] == max(1, round(n_layer * 10 / 32))
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 50), st.integers(0, 3))
+def test_none_keeps_everything(n_tokens, layer):
+    assert not Full().needs_scores(layer)
+    assert Full().start(Prompt(n_tokens, n_tokens, 4))(LayerScores(layer, np.empty((0, n_tokens)), 32)) == Decision()
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_registry(name):
+    policy = make_policy(name)
+    assert isinstance(policy, Policy) and make_policy(policy) is policy
+    assert policy.min_kept > policy.window
+    with pytest.raises(FrozenInstanceError):
+        policy.window = 3
+
+
+@pytest.mark.parametrize("unknown", ["", "ASL", "snap-kv", None, 3, SnapKV, ["asl"]])
+def test_unknown_policy(unknown):
+    with pytest.raises(OptionError, match="policy: expected one of asl, .* or a Policy object, got"):
+        make_policy(unknown)
+
+
+BAD_PARAMETERS = [
+    (Full, {"window": 0}),
+    (SnapKV, {"window": -1}),
+    *[(SnapKV, {"kernel_size": value}) for value in (0, -1, 2, 6)],
+    *[(ASL, {name: -1}) for name in ("window", "kernel_size", "n_sink", "span_forward", "span_back", "obs_layers", "tau")],
+    *[(ASL, {"tau": value}) for value in (0, -0.3, float("nan"))],
+    (ASL, {"obs_layers": 1}),
+    (ASL, {"variance_reference": "last"}),
+    (ASL, {"variance_reference": None}),
+    *[(ASL, {"min_layer": value}) for value in (-1, 0, 6)],
+    (ASL, {"min_layer": 2, "obs_layers": 4}),
+]
+
+
+@pytest.mark.parametrize("kind, parameters", BAD_PARAMETERS, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_bad_parameters(kind, parameters):
+    with pytest.raises(OptionError, match=f"^({'|'.join(parameters)}): expected .*, got ") as caught:
+        kind(**parameters)
+    assert isinstance(caught.value, AslError) and isinstance(caught.value, ValueError)
+
+
+@dataclass(frozen=True)
+class FirstTokens(Policy):
+    """A user's own policy: the beginning of the prompt, and its window."""
+
+    name: ClassVar[str] = "first-tokens"
+
+    def needs_scores(self, layer: int) -> bool:
+        return False
+
+    def start(self, prompt: Prompt):
+        kept = np.r_[: prompt.n_kept - self.window, prompt.n_tokens - self.window : prompt.n_tokens].astype(np.int32)
+        return lambda scores: Decision(kept, kept)
+
+
+def test_a_policy_of_the_users_own():
+    policy = make_policy(FirstTokens(window=2))
+    decision = policy.start(Prompt(9, 5, 4))(LayerScores(0, np.empty((0, 9), dtype=np.float32), 2))
+    assert decision.rows.tolist() == decision.tokens.tolist() == [0, 1, 2, 7, 8]
+    with pytest.raises(OptionError, match="window: expected at least 1 token, got 0"):
+        FirstTokens(window=0)
