@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from .errors import ContextFullError, PromptError
+from .errors import ContextFullError, OptionError, PromptError
 from .policies import Full, Policy
 from .session import Session
 from .types import Decision, Floats, Indices, LayerScores, PrefillReport, Prompt
@@ -65,6 +65,7 @@ def prefill(
 
     Raises:
         PromptError: there are no tokens.
+        OptionError: n_kept is below what the policy can keep, or a token id is none of the model's.
         ContextFullError: the decode context has fewer cells than n_kept.
         PrefillCancelled: the progress callback returned False.
     """
@@ -73,6 +74,8 @@ def prefill(
     info = session.info()
     if n_tokens == 0:
         raise PromptError("expected at least one token, got an empty prompt")
+    if policy.min_kept > n_kept and n_kept < n_tokens:
+        raise OptionError(f"n_kept: expected at least {policy.min_kept} tokens for this policy, or all {n_tokens}, got {n_kept}")
     if n_kept >= n_tokens:
         n_kept, policy_run = n_tokens, Full(window=policy.window)
     else:

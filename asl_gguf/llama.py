@@ -19,12 +19,10 @@ from .models import resolve
 from .options import AslOptions
 from .policies import Full
 from .session import Progress, Session, unsupported_reason
-from .types import PrefillReport
+from .types import DecodeReport, PrefillReport
 
 logger = logging.getLogger(__name__)
 
-_ROOM = 1024
-"""KV cells beside the budget, for the answer and later turns, unless asl_decode_ctx says otherwise"""
 _MIN_LAYERED = 256
 """shorter prompts that are not pruned gain nothing from running layer by layer"""
 
@@ -46,7 +44,8 @@ class Llama(llama_cpp.Llama):
         asl_budget: float in (0, 1]: share of the prompt's tokens to keep; int: number of tokens;
             None: stock llama_cpp.Llama.
         asl_policy: name in `asl_gguf.policies.REGISTRY`, or a Policy object.
-        asl_decode_ctx: KV cells of the decode context; default: the budget at n_ctx plus 1,024.
+        asl_decode_ctx: KV cells of the decode context; default: the budget at n_ctx plus asl_room.
+        asl_room: cells beside the budget, for the answer and later turns (default 1,024).
         asl_min_prompt: prompts up to this many tokens are not pruned by a share (default 256).
         asl_dequant: expand weights without a fast matrix kernel to F16, once per layer and prompt, on
             CPUs: True or "auto" (default), "all", False or "off" (bit-identical to stock).
@@ -62,7 +61,9 @@ class Llama(llama_cpp.Llama):
     """
 
     last_prefill: PrefillReport | None
-    """what happened to the last prompt; None before the first one and without a budget"""
+    """what happened to the last prompt; None before the first one"""
+    last_decode: DecodeReport | None
+    """speed of the last answer; None before the first one"""
 
     def __init__(self, model_path: str, *, n_ctx: int = 512, asl_budget: float | int | None = None, **kwargs: Any) -> None:
         options = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("asl_")}
@@ -72,6 +73,7 @@ class Llama(llama_cpp.Llama):
         self._asl_pruned = False  # K/V in the decode context were dropped
         self._asl_max_tokens: int | None = None
         self.last_prefill = None
+        self.last_decode = None
         path = str(resolve(model_path))
         if self._asl.budget is None:
             self._init_parent(path, n_ctx, kwargs)
@@ -106,7 +108,7 @@ class Llama(llama_cpp.Llama):
         policy = self._asl.policy
         if isinstance(policy, Full):
             return round_cells(n_ctx)
-        return self._asl.budget.cells(n_ctx, min(policy.min_kept, n_ctx), min(_ROOM, n_ctx))
+        return self._asl.budget.cells(n_ctx, min(policy.min_kept, n_ctx), min(self._asl.room, n_ctx))
 
     def _attach(self, n_ctx: int, kwargs: dict[str, Any]) -> str | None:
         """Puts a session on the decode context. Returns why the model cannot be pruned, if it cannot."""
@@ -180,13 +182,13 @@ class Llama(llama_cpp.Llama):
         """
         tokens = list(tokens)
         max_tokens, self._asl_max_tokens = self._asl_max_tokens, None
-        if self._asl.budget is None or not kwargs.get("reset", True):
+        if not kwargs.get("reset", True):
             yield from super().generate(tokens, *args, **kwargs)
             return
         if not tokens:
             raise PromptError("expected at least one token, got an empty prompt")
         if self._asl_session is None:
-            self._report_stock(tokens, self._asl_reason)
+            self._report_stock(tokens, self._asl_reason or "no budget")
         elif self._can_extend(tokens, max_tokens):
             self._report_stock(tokens, "the start of the prompt was in the cache")
         else:
@@ -264,17 +266,21 @@ class Llama(llama_cpp.Llama):
         )
 
     def _timed(self, tokens: _Tokens) -> _Tokens:
-        """Adds the time to the first token to the report of a prompt that the parent evaluates."""
+        """Measures the answer, and the time to the first token of a prompt that the parent evaluates."""
         started = time.perf_counter()
-        first = next(tokens)
+        token = next(tokens)
+        first = time.perf_counter()
         if self.last_prefill is not None and not self.last_prefill.seconds:
-            self.last_prefill = replace(self.last_prefill, prefill_seconds=time.perf_counter() - started)
-        sent = yield first
+            self.last_prefill = replace(self.last_prefill, prefill_seconds=first - started)
+        n_decoded = 0
         while True:
+            self.last_decode = DecodeReport(n_decoded, time.perf_counter() - first)
+            sent = yield token
             try:
-                sent = yield tokens.send(sent)
+                token = tokens.send(sent)
             except StopIteration:
                 return
+            n_decoded += 1
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         max_tokens = kwargs.get("max_tokens", 16)

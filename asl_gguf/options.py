@@ -18,7 +18,9 @@ class AslOptions:
     budget: Budget | None = None
     policy: Policy = field(default_factory=lambda: make_policy("asl"))
     decode_ctx: int | None = None
-    """KV cells of the decode context; None: the budget's share of n_ctx and 1,024 cells for answers"""
+    """KV cells of the decode context; None: the budget at n_ctx, and room"""
+    room: int = 1024
+    """KV cells beside the budget, for the answer and later turns, unless decode_ctx says otherwise"""
     dequant: str = "auto"
     progress: Progress | None = None
 
@@ -29,18 +31,17 @@ class AslOptions:
         Raises:
             OptionError: an unknown `asl_*` name, or a value outside its domain.
         """
-        known = {"asl_policy", "asl_decode_ctx", "asl_dequant", "asl_progress", "asl_min_prompt"}
+        known = {"asl_policy", "asl_decode_ctx", "asl_dequant", "asl_progress", "asl_min_prompt", "asl_room"}
         if unknown := sorted(set(options) - known):
             raise OptionError(f"{unknown[0]}: expected one of asl_budget, {', '.join(sorted(known))}, got an unknown option")
         min_prompt = options.get("asl_min_prompt", Budget.min_prompt)
         budget = None if asl_budget is None else Budget(asl_budget, min_prompt)
         decode_ctx = options.get("asl_decode_ctx")
-        if decode_ctx is not None and (isinstance(decode_ctx, bool) or not isinstance(decode_ctx, int) or decode_ctx < 1):
-            raise OptionError(f"asl_decode_ctx: expected a number of KV cells, at least 1, or None, got {decode_ctx!r}")
         return cls(
             budget=budget,
             policy=make_policy(options.get("asl_policy", "asl")),
-            decode_ctx=decode_ctx,
+            decode_ctx=None if decode_ctx is None else _cells("asl_decode_ctx", decode_ctx),
+            room=_cells("asl_room", options.get("asl_room", cls.room)),
             dequant=_dequant(options.get("asl_dequant", "auto")),
             progress=_progress(options.get("asl_progress")),
         )
@@ -53,9 +54,16 @@ class AslOptions:
             "asl_min_prompt": self.budget.min_prompt,
             "asl_policy": self.policy,
             "asl_decode_ctx": self.decode_ctx,
+            "asl_room": self.room,
             "asl_dequant": self.dequant,
             "asl_progress": self.progress,
         }
+
+
+def _cells(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"{name}: expected a number of KV cells, at least 1, got {value!r}")
+    return value
 
 
 def _dequant(value: object) -> str:

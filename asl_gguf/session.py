@@ -44,21 +44,27 @@ class Session:
     def __init__(self, context: int, params: llama_cpp.llama_context_params, n_ctx: int) -> None:
         error = ctypes.create_string_buffer(256)
         self._params = params
-        self._handle: int | None = lib.session_init(context, ctypes.byref(params), n_ctx, error, len(error))
+        self._pointer: int | None = lib.session_init(context, ctypes.byref(params), n_ctx, error, len(error))
         self._progress = _native.progress_callback()  # NULL
         self._raised: BaseException | None = None
-        if not self._handle:
+        if not self._pointer:
             raise UnsupportedModelError(error.value.decode("utf-8", "replace"))
 
+    @property
+    def _handle(self) -> int:
+        if not self._pointer:
+            raise OptionError("expected an open session, got one that was closed; make a new one")
+        return self._pointer
+
     def close(self) -> None:
-        """Frees the session; before the context is freed."""
-        if self._handle:
-            lib.session_free(self._handle)
-            self._handle = None
+        """Frees the session; before the context is freed. A closed session cannot be used again."""
+        if self._pointer:
+            lib.session_free(self._pointer)
+            self._pointer = None
 
     def __del__(self) -> None:
         # the interpreter may be shutting down, with this module half gone
-        if getattr(self, "_handle", None) and lib is not None:
+        if getattr(self, "_pointer", None) and lib is not None:
             self.close()
 
     def set_progress(self, progress: Progress | None) -> None:
@@ -88,7 +94,7 @@ class Session:
 
     def begin(self, tokens: Sequence[int], window: int) -> None:
         """Starts a prefill at position 0; what the decode context held is forgotten."""
-        ids = np.ascontiguousarray(tokens, dtype=np.int32)
+        ids = _indices("tokens", tokens, (1,))
         self._check(lib.session_begin(self._handle, _int32_p(ids), ids.size, window))
 
     def run(self, n_layers: int, with_scores: bool) -> None:
@@ -129,17 +135,15 @@ class Session:
         if index is None:
             self._check(lib.session_keep_rows(self._handle, None, info.n_current, False))
             return info.n_current
-        rows = np.ascontiguousarray(index, dtype=np.int32)
-        if rows.ndim not in (1, 2) or (rows.ndim == 2 and rows.shape[0] != info.n_head_kv):
+        rows = _indices("rows", index, (1, 2))
+        if rows.ndim == 2 and rows.shape[0] != info.n_head_kv:
             raise OptionError(f"rows: expected shape [k] or [{info.n_head_kv}, k], got {list(rows.shape)}")
         self._check(lib.session_keep_rows(self._handle, _int32_p(rows), rows.shape[-1], rows.ndim == 2))
         return rows.shape[-1]
 
     def keep_tokens(self, index: Indices) -> None:
         """Deeper layers see only these tokens, int32 [k]."""
-        kept = np.ascontiguousarray(index, dtype=np.int32)
-        if kept.ndim != 1:
-            raise OptionError(f"tokens: expected shape [k], got {list(kept.shape)}")
+        kept = _indices("tokens", index, (1,))
         self._check(lib.session_keep_tokens(self._handle, _int32_p(kept), kept.size))
 
     def finish(self) -> None:
@@ -155,6 +159,20 @@ class Session:
         if raised is not None:
             raise raised
         check(status, self._handle)
+
+
+def _indices(name: str, values: Sequence[int] | Indices, dimensions: tuple[int, ...]) -> Indices:
+    """values as a contiguous int32 array, refused where that would change them."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError) as err:
+        raise OptionError(f"{name}: expected integers, got {values!r:.80}") from err
+    if array.ndim not in dimensions or (array.size and array.dtype.kind not in "iu"):
+        shapes = " or ".join(f"{n}-dimensional" for n in dimensions)
+        raise OptionError(f"{name}: expected a {shapes} array of integers, got shape {list(array.shape)} of {array.dtype}")
+    if array.size and not (np.iinfo(np.int32).min <= array.min() and array.max() <= np.iinfo(np.int32).max):
+        raise OptionError(f"{name}: expected 32-bit integers, got {array.min()} to {array.max()}")
+    return np.ascontiguousarray(array, dtype=np.int32)
 
 
 def _int32_p(array: np.ndarray) -> ctypes._Pointer[ctypes.c_int32]:

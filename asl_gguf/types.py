@@ -96,3 +96,17 @@ class PrefillReport:
     def to_dict(self) -> dict[str, object]:
         """The fields and `pruned`, as JSON types."""
         return {**asdict(self), "pruned": self.pruned}
+
+
+@dataclass(frozen=True)
+class DecodeReport:
+    """Speed of the last answer, its first token left out: that one's logits came with the prefill."""
+
+    tokens: int
+    """tokens after the first one"""
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """None if the answer was a single token."""
+        return self.tokens / self.seconds if self.tokens and self.seconds > 0 else None

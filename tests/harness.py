@@ -9,9 +9,9 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
+
 from asl_gguf._native import llama_cpp
 from asl_gguf.session import Session
 
@@ -67,7 +67,7 @@ class Context:
     def __enter__(self) -> Context:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -231,6 +231,6 @@ def prompt(n_tokens: int, seed: int = 0) -> list[int]:
 def assert_same(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray], what: object = "") -> None:
     """Fails, with the largest difference, unless two lists of logits are equal bit for bit."""
     assert len(actual) == len(expected)
-    for step, (a, b) in enumerate(zip(actual, expected)):
+    for step, (a, b) in enumerate(zip(actual, expected, strict=True)):
         assert np.isfinite(b).all()
         assert np.array_equal(a, b), f"{what}: logits {step} differ by up to {np.abs(a - b).max()}"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ..errors import OptionError
-from .asl import ASL, PUBLISHED_ASL
+from .asl import ASL, PublishedASL
 from .base import Observer, Policy
 from .none import Full
 from .scoring import PUBLISHED, ScoringPolicy
 from .snapkv import SnapKV
 
-REGISTRY: dict[str, Callable[[], Policy]] = {
+REGISTRY: dict[str, type[Policy]] = {
     "asl": ASL,
-    "asl-published": lambda: ASL(**PUBLISHED_ASL),
+    "asl-published": PublishedASL,
     "snapkv": SnapKV,
     "none": Full,
 }
@@ -32,4 +30,4 @@ def make_policy(policy: str | Policy) -> Policy:
     return REGISTRY[policy]()
 
 
-__all__ = ["ASL", "PUBLISHED", "PUBLISHED_ASL", "REGISTRY", "Full", "Observer", "Policy", "ScoringPolicy", "SnapKV", "make_policy"]
+__all__ = ["ASL", "PUBLISHED", "REGISTRY", "Full", "Observer", "Policy", "PublishedASL", "ScoringPolicy", "SnapKV", "make_policy"]

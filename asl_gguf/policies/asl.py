@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from .. import reference
 from ..types import Decision, Indices, LayerScores, Prompt
-from .base import Observer, require
+from .base import Observer, require, require_int
 from .scoring import PUBLISHED, ScoringPolicy
 
 
@@ -37,13 +37,15 @@ class ASL(ScoringPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.obs_layers >= 2, "obs_layers", "at least 2 layers", self.obs_layers)
-        require(0 <= self.min_depth < 1, "min_depth", "a share in [0, 1)", self.min_depth)
-        require(self.obs_tokens is None or self.obs_tokens >= 1, "obs_tokens", "at least 1 token or None", self.obs_tokens)
-        require(self.tau > 0, "tau", "a number above 0", self.tau)
-        require(self.variance_reference in ("peak", "first"), "variance_reference", "'peak' or 'first'", self.variance_reference)
+        require_int(self.obs_layers, "obs_layers", 2)
         if self.min_layer is not None:
-            require(self.min_layer >= self.obs_layers - 1, "min_layer", f"at least obs_layers - 1 = {self.obs_layers - 1}", self.min_layer)
+            require_int(self.min_layer, "min_layer", self.obs_layers - 1)
+        if self.obs_tokens is not None:
+            require_int(self.obs_tokens, "obs_tokens", 1)
+        numbers = isinstance(self.tau, (int, float)) and isinstance(self.min_depth, (int, float))
+        require(numbers and self.tau > 0, "tau", "a number above 0", self.tau)
+        require(numbers and 0 <= self.min_depth < 1, "min_depth", "a share in [0, 1)", self.min_depth)
+        require(self.variance_reference in ("peak", "first"), "variance_reference", "'peak' or 'first'", self.variance_reference)
 
     def start(self, prompt: Prompt) -> Observer:
         min_layer = self.min_layer if self.min_layer is not None else max(1, round(prompt.n_layer * self.min_depth))
@@ -71,5 +73,17 @@ class ASL(ScoringPolicy):
         return observe
 
 
-PUBLISHED_ASL = {**PUBLISHED, "min_depth": 10 / 32, "obs_tokens": None, "tau": 0.3, "variance_reference": "first"}
-"""parameters of the method as published: L_min 10 of 32 layers, L_obs 8, tau 0.3, window 32, kernel 7"""
+@dataclass(frozen=True)
+class PublishedASL(ASL):
+    """ASL with the paper's scoring and rule: L_min 10 of 32 layers, L_obs 8, tau 0.3, window 32, kernel 7."""
+
+    name: ClassVar[str] = "asl-published"
+
+    n_sink: int = PUBLISHED["n_sink"]
+    normalise_heads: bool = PUBLISHED["normalise_heads"]
+    span_forward: int = PUBLISHED["span_forward"]
+    span_back: int = PUBLISHED["span_back"]
+    min_depth: float = 10 / 32
+    obs_tokens: int | None = None
+    tau: float = 0.3
+    variance_reference: Literal["peak", "first"] = "first"

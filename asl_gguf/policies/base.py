@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from ..errors import OptionError
 from ..types import Decision, LayerScores, Prompt
 
@@ -22,13 +24,13 @@ class Policy(ABC):
     """
 
     name: ClassVar[str]
-    """name in the registry"""
+    """what reports call it; the registry's name"""
 
     window: int = 32
     """last prompt tokens whose attention is scored; always kept"""
 
     def __post_init__(self) -> None:
-        require(self.window >= 1, "window", "at least 1 token", self.window)
+        require_int(self.window, "window", 1)
 
     @property
     def min_kept(self) -> int:
@@ -48,6 +50,12 @@ class Policy(ABC):
             dropped, and decides what to keep. Layers whose scores are not needed come with an empty
             attention array.
         """
+
+
+def require_int(value: object, name: str, at_least: int) -> None:
+    """Raises OptionError unless value is an integer of at least at_least."""
+    valid = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= at_least
+    require(valid, name, f"an integer of at least {at_least}", value)
 
 
 def require(condition: bool, name: str, expected: str, value: object) -> None:

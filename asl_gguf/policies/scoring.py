@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import reference
 from ..types import Floats, Indices, LayerScores
-from .base import Policy, require
+from .base import Policy, require, require_int
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class ScoringPolicy(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.kernel_size >= 1 and self.kernel_size % 2 == 1, "kernel_size", "an odd number", self.kernel_size)
-        require(self.n_sink >= 0, "n_sink", "0 or more tokens", self.n_sink)
-        require(self.span_forward >= 0, "span_forward", "0 or more tokens", self.span_forward)
-        require(self.span_back >= 0, "span_back", "0 or more tokens", self.span_back)
+        require_int(self.kernel_size, "kernel_size", 1)
+        require(self.kernel_size % 2 == 1, "kernel_size", "an odd number", self.kernel_size)
+        for name in ("n_sink", "span_forward", "span_back"):
+            require_int(getattr(self, name), name, 0)
 
     @property
     def min_kept(self) -> int:

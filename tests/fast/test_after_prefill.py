@@ -8,11 +8,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
+from test_policies import FirstTokens
+
 from asl_gguf.engine import prefill
 from asl_gguf.policies import ASL, Policy, SnapKV
 from asl_gguf.types import PrefillReport
-from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
-from test_policies import FirstTokens
 
 WINDOW = 8
 N_TOKENS = 150
@@ -169,8 +170,9 @@ def test_copies_in_other_sequences(load_tiny, policy, flash):
             assert position_range(context, sequence) == position_range(context)
 
         for sequence, logits in decode_in_sequences(context, N_TOKENS, dict.fromkeys(range(4), ANSWER[0])).items():
-            # the tokens lie in different cells, so sums run in another order; a stock prefill shows differences as large
-            np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-3 if flash else 1e-4, err_msg=f"sequence {sequence}")
+            # the tokens lie in different cells, so sums run in another order; stock differs as much
+            tolerance = 2e-3 if flash else 1e-4
+            np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance, err_msg=f"sequence {sequence}")
             assert position_range(context, sequence)[1] == N_TOKENS
 
         later = decode_in_sequences(context, N_TOKENS + 1, {sequence: 80 + sequence for sequence in range(4)})

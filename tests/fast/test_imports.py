@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import asl_gguf
 import pytest
+
+import asl_gguf
 
 ROOT = Path(asl_gguf.__file__).parent
 LAYERS = ["errors types", "reference", "policies", "engine", "llama", "server bench", "cli"]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts.split()}
+LOWER = {"errors", "types", "reference", "policies"}
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
 
 
@@ -43,10 +45,10 @@ def test_direction(module):
         assert "llama_cpp" not in map(part, imports(module))
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if part(module) in ("errors", "types", "reference", "policies")])
+@pytest.mark.parametrize("module", [module for module in MODULES if part(module) in LOWER])
 def test_the_lower_modules_need_numpy_alone(module):
     known = {"__future__", "abc", "collections", "dataclasses", "math", "typing", "numpy"}
-    assert {part(name) for name in imports(module)} <= known | {"errors", "types", "reference", "policies"}
+    assert {part(name) for name in imports(module)} <= known | LOWER
 
 
 def test_llama_cpp_is_imported_through_our_library():

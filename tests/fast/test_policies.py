@@ -8,12 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
 from asl_gguf import reference
 from asl_gguf.errors import AslError, OptionError
 from asl_gguf.policies import ASL, PUBLISHED, REGISTRY, Full, Policy, ScoringPolicy, SnapKV, make_policy
 from asl_gguf.types import Decision, LayerScores, Prompt
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 PLAIN = {"kernel_size": 1, "span_forward": 0, "span_back": 0}
 
@@ -39,8 +40,11 @@ class Case:
         return replace(self, policy=replace(self.policy, **changes))
 
 
+HEADS = st.integers(1, 4)
+
+
 @st.composite
-def cases(draw: Callable, kinds: tuple = (SnapKV, ASL), n_head_kv: st.SearchStrategy = st.integers(1, 4)) -> Case:
+def cases(draw: Callable, kinds: tuple = (SnapKV, ASL), n_head_kv: st.SearchStrategy = HEADS) -> Case:
     """Half of them with attention of few distinct values, so that ties are common."""
     scoring = {
         "window": draw(st.integers(1, 6)),
@@ -54,6 +58,7 @@ def cases(draw: Callable, kinds: tuple = (SnapKV, ASL), n_head_kv: st.SearchStra
     if kind is ASL:
         obs_layers = draw(st.integers(2, 4))
         scoring |= {"obs_layers": obs_layers, "min_layer": draw(st.one_of(st.none(), st.integers(obs_layers - 1, 4)))}
+        scoring |= {"min_depth": draw(st.floats(0, 0.9)), "obs_tokens": draw(st.one_of(st.none(), st.integers(1, 50)))}
         scoring |= {"tau": draw(st.floats(0.05, 1)), "variance_reference": draw(st.sampled_from(["peak", "first"]))}
     policy = kind(**scoring)
     n_tokens = draw(st.integers(policy.min_kept + 1, policy.min_kept + 40))
@@ -77,7 +82,8 @@ def test_every_choice_keeps_the_contract(case):
     for layer, decision in enumerate(case.decide()):
         assert decision.rows.shape == (len(case.attention[layer]), prompt.n_kept)
         assert decision.rows.dtype == np.int32
-        assert decision.tokens is None or (decision.tokens.shape == (prompt.n_kept,) and decision.tokens.dtype == np.int32)
+        if decision.tokens is not None:
+            assert decision.tokens.shape == (prompt.n_kept,) and decision.tokens.dtype == np.int32
         for kept in lists(decision.rows) + lists(decision.tokens):
             assert kept == sorted(set(kept))
             assert fixed <= set(kept) and 0 <= kept[0] and kept[-1] == prompt.n_tokens - 1
@@ -101,7 +107,7 @@ def test_rows_follow_their_heads(case, random):
     """Each KV head is chosen for by itself."""
     order = list(range(len(case.attention[0])))
     random.shuffle(order)
-    for decision, permuted in zip(case.decide(), case.decide(heads=order)):
+    for decision, permuted in zip(case.decide(), case.decide(heads=order), strict=True):
         assert np.array_equal(permuted.rows, decision.rows[order])
 
 
@@ -135,7 +141,7 @@ def test_higher_scores_win(case):
     competing = set(range(policy.n_sink, n_tokens - policy.window))
     for layer, decision in enumerate(case.decide()):
         per_head = case.attention[layer]
-        choices = list(zip(per_head, lists(decision.rows)))
+        choices = list(zip(per_head, lists(decision.rows), strict=True))
         if policy.normalise_heads:
             totals = per_head[:, policy.n_sink : n_tokens - policy.window].sum(axis=-1, keepdims=True)
             per_head = per_head / np.maximum(totals, np.finfo(np.float32).tiny)
@@ -162,7 +168,7 @@ def test_attention_to_sinks_and_window_decides_nothing(case):
     for attention in case.attention:
         attention[:, : case.policy.n_sink] += 100
         attention[:, case.prompt.n_tokens - case.policy.window :] += 100
-    for decision, before in zip(case.decide(), expected):
+    for decision, before in zip(case.decide(), expected, strict=True):
         assert np.array_equal(decision.rows, before.rows)
 
 
@@ -174,7 +180,7 @@ def test_scale_of_a_normalised_head_changes_nothing(case, exponent):
     for attention in scaled:
         attention[0] *= 2.0**exponent
     assume(all((attention[:, case.policy.n_sink : -case.policy.window] > 0).any(axis=-1).all() for attention in scaled))
-    for a, b in zip(replace(case, attention=scaled).decide(), case.decide()):
+    for a, b in zip(replace(case, attention=scaled).decide(), case.decide(), strict=True):
         assert np.array_equal(a.rows, b.rows) and lists(a.tokens) == lists(b.tokens)
 
 
@@ -182,20 +188,22 @@ def test_span_keeps_what_follows():
     """One attended token takes 3 before it and 16 after it along."""
     attention = np.full((1, 200), 0.01, dtype=np.float32)
     attention[0, 100] = 1
-    policy = SnapKV(window=8, kernel_size=1)
+    policy = SnapKV(window=8, kernel_size=1, n_sink=4, span_forward=16, span_back=3)
     rows = policy.start(Prompt(200, 8 + 4 + 20, 1))(LayerScores(0, attention, 8)).rows[0]
     assert rows.tolist() == [0, 1, 2, 3, *range(97, 117), *range(192, 200)]
 
 
 def first_monitored(case: Case) -> int:
     policy = case.policy
-    return policy.min_layer if policy.min_layer is not None else max(1, round(case.prompt.n_layer * 10 / 32))
+    return policy.min_layer if policy.min_layer is not None else max(1, round(case.prompt.n_layer * policy.min_depth))
 
 
 @given(cases(kinds=(ASL,)))
 def test_asl_variance_is_that_of_the_newest_layers(case):
+    """Over the leading tokens: obs_tokens, but no more than are kept besides sinks and window."""
     policy, history = case.policy, []
     top = case.prompt.n_kept - policy.n_sink - policy.window
+    top = top if policy.obs_tokens is None else min(top, policy.obs_tokens)
     begin = first_monitored(case)
     for layer, decision in enumerate(case.decide()):
         per_token = policy.head_scores(case.scores(layer)).sum(axis=0)
@@ -222,7 +230,7 @@ def test_asl_peak_is_never_above_first(case):
     """The peak is at least the first value, so it selects no later."""
     peak = case.with_policy(variance_reference="peak").decide()
     first = case.with_policy(variance_reference="first").decide()
-    for p, f in zip(peak, first):
+    for p, f in zip(peak, first, strict=True):
         assert p.variance == f.variance
         if p.ratio is not None:
             assert 0 <= p.ratio <= 1 and p.ratio <= f.ratio
@@ -237,7 +245,7 @@ def test_asl_selects_below_tau(case):
 
 def test_asl_selects_once_ranks_settle():
     """Layers 0-3 rank at random, later ones all alike: the variance falls to 0 when those fill the window."""
-    rng, policy = np.random.default_rng(0), ASL(window=4, obs_layers=3, min_layer=3)
+    rng, policy = np.random.default_rng(0), ASL(window=4, obs_layers=3, min_layer=3, tau=0.3)
     settled = rng.random((2, 80), dtype=np.float32)
     attention = [rng.random((2, 80), dtype=np.float32) if layer < 4 else settled for layer in range(9)]
     decisions = Case(policy, Prompt(80, 20, 9), attention).decide()
@@ -248,20 +256,24 @@ def test_asl_selects_once_ranks_settle():
 def test_published_parameters():
     policy = make_policy("asl-published")
     assert (policy.window, policy.kernel_size, policy.obs_layers, policy.tau) == (32, 7, 8, 0.3)
+    assert (policy.min_layer, policy.min_depth, policy.obs_tokens) == (None, 10 / 32, None)
     assert (policy.n_sink, policy.normalise_heads, policy.span_forward, policy.span_back) == (0, False, 0, 0)
     assert policy.variance_reference == "first" and policy.min_kept == 33
     assert isinstance(policy, ASL) and {name: getattr(policy, name) for name in PUBLISHED} == PUBLISHED
 
 
-@given(st.integers(2, 80))
-def test_asl_default_min_layer_follows_the_depth(n_layer):
-    """10 of 32, and never layer 0."""
-    case = Case(ASL(window=2), Prompt(20, 10, n_layer), list(np.ones((n_layer, 1, 20), dtype=np.float32)))
+@pytest.mark.parametrize(
+    "name, n_layer, first",
+    [("asl-published", 32, 10), ("asl-published", 16, 5), ("asl", 30, 12), ("asl", 2, 1), ("asl", 1, None)],
+)
+def test_first_monitored_layer_follows_the_depth(name, n_layer, first):
+    """Published: 10 of 32. Layer 0 never is."""
+    policy = make_policy(name)
+    case = Case(policy, Prompt(60, 50, n_layer), list(np.ones((n_layer, 1, 60), dtype=np.float32)))
     monitored = [layer for layer, decision in enumerate(case.decide()) if decision.variance is not None]
-    assert monitored[0] == max(1, round(n_layer * 10 / 32))
+    assert monitored == ([] if first is None else list(range(first, n_layer)))
 
 
-@settings(max_examples=20)
 @given(st.integers(1, 50), st.integers(0, 3))
 def test_none_keeps_everything(n_tokens, layer):
     assert not Full().needs_scores(layer)
@@ -279,7 +291,7 @@ def test_registry(name):
 
 @pytest.mark.parametrize("unknown", ["", "ASL", "snap-kv", None, 3, SnapKV, ["asl"]])
 def test_unknown_policy(unknown):
-    with pytest.raises(OptionError, match="policy: expected one of asl, .* or a Policy object, got"):
+    with pytest.raises(OptionError, match=r"policy: expected one of asl, .* or a Policy object, got"):
         make_policy(unknown)
 
 
@@ -287,7 +299,10 @@ BAD_PARAMETERS = [
     (Full, {"window": 0}),
     (SnapKV, {"window": -1}),
     *[(SnapKV, {"kernel_size": value}) for value in (0, -1, 2, 6)],
-    *[(ASL, {name: -1}) for name in ("window", "kernel_size", "n_sink", "span_forward", "span_back", "obs_layers", "tau")],
+    *[(SnapKV, {name: -1}) for name in ("n_sink", "span_forward", "span_back")],
+    *[(ASL, {name: -1}) for name in ("window", "kernel_size", "n_sink", "obs_layers", "tau")],
+    *[(ASL, {"min_depth": value}) for value in (-0.1, 1, 1.5)],
+    *[(ASL, {"obs_tokens": value}) for value in (-1, 0)],
     *[(ASL, {"tau": value}) for value in (0, -0.3, float("nan"))],
     (ASL, {"obs_layers": 1}),
     (ASL, {"variance_reference": "last"}),
@@ -322,5 +337,5 @@ def test_a_policy_of_the_users_own():
     policy = make_policy(FirstTokens(window=2))
     decision = policy.start(Prompt(9, 5, 4))(LayerScores(0, np.empty((0, 9), dtype=np.float32), 2))
     assert decision.rows.tolist() == decision.tokens.tolist() == [0, 1, 2, 7, 8]
-    with pytest.raises(OptionError, match="window: expected at least 1 token, got 0"):
+    with pytest.raises(OptionError, match="window: expected an integer of at least 1, got 0"):
         FirstTokens(window=0)

@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from asl_gguf import reference
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
+from asl_gguf import reference
 
 SMALL = st.floats(-100, 100, width=32)
 SHAPES = st.one_of(st.tuples(st.integers(1, 30)), st.tuples(st.integers(1, 3), st.integers(1, 30)))
@@ -23,7 +24,7 @@ def test_average_pool(values, half):
     pooled = reference.average_pool(values, 2 * half + 1)
     assert pooled.shape == values.shape and pooled.dtype == np.float32
     n = values.shape[-1]
-    for row, got in zip(values.reshape(-1, n), pooled.reshape(-1, n)):
+    for row, got in zip(values.reshape(-1, n), pooled.reshape(-1, n), strict=True):
         for i in range(n):
             near = [float(row[j]) for j in range(i - half, i + half + 1) if 0 <= j < n]
             assert got[i] == pytest.approx(math.fsum(near) / (2 * half + 1), rel=1e-6, abs=1e-5)
@@ -34,7 +35,7 @@ def test_span_maximum(values, back, forward):
     spanned = reference.span_maximum(values, back, forward)
     assert spanned.shape == values.shape and spanned.dtype == np.float32
     n = values.shape[-1]
-    for row, got in zip(values.reshape(-1, n), spanned.reshape(-1, n)):
+    for row, got in zip(values.reshape(-1, n), spanned.reshape(-1, n), strict=True):
         for i in range(n):
             assert got[i] == max(row[j] for j in range(i - forward, i + back + 1) if 0 <= j < n)
 
@@ -50,7 +51,7 @@ def test_order_by_score(scores):
     order = reference.order_by_score(scores)
     assert order.dtype == np.int32
     n = scores.shape[-1]
-    for row, got in zip(scores.reshape(-1, n), order.reshape(-1, n)):
+    for row, got in zip(scores.reshape(-1, n), order.reshape(-1, n), strict=True):
         assert got.tolist() == sorted(range(n), key=lambda i: (-row[i], i))
 
 
@@ -59,7 +60,7 @@ def test_ranks(scores):
     ranks = reference.ranks(scores)
     assert ranks.dtype == np.int32
     n = scores.shape[-1]
-    for row, got in zip(scores.reshape(-1, n), ranks.reshape(-1, n)):
+    for row, got in zip(scores.reshape(-1, n), ranks.reshape(-1, n), strict=True):
         for i in range(n):
             ahead = sum(row[j] > row[i] or (row[j] == row[i] and j < i) for j in range(n))
             assert got[i] == ahead + 1

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from asl_gguf import reference
-from asl_gguf.session import Session
 from harness import F16, F32, KV_NAMES, Q8_0, KVState, Model, Options, prompt
 from tiny_gguf import ARCHITECTURES
+
+from asl_gguf import reference
+from asl_gguf.session import Session
 
 OPTIONS = Options(n_batch=40, n_ubatch=24)
 N_TOKENS = 90
@@ -22,8 +23,9 @@ with_head_dim = pytest.mark.parametrize("head_dim", [32, 64])  # in q8_0: 34 byt
 
 def random_index(rng: np.random.Generator, n_tokens: int, n_kept: int, n_lists: int | None) -> np.ndarray:
     """Increasing token indices with the last token among them: int32 [n_kept] or [n_lists, n_kept]."""
-    lists = [np.append(np.sort(rng.choice(n_tokens - 1, n_kept - 1, replace=False)), n_tokens - 1) for _ in range(n_lists or 1)]
-    return np.array(lists if n_lists else lists[0], dtype=np.int32)
+    others = [np.sort(rng.choice(n_tokens - 1, n_kept - 1, replace=False)) for _ in range(n_lists or 1)]
+    lists = np.array([np.append(chosen, n_tokens - 1) for chosen in others], dtype=np.int32)
+    return lists if n_lists else lists[0]
 
 
 def stock_cells(model: Model, options: Options, tokens: list[int]) -> KVState:
@@ -39,8 +41,8 @@ def assert_rows(actual: KVState, full: KVState, indices: list[np.ndarray]) -> No
     for layer, index in enumerate(indices):
         for name in ("keys", "values"):
             got, expected = getattr(actual, name)[layer], reference.gather_rows(getattr(full, name)[layer], index)
-            wrong = np.argwhere((got != expected).any(axis=-1))
-            assert not wrong.size, f"{name} of layer {layer} differ in {len(wrong)} (cell, head), first {wrong[:3].tolist()}"
+            wrong = np.argwhere((got != expected).any(axis=-1)).tolist()
+            assert not wrong, f"{name} of layer {layer} differ in {len(wrong)} (cell, head), first {wrong[:3]}"
 
 
 def newest_positions(indices: list[np.ndarray]) -> list[int]:

@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from harness import Context, Options, assert_same, llama_cpp, prompt
+from tiny_gguf import ARCHITECTURES, N_VOCAB, UNPRUNABLE
+
 from asl_gguf import _native
 from asl_gguf.engine import prefill
 from asl_gguf.errors import (
@@ -21,8 +24,6 @@ from asl_gguf.errors import (
 )
 from asl_gguf.policies import SnapKV, make_policy
 from asl_gguf.session import Session, unsupported_reason
-from harness import Context, Options, assert_same, llama_cpp, prompt
-from tiny_gguf import ARCHITECTURES, N_VOCAB, UNPRUNABLE
 
 OPTIONS = Options(n_ctx=256, n_batch=24, n_ubatch=24)
 N_CTX = 1024
@@ -115,18 +116,18 @@ WRONG_CALLS: dict[str, tuple[Callable[[Session], object], str, type[AslError]]] 
     "rows-decreasing": (lambda s: s.keep_rows(ALL[::-1]), "expected increasing token indices", OptionError),
     "rows-duplicate": (lambda s: s.keep_rows(np.sort(np.append(ALL[1:], LAST))), "expected increasing", OptionError),
     "rows-negative": (lambda s: s.keep_rows(ALL - 1), "expected increasing .*, got -1", OptionError),
-    "rows-out-of-range": (lambda s: s.keep_rows(ALL + 1), f"below {N_TOKENS}, got {N_TOKENS}", OptionError),
-    "rows-per-head": (lambda s: s.keep_rows(np.stack([ALL, ALL + 1])), f"below {N_TOKENS}, got {N_TOKENS}", OptionError),
-    "rows-fewer": (lambda s: s.keep_rows(ALL[9:]), f"expected {N_TOKENS} rows, as in earlier layers, got 51", OptionError),
+    "rows-out-of-range": (lambda s: s.keep_rows(ALL + 1), "below 60, got 60", OptionError),
+    "rows-per-head": (lambda s: s.keep_rows(np.stack([ALL, ALL + 1])), "below 60, got 60", OptionError),
+    "rows-fewer": (lambda s: s.keep_rows(ALL[9:]), "expected 60 rows, as in earlier layers, got 51", OptionError),
     "rows-none": (lambda s: s.keep_rows(ALL[:0]), "expected", OptionError),
-    "rows-shape": (lambda s: s.keep_rows(np.stack([ALL] * 3)), r"expected shape \[k\] or \[2, k\]", OptionError),
+    "rows-shape": (lambda s: s.keep_rows(np.stack([ALL] * 3)), r"expected a 1-dimensional array or \[2, k\]", OptionError),
     "rows-scalar": (lambda s: s.keep_rows(np.int32(5)), "expected", OptionError),
     "tokens-window": (lambda s: s.keep_tokens(np.delete(ALL, LAST - 3)), "expected the window's 8 tokens", OptionError),
     "tokens-few": (lambda s: s.keep_tokens(ALL[-3:]), "expected the window's 8 tokens", OptionError),
     "tokens-last": (lambda s: s.keep_tokens(ALL[:-1]), "expected the last token, 59, to be kept", OptionError),
     "tokens-decreasing": (lambda s: s.keep_tokens(ALL[::-1]), "expected increasing token indices", OptionError),
     "tokens-none": (lambda s: s.keep_tokens(ALL[:0]), "expected 1 to 60 tokens to keep, got 0", OptionError),
-    "tokens-shape": (lambda s: s.keep_tokens(ALL[None]), r"expected shape \[k\]", OptionError),
+    "tokens-shape": (lambda s: s.keep_tokens(ALL[None]), r"expected a 1-dimensional array", OptionError),
     "dequant": (lambda s: s.set_dequant("some"), "expected one of off, auto, all, got 'some'", OptionError),
 }
 
@@ -156,7 +157,7 @@ def test_more_rows_than_cells(context, session):
     session.run(1, False)
     with pytest.raises(OptionError, match=r"expected at most 256 rows \(cells of the decode context\), got 300"):
         session.keep_rows(None)
-    with pytest.raises(OptionError, match="expected at most 256 rows .*, got 257"):
+    with pytest.raises(OptionError, match=r"expected at most 256 rows .*, got 257"):
         session.keep_rows(np.arange(43, 300))
     session.keep_rows(np.arange(44, 300))
     session.abort()
@@ -169,7 +170,7 @@ def test_more_rows_than_cells(context, session):
 def test_finish_without_rows(context, session):
     begin(session, 2)
     session.run(1, False)
-    with pytest.raises(NativeError, match="expected layer 2 to keep 60 rows, .* it kept 0"):
+    with pytest.raises(NativeError, match=r"expected layer 2 to keep 60 rows, .* it kept 0"):
         session.finish()
     session.keep_rows(None)
     complete(session)
@@ -184,10 +185,10 @@ def test_finish_without_rows(context, session):
 def test_finish_with_other_rows_than_tokens(context, session):
     begin(session, 1, rows=False)
     session.keep_rows(ALL[20:])
-    with pytest.raises(NativeError, match="expected layer 0 to keep 60 rows, .* it kept 40"):
+    with pytest.raises(NativeError, match=r"expected layer 0 to keep 60 rows, .* it kept 40"):
         session.finish()
     session.keep_tokens(ALL[30:])
-    with pytest.raises(NativeError, match="expected layer 0 to keep 30 rows, .* it kept 40"):
+    with pytest.raises(NativeError, match=r"expected layer 0 to keep 30 rows, .* it kept 40"):
         session.finish()
     assert_next_prompt_is_stock(context, session)
 
@@ -216,7 +217,15 @@ CALLS: dict[str, Callable[[Session], object]] = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_calls_outside_a_prefill(context, session, call):
-    for prepare in (lambda: None, lambda: (begin(session, 1), session.abort()), lambda: (begin(session), session.finish())):
+    def aborted() -> None:
+        begin(session, 1)
+        session.abort()
+
+    def finished() -> None:
+        begin(session)
+        session.finish()
+
+    for prepare in (lambda: None, aborted, finished):
         prepare()
         with pytest.raises(NativeError, match="no prefill is open; call asl_session_begin first"):
             call(session)

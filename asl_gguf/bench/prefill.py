@@ -1,0 +1,90 @@
+"""`asl-gguf bench prefill`: layer by layer, unpruned and pruned, against stock llama.cpp."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from .. import engine
+from .._native import llama_cpp
+from ..budget import Budget, round_cells
+from ..demo_text import make_document
+from ..policies import Full, make_policy
+from ..types import PrefillReport
+from .limit import full_limit, layer_parameters, linear_limit
+from .stock import Model, Timing, stock_prefill, timed
+
+
+def make_prompt(model: Model, n_tokens: int) -> list[int]:
+    """Token ids of a document with a hidden fact and a question about it, exactly n_tokens."""
+    document = make_document(lambda text: len(model.tokenize(text)), n_tokens)
+    tokens = model.tokenize(f"<|im_start|>user\n{document.text}\n\n{document.question}<|im_end|>\n<|im_start|>assistant\n")
+    # the document fills n_tokens by itself: what is too much goes from its middle
+    excess = len(tokens) - n_tokens
+    middle = n_tokens // 2
+    return tokens[:middle] + tokens[middle + excess :] if excess > 0 else tokens
+
+
+def bench_prefill(model: Model, *, n_tokens: int, budget: float | int, policy: str, dequant: str, runs: int) -> dict[str, Any]:
+    """Alternates stock, unpruned and pruned prefills of one prompt; medians and ratios over the runs.
+
+    Returns:
+        Seconds by variant, their ratios to stock run by run (wall and CPU: median, min, max), the
+        arithmetic limit, and what was kept.
+    """
+    tokens = make_prompt(model, n_tokens)
+    chosen = make_policy(policy)
+    n_kept = Budget(budget, min_prompt=0).kept(len(tokens), chosen.min_kept)
+    n_cells = round_cells(len(tokens))
+    timings: dict[str, list[Timing]] = {}
+    report: PrefillReport | None = None
+    with model.context(n_cells) as stock_ctx, model.context(n_cells) as ctx:
+
+        def measure(name: str, call: Any) -> None:
+            timings.setdefault(name, []).append(timed(call))
+
+        for _run in range(runs + 1):  # the first one warms up
+            measure("stock", lambda: stock_prefill(stock_ctx, tokens, model.options.n_ubatch))
+            for mode in ("off", dequant) if dequant != "off" else ("off",):
+                suffix = "" if mode == "off" else "_dequant"
+                with model.session(ctx, n_cells, len(tokens), mode) as session:
+                    measure(f"unpruned{suffix}", lambda: engine.prefill(session, tokens, Full(), len(tokens)))
+                    reports: list[PrefillReport] = []
+                    measure(f"pruned{suffix}", lambda: reports.append(engine.prefill(session, tokens, chosen, n_kept)))
+                    report = reports[0]
+    assert report is not None
+    return _summary(model, report, {name: values[1:] for name, values in timings.items()}, runs)
+
+
+def _summary(model: Model, report: PrefillReport, timings: dict[str, list[Timing]], runs: int) -> dict[str, Any]:
+    shape = (model.n_layer, report.selection_layer, report.prompt_tokens, report.kept_tokens)
+    result: dict[str, Any] = {
+        "model": model.path.rsplit("/", 1)[-1],
+        "prompt_tokens": report.prompt_tokens,
+        "kept_tokens": report.kept_tokens,
+        "selection_layer": report.selection_layer,
+        "n_layer": model.n_layer,
+        "runs": runs,
+        "n_threads": model.options.n_threads,
+        "n_ubatch": model.options.n_ubatch,
+        "flash_attn": model.options.flash_attn,
+        "ratio_limit": linear_limit(*shape),
+        "ratio_limit_attention": full_limit(
+            *shape,
+            parameters=layer_parameters(model.path, model.n_layer),
+            n_embd_attn=llama_cpp.llama_model_n_embd(model.handle),
+            n_ubatch=model.options.n_ubatch,
+        ),
+        "seconds": {name: median(t.wall for t in values) for name, values in timings.items()},
+        "cpu_seconds": {name: median(t.cpu for t in values) for name, values in timings.items()},
+        "spreads": {},
+    }
+    for name, values in timings.items():
+        if name == "stock":
+            continue
+        for clock in ("wall", "cpu"):
+            ratios = [getattr(ours, clock) / getattr(stock, clock) for ours, stock in zip(values, timings["stock"], strict=True)]
+            key = f"ratio_{name}" + ("" if clock == "wall" else "_cpu")
+            result[key] = median(ratios)
+            result["spreads"][key] = [min(ratios), max(ratios)]
+    return result

@@ -1,0 +1,103 @@
+"""llama.cpp used the stock way, and the same model with a session, on plain contexts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from .._native import llama_cpp
+from ..errors import NativeError
+from ..models import resolve
+from ..session import Session
+from ..vocabulary import load_model, tokenize
+
+@dataclass(frozen=True)
+class ContextOptions:
+    """What every context of a benchmark shares."""
+
+    n_threads: int = 2
+    n_ubatch: int = 512
+    flash_attn: bool = False
+    kv_type: int = 1
+    n_gpu_layers: int = 0
+
+
+class Model:
+    """A loaded model that hands out contexts. Close it after them."""
+
+    def __init__(self, name_or_path: str, options: ContextOptions) -> None:
+        self.path = str(resolve(name_or_path))
+        self.options = options
+        self.handle = load_model(self.path, n_gpu_layers=options.n_gpu_layers)
+        self.n_layer = llama_cpp.llama_model_n_layer(self.handle)
+
+    def close(self) -> None:
+        llama_cpp.llama_model_free(self.handle)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, special tokens parsed."""
+        return tokenize(self.handle, text)
+
+    def params(self, n_ctx: int) -> llama_cpp.llama_context_params:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = self.options.n_ubatch
+        params.n_threads = params.n_threads_batch = self.options.n_threads
+        params.flash_attn_type = int(self.options.flash_attn)
+        params.type_k = self.options.kv_type
+        params.type_v = self.options.kv_type if self.options.flash_attn else 1
+        return params
+
+    @contextmanager
+    def context(self, n_ctx: int) -> Iterator[Any]:
+        """A stock context of n_ctx cells."""
+        ctx = llama_cpp.llama_init_from_model(self.handle, self.params(n_ctx))
+        if not ctx:
+            raise NativeError(f"llama.cpp could not create a context of {n_ctx} cells")
+        try:
+            yield ctx
+        finally:
+            llama_cpp.llama_free(ctx)
+
+    @contextmanager
+    def session(self, ctx: Any, n_cells: int, n_ctx: int, dequant: str) -> Iterator[Session]:
+        """A session on a context of n_cells."""
+        session = Session(ctx, self.params(n_cells), n_ctx)
+        session.set_dequant(dequant)
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+def stock_prefill(ctx: Any, tokens: Sequence[int], n_batch: int) -> None:
+    """Decodes a prompt from position 0 as llama_cpp.Llama does."""
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(ctx), True)
+    for begin in range(0, len(tokens), n_batch):
+        decode(ctx, tokens[begin : begin + n_batch])
+
+
+def decode(ctx: Any, tokens: Sequence[int]) -> None:
+    """One llama_decode call; the last token's logits are computed."""
+    array = (llama_cpp.llama_token * len(tokens))(*tokens)
+    if status := llama_cpp.llama_decode(ctx, llama_cpp.llama_batch_get_one(array, len(tokens))):
+        raise NativeError(f"llama_decode returned {status}")
+    llama_cpp.llama_synchronize(ctx)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call."""
+
+    wall: float
+    cpu: float
+
+
+def timed(call: Callable[[], object]) -> Timing:
+    """Wall-clock and CPU seconds (all threads of this process) of a call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return Timing(time.perf_counter() - wall, time.process_time() - cpu)

@@ -1,0 +1,38 @@
+"""The `asl-gguf` command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..errors import AslError, OptionError, PromptError
+from . import bench, demo, doctor, models, run
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="asl-gguf", description="Long prompts on quantised GGUF models, pruned while they are prefilled.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for module in (demo, run, models, bench, doctor):
+        module.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns 0, 1 (it failed), 2 (wrong use) or 130 (Ctrl-C)."""
+    args = make_parser().parse_args(argv)
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
+    try:
+        return args.run(args)
+    except (OptionError, PromptError) as err:
+        print(f"asl-gguf: {err}", file=sys.stderr)
+        return 2
+    except AslError as err:
+        print(f"asl-gguf: {err}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("asl-gguf: cancelled", file=sys.stderr)
+        return 130

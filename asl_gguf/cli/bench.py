@@ -1,0 +1,69 @@
+"""`asl-gguf bench`: speed and memory beside stock llama.cpp."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from ..errors import OptionError
+from .options import KV_TYPES, add_model_options, add_pruning_options, parse_budget
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("bench", help="measure against stock llama.cpp", description="Side by side, in one run, with the same library.")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="kind")
+    for name, budget, tokens, text in (
+        ("prefill", "0.2", 2048, "seconds of a prefill, unpruned and pruned"),
+        ("decode", "0.1", 4096, "tokens per second after a pruned prefill"),
+        ("memory", "0.2", 8000, "peak resident memory of a prefill"),
+    ):
+        kind = kinds.add_parser(name, help=text)
+        add_model_options(kind)
+        add_pruning_options(kind, budget=budget)
+        kind.add_argument("--tokens", type=int, default=tokens, help="prompt length (default %(default)s)")
+        kind.add_argument("--runs", type=int, default=5, help="measured runs (default %(default)s)")
+        kind.add_argument("--json", action="store_true", help="print one JSON object")
+        kind.set_defaults(run=bench)
+        if name == "decode":
+            kind.add_argument("--decode", type=int, default=64, help="tokens to decode (default %(default)s)")
+
+
+def bench(args: argparse.Namespace) -> int:
+    from ..bench.decode import bench_decode
+    from ..bench.memory import bench_memory
+    from ..bench.prefill import bench_prefill
+    from ..bench.stock import ContextOptions, Model
+
+    budget = parse_budget(args.budget)
+    if budget is None:
+        raise OptionError("--budget: expected a share or a number of tokens to compare with stock, got none")
+    if args.runs < 1 or args.tokens < 64:
+        raise OptionError(f"expected at least 1 run and 64 tokens, got --runs {args.runs} --tokens {args.tokens}")
+    options = ContextOptions(args.threads or 2, args.n_ubatch, args.flash_attn, KV_TYPES[args.kv_type], args.gpu_layers)
+    shared = {"n_tokens": args.tokens, "budget": budget, "policy": args.policy, "dequant": args.dequant}
+    if args.kind == "memory":
+        result = bench_memory(args.model, options, **shared)
+    else:
+        model = Model(args.model, options)
+        if args.kind == "prefill":
+            result = bench_prefill(model, runs=args.runs, **shared)
+        else:
+            result = bench_decode(model, runs=args.runs, n_decode=args.decode, **shared)
+        model.close()
+    print(json.dumps(result) if args.json else "\n".join(_lines(result)))
+    return 0
+
+
+def _lines(result: dict[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for name, value in result.items():
+        if isinstance(value, dict):
+            lines += _lines(value, f"{prefix}{name}.")
+        elif name.find("_bytes") >= 0:
+            lines.append(f"{prefix}{name:32} {value / 2**20:.1f} MiB")
+        elif isinstance(value, list):
+            lines.append(f"{prefix}{name:32} {' to '.join(f'{item:.3f}' for item in value)}")
+        else:
+            lines.append(f"{prefix}{name:32} {value:.3f}" if isinstance(value, float) else f"{prefix}{name:32} {value}")
+    return lines

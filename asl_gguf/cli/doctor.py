@@ -1,0 +1,84 @@
+"""`asl-gguf doctor`: what is installed, what it found, and what to do about problems."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from .. import __version__, models
+from ..errors import AslError
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("doctor", help="check the installation", description="Versions, library in use, backends, problems.")
+    parser.set_defaults(run=doctor)
+
+
+def doctor(_args: argparse.Namespace) -> int:
+    _row("asl_gguf", __version__)
+    _row("python", f"{platform.python_version()} ({sys.executable})")
+    _row("platform", f"{platform.system()} {platform.machine()}")
+    for package in ("llama-cpp-python", "numpy", "gguf"):
+        _row(package, _version(package))
+    problems = list(_check_library()) + list(_check_models())
+    print()
+    for problem in problems:
+        print(f"problem: {problem}")
+    if not problems:
+        print("no problems found")
+    return 1 if problems else 0
+
+
+def _row(name: str, value: object) -> None:
+    print(f"{name:18} {value}")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _check_library() -> Iterator[str]:
+    try:
+        from .. import _native
+    except AslError as err:
+        _row("library", "not usable")
+        yield str(err)
+        return
+    llama_cpp = _native.llama_cpp
+    _row("library", llama_cpp.llama_cpp._lib._name)
+    _row("asl ABI", _native.lib.abi_version())
+    llama_cpp.llama_backend_init()
+    for name, description in _devices(llama_cpp.llama_cpp._lib):
+        _row("backend", f"{name}: {description}")
+    _row("cpu features", llama_cpp.llama_print_system_info().decode())
+
+
+def _devices(library: ctypes.CDLL) -> Iterator[tuple[str, str]]:
+    """Devices that ggml found: (name, description)."""
+    library.ggml_backend_dev_count.restype = ctypes.c_size_t
+    library.ggml_backend_dev_get.restype = ctypes.c_void_p
+    library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    for function in (library.ggml_backend_dev_name, library.ggml_backend_dev_description):
+        function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    for index in range(library.ggml_backend_dev_count()):
+        device = library.ggml_backend_dev_get(index)
+        yield library.ggml_backend_dev_name(device).decode(), library.ggml_backend_dev_description(device).decode()
+
+
+def _check_models() -> Iterator[str]:
+    try:
+        known = models.named_models().values()
+    except AslError as err:
+        yield str(err)
+        return
+    _row("model cache", models.cache_dir())
+    here = [model.name for model in known if models.is_pulled(model)]
+    _row("models", ", ".join(here) if here else f"none (asl-gguf models pull {next(iter(known)).name})")

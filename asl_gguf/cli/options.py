@@ -1,0 +1,63 @@
+"""Command-line options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..errors import OptionError
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+
+
+def parse_budget(text: str) -> float | int | None:
+    """A number with a point is a share, one without is tokens, `none` is the full cache.
+
+    Raises:
+        OptionError: it is none of these.
+    """
+    if text.lower() == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise OptionError(f"--budget: expected a share such as 0.2, a number of tokens such as 512, or none, got {text!r}") from None
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """-m, threads, device, cache type."""
+    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help="GGUF file or name of a pulled model (default %(default)s)")
+    parser.add_argument("-t", "--threads", type=int, default=None, help="threads (default: llama-cpp-python's)")
+    parser.add_argument("-ngl", "--gpu-layers", type=int, default=0, help="layers on the GPU, -1 for all (default %(default)s)")
+    parser.add_argument("-fa", "--flash-attn", action="store_true", help="use flash attention")
+    parser.add_argument("--kv-type", choices=KV_TYPES, default="f16", help="type of K and V in the cache (default %(default)s)")
+    parser.add_argument("--n-ubatch", type=int, default=512, help="tokens of a chunk (default %(default)s)")
+
+
+def add_pruning_options(parser: argparse.ArgumentParser, budget: str) -> None:
+    """--budget, --policy and their like."""
+    parser.add_argument("-b", "--budget", default=budget, help="0.2: share of the prompt; 512: tokens; none: full cache (default %(default)s)")
+    parser.add_argument("--policy", default="asl", help="what to keep: asl, snapkv, none, ... (default %(default)s)")
+    parser.add_argument(
+        "--dequant", choices=("auto", "off", "all"), default="auto", help="expand slow weight types to F16 while their layer runs (default %(default)s)"
+    )
+
+
+def llama_kwargs(args: argparse.Namespace) -> dict[str, object]:
+    """Keyword arguments of `Llama` from the model options."""
+    kv_type = KV_TYPES[args.kv_type]
+    return {
+        "n_threads": args.threads,
+        "n_threads_batch": args.threads,
+        "n_gpu_layers": args.gpu_layers,
+        "flash_attn": args.flash_attn,
+        "type_k": kv_type,
+        "type_v": kv_type,
+        "n_batch": max(512, args.n_ubatch),
+        "n_ubatch": args.n_ubatch,
+        "verbose": False,
+    }
