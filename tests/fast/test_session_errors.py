@@ -120,7 +120,7 @@ WRONG_CALLS: dict[str, tuple[Callable[[Session], object], str, type[AslError]]] 
     "rows-per-head": (lambda s: s.keep_rows(np.stack([ALL, ALL + 1])), "below 60, got 60", OptionError),
     "rows-fewer": (lambda s: s.keep_rows(ALL[9:]), "expected 60 rows, as in earlier layers, got 51", OptionError),
     "rows-none": (lambda s: s.keep_rows(ALL[:0]), "expected", OptionError),
-    "rows-shape": (lambda s: s.keep_rows(np.stack([ALL] * 3)), r"expected a 1-dimensional array or \[2, k\]", OptionError),
+    "rows-shape": (lambda s: s.keep_rows(np.stack([ALL] * 3)), r"expected shape \[k\] or \[2, k\]", OptionError),
     "rows-scalar": (lambda s: s.keep_rows(np.int32(5)), "expected", OptionError),
     "tokens-window": (lambda s: s.keep_tokens(np.delete(ALL, LAST - 3)), "expected the window's 8 tokens", OptionError),
     "tokens-few": (lambda s: s.keep_tokens(ALL[-3:]), "expected the window's 8 tokens", OptionError),
