@@ -18,7 +18,7 @@ export CMAKE_ARGS
 NATIVE := LLAMA_CPP_VERSION CMakeLists.txt models/manifest.json \
           $(wildcard cmake/*.cmake patches/*.patch native/include/* native/src/*)
 
-.PHONY: help demo test test-fast bench lint build patch clean FORCE
+.PHONY: help demo test test-fast bench lint types build patch clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -36,9 +36,11 @@ bench: build ## speed and memory of prefill and decoding
 	$(VENV)/bin/asl-gguf bench prefill
 	$(VENV)/bin/asl-gguf bench decode
 
-lint: $(VENV)/.lint ## ruff and mypy
+lint: $(VENV)/.lint ## ruff: rules and format
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+
+types: $(VENV)/.lint ## mypy
 	$(PY) -m mypy
 
 build: $(VENV)/.built ## set up, compile what changed, install (Python files need no second install)
@@ -85,12 +87,12 @@ $(VENV)/.lint: $(VENV)/.requirements
 # The tree that CMake unpacked and patched. Edit it there, then `make patch` writes the change down.
 SOURCE = $(firstword $(wildcard build/py3-none-*/source))
 
-patch: build ## patches/001-call-sites.patch from the edited source tree in the build directory
-	rm -rf build/patch && mkdir -p build/patch/a build/patch/b
-	tar -xzf $(SOURCE)/llama_cpp_python-*.tar.gz -C build/patch/a
-	mv build/patch/a/*/vendor/llama.cpp build/patch/pristine
-	rm -rf build/patch/a build/patch/b build/patch/pristine/.git
-	mv build/patch/pristine build/patch/a
+patch: ## patches/001-call-sites.patch from the edited source tree in the build directory
+	@test -n '$(SOURCE)' || { echo "expected a source tree below build/; run make build first" >&2; exit 1; }
+	rm -rf build/patch && mkdir -p build/patch/archive
+	tar -xzf $(SOURCE)/llama_cpp_python-*.tar.gz -C build/patch/archive
+	mv build/patch/archive/*/vendor/llama.cpp build/patch/a
+	rm build/patch/a/.git
 	cp -R $(SOURCE)/llama_cpp_python-*/vendor/llama.cpp build/patch/b
 	cd build/patch && { git diff --no-index --no-prefix --abbrev=7 a b >new.patch; test $$? -eq 1; }
 	mv build/patch/new.patch patches/001-call-sites.patch

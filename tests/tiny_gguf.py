@@ -148,6 +148,7 @@ def write_model(
     n_ctx_train: int = 4096,
     weight_type: str = "F32",
     n_embd: int | None = None,
+    n_ctx_original: int | None = None,
 ) -> Path:
     """Write a random model of ``architecture`` to ``path`` and return the path.
 
@@ -155,7 +156,8 @@ def write_model(
     ``weight_type``, one of :data:`WEIGHT_TYPES`, is how the weight matrices are stored.
     ``n_embd`` is ``n_head * head_dim`` unless given; only llama, llama-moe, qwen3 and
     gemma3 allow another width.  Quantized types need widths that are multiples of 32.
-    "mamba" has no heads and ignores ``n_head_kv`` and ``n_ff``.
+    "mamba" has no heads and ignores ``n_head_kv`` and ``n_ff``. With ``n_ctx_original``,
+    "phi3" has rope factors for contexts up to it and others for longer ones (longrope).
 
     Raises ValueError for an unknown architecture or weight type, or for sizes that do
     not fit each other.
@@ -180,6 +182,8 @@ def write_model(
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_tokenizer(writer)
     _add_weights(_Weights(writer, weight_type, seed), shape)
+    if n_ctx_original is not None:
+        _add_long_rope(writer, n_ctx_original, head_dim)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -187,6 +191,14 @@ def write_model(
     finally:
         writer.close()
     return path
+
+
+def _add_long_rope(writer: gguf.GGUFWriter, n_ctx_original: int, head_dim: int) -> None:
+    """Add rope factors that llama.cpp chooses by the length of the context."""
+    writer.add_rope_scaling_orig_ctx_len(n_ctx_original)
+    ramp = np.linspace(0.0, 1.0, head_dim // 2, dtype=np.float32)
+    writer.add_tensor("rope_factors_short.weight", 1.0 + 0.1 * ramp)
+    writer.add_tensor("rope_factors_long.weight", 1.5 + 8.0 * ramp)
 
 
 def _add_hyper_parameters(writer: gguf.GGUFWriter, shape: _Shape) -> None:
