@@ -15,6 +15,7 @@ from types import ModuleType
 from .errors import LibraryError
 
 _ENV = "LLAMA_CPP_LIB_PATH"
+_ENV_MTMD = "MTMD_CPP_LIB"  # the same for llama_cpp.mtmd_cpp
 
 
 def library_file(folder: Path) -> Path:
@@ -41,7 +42,11 @@ def library_folder(package_paths: list[str]) -> Path:
     source = f"{_ENV}={override}" if override else "the installed package"
     raise LibraryError(
         f"expected {library_file(folders[0]).name} in {' or '.join(map(str, folders))} ({source}), found none. "
-        + (f"Unset {_ENV}." if override else "Install the package with pip (it builds the library), or run `make build`.")
+        + (
+            f"Unset {_ENV}."
+            if override
+            else "Install the package with pip (it builds the library), or run `make build`."
+        )
     )
 
 
@@ -50,7 +55,9 @@ def pinned_version(folder: Path) -> str:
     try:
         first = (folder / "LLAMA_CPP_VERSION").read_text().splitlines()[0]
     except (OSError, IndexError) as err:
-        raise LibraryError(f"expected a file LLAMA_CPP_VERSION beside the library in {folder}; reinstall asl_gguf") from err
+        raise LibraryError(
+            f"expected a file LLAMA_CPP_VERSION beside the library in {folder}; reinstall asl_gguf"
+        ) from err
     return first.split()[1]
 
 
@@ -58,9 +65,14 @@ def select(package_paths: list[str]) -> None:
     """Points a later `import llama_cpp` at our library. Errors are left to `load`."""
     if "llama_cpp.llama_cpp" not in sys.modules and _ENV not in os.environ:
         try:
-            os.environ[_ENV] = str(library_folder(package_paths))
+            _point_to(library_folder(package_paths))
         except LibraryError:
             pass
+
+
+def _point_to(folder: Path) -> None:
+    os.environ[_ENV] = str(folder)
+    os.environ.setdefault(_ENV_MTMD, str(folder))
 
 
 def load(package_paths: list[str]) -> ModuleType:
@@ -77,13 +89,17 @@ def load(package_paths: list[str]) -> ModuleType:
             f"llama_cpp was imported before asl_gguf and uses the library in {loaded._base_path}. "
             "Import asl_gguf first; its library serves plain llama_cpp as well."
         )
-    os.environ[_ENV] = str(folder)
+    _point_to(folder)
     try:
         import llama_cpp
     except ImportError as err:
-        raise LibraryError(f"llama-cpp-python cannot be imported ({err}); install it with `pip install -r requirements.txt`") from err
+        raise LibraryError(
+            f"llama-cpp-python cannot be imported ({err}); install it with `pip install -r requirements.txt`"
+        ) from err
     except (OSError, RuntimeError) as err:
-        raise LibraryError(f"{library_file(folder)} cannot be loaded: {err}. Reinstall asl_gguf on this machine.") from err
+        raise LibraryError(
+            f"{library_file(folder)} cannot be loaded: {err}. Reinstall asl_gguf on this machine."
+        ) from err
     expected = pinned_version(folder)
     if llama_cpp.__version__ != expected:
         raise LibraryError(

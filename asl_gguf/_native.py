@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from typing import TYPE_CHECKING, Any
 
 from . import __path__ as _package_paths
 from . import _library
 from .errors import LibraryError, NativeError, OptionError, PrefillCancelled, UnsupportedModelError
 
-llama_cpp = _library.load(list(_package_paths))
+if TYPE_CHECKING:
+    import llama_cpp
+else:
+    llama_cpp = _library.load(list(_package_paths))
 
 ABI_VERSION = 1
 
@@ -55,7 +60,7 @@ class session_info(ctypes.Structure):
 _context_params_p = POINTER(llama_cpp.llama_context_params)
 
 # name -> (result, arguments), as in asl.h
-SIGNATURES = {
+SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_abi_version": (c_int32, []),
     "asl_model_check": (c_int, [c_void_p, c_char_p, c_size_t]),
     "asl_context_kv_bytes": (c_int64, [c_void_p]),
@@ -82,14 +87,21 @@ class _Functions:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         if not _library.has_symbol(library, "asl_abi_version"):
-            raise LibraryError(f"{library._name} is a llama.cpp without asl; unset LLAMA_CPP_LIB_PATH and reinstall asl_gguf")
+            raise LibraryError(
+                f"{library._name} is a llama.cpp without asl; unset LLAMA_CPP_LIB_PATH and reinstall asl_gguf"
+            )
         for name, (result, arguments) in SIGNATURES.items():
             function = getattr(library, name)
             function.restype = result
             function.argtypes = arguments
             setattr(self, name.removeprefix("asl_"), function)
         if (found := self.abi_version()) != ABI_VERSION:
-            raise LibraryError(f"expected asl ABI version {ABI_VERSION}, {library._name} has {found}; reinstall asl_gguf")
+            raise LibraryError(
+                f"expected asl ABI version {ABI_VERSION}, {library._name} has {found}; reinstall asl_gguf"
+            )
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        raise AttributeError(f"asl.h has no function asl_{name}")
 
 
 lib = _Functions(llama_cpp.llama_cpp._lib)

@@ -21,7 +21,9 @@ class Budget:
     def __post_init__(self) -> None:
         value = self.value
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise OptionError(f"asl_budget: expected a float in (0, 1], an int of at least 1 token, or None, got {value!r}")
+            raise OptionError(
+                f"asl_budget: expected a float in (0, 1], an int of at least 1 token, or None, got {value!r}"
+            )
         if isinstance(value, float) and not 0.0 < value <= 1.0:
             raise OptionError(f"asl_budget: expected a share in (0, 1] or an int number of tokens, got {value!r}")
         if isinstance(value, int) and value < 1:

@@ -10,169 +10,14 @@ import dataclasses
 import datetime
 import random
 import re
-from typing import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from . import demo_words
 from .errors import OptionError
 
 _FIRST_DAY = datetime.date(1871, 3, 1)
 _MAX_DAYS_BETWEEN_ENTRIES = 3
 _MIN_SENTENCES, _MAX_SENTENCES = 3, 6
-_MONTHS = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
-)
-_TOPICS = (
-    "amber-orchard", "brisk-meadow", "copper-thistle", "dusty-violin", "gentle-walnut",
-    "hollow-marble", "ivory-saddle", "quiet-saffron", "scarlet-anvil", "velvet-compass",
-)
-
-_WORDS: Mapping[str, Sequence[str]] = {
-    "person": (
-        "Ada Merrow", "Tobias Finch", "Old Harkin", "Nell Garrow", "Jonas Pike", "Ruth Calloway",
-        "the harbour master", "the schoolteacher", "Doctor Lisle", "Widow Tamsin", "Peter Quill",
-        "the blacksmith", "Marta Sorrel", "young Edwin", "the postmistress", "Silas Wren",
-    ),
-    "ship": (
-        "the schooner Petrel", "the brig Constance", "the ketch Maybird", "the barque Aurelia",
-        "the cutter Swift", "the trawler Good Intent", "the packet boat Lydia", "the lugger Tern",
-        "the steamer Northern Queen", "the collier Hannah Gray", "the sloop Marigold",
-    ),
-    "port": (
-        "Wrenmouth", "Saltcombe", "Kettle Bay", "Port Aldous", "Dunmarrow", "Fennwick", "Ostrand",
-        "the southern islands", "Hallow Sound", "Greyhithe",
-    ),
-    "cargo": (
-        "barrels of salted herring", "slate for the chapel roof", "oak planks", "sacks of barley",
-        "coal and lamp oil", "crates of lemons", "bales of wool", "a church bell in straw",
-        "rope and tar", "seed potatoes", "cheese from the hill farms", "new window glass",
-    ),
-    "quarter": (
-        "north", "north-east", "east", "south-east", "south", "south-west", "west", "north-west",
-    ),
-    "sky": (
-        "the sky was clear to the horizon", "low cloud covered the headland",
-        "rain came and went all morning", "a thin fog lay on the water", "the sun was hot by noon",
-        "sleet rattled against the panes", "the air smelled of thunder", "hail fell twice",
-        "high white clouds drifted inland", "the sea was as flat as a table",
-        "a heavy swell broke on the outer rocks", "frost stayed on the steps until ten",
-    ),
-    "hour": (
-        "at first light", "shortly before noon", "at two in the afternoon", "at dusk",
-        "an hour after sunset", "near midnight", "at half past six", "on the morning tide",
-        "with the evening tide", "while breakfast was still warm",
-    ),
-    "place": (
-        "on the landing steps", "behind the oil store", "in the lower gallery", "by the sheep gate",
-        "under the old jetty", "at the foot of the tower", "in the boat house", "beside the well",
-        "on the shingle below the cottage", "along the cliff path", "near the signal mast",
-    ),
-    "thing": (
-        "a brass button", "a coil of good rope", "a broken oar", "a child's wooden horse",
-        "a lobster pot", "a bottle with no message in it", "a rusty anchor chain", "a tin whistle",
-        "a leather boot", "a carved walking stick", "a sealed jar of honey", "a cracked teapot",
-    ),
-    "part": (
-        "the winding gear", "the lamp's second wick", "the fog bell", "the stair rail",
-        "the storm shutters", "the lens frame", "the rain barrel", "the kitchen stove",
-        "the boat's rudder", "the weather vane", "the pump handle", "the lantern room door",
-    ),
-    "food": (
-        "barley soup", "smoked mackerel", "a plum cake", "boiled eggs and bread", "mutton stew",
-        "leek pie", "porridge with honey", "fried potatoes", "a pot of strong tea", "oat biscuits",
-    ),
-    "beast": (
-        "an old fox", "a pair of ravens", "a flock of geese", "the neighbour's goat",
-        "a stray dog", "a family of hares", "a lame gull", "the tabby cat", "a young hedgehog",
-        "a barn owl", "two cormorants",
-    ),
-    "craft": (
-        "mend nets", "play the fiddle", "read the barometer", "bake bread in an iron pot",
-        "splice a rope", "name the stars", "sharpen a plane", "row against the current",
-        "carve spoons", "keep bees",
-    ),
-    "count": (
-        "two", "three", "four", "five", "six", "seven", "eight", "nine", "a dozen", "fifteen",
-        "twenty", "thirty",
-    ),
-}
-
-_OPENINGS = (
-    "On {date} the wind stood in the {quarter} and {sky}.",
-    "The log for {date} begins with a {quarter} wind, and {sky}.",
-    "It was {date}, and {sky}.",
-    "By breakfast on {date} the wind had gone round to the {quarter}, and {sky}.",
-    "Nothing troubled the lamp on {date}, although {sky}.",
-    "The barometer fell all through {date}, and {sky}.",
-    "The barometer rose slowly on {date} while {sky}.",
-    "{date} was a {quarter} wind day, and {sky}.",
-)
-
-_SENTENCES = (
-    # ships
-    "{ship} passed the point {hour}, bound for {port} with {cargo}.",
-    "{ship} anchored in the roads {hour} and sent a boat ashore for water.",
-    "We saw {ship} {hour}, running for {port} under a single sail.",
-    "The crew of {ship} reported {count} days of calm on the way from {port}.",
-    "{ship} touched the sand bank {hour} but floated free without damage.",
-    "A pilot went out to {ship} {hour} and brought it safely in from {port}.",
-    "{ship} should have brought {cargo} from {port}, but the hold was half empty.",
-    "Signals were exchanged with {ship}, which asked for news of {port}.",
-    "{count} fishing boats left {hour} and came back with a fair catch.",
-    "The mail from {port} arrived {hour}, wet through and {count} days late.",
-    # work at the light
-    "{person} spent the whole day on {part}, which had begun to squeak.",
-    "We cleaned the lens with vinegar, and {person} trimmed the wick {hour}.",
-    "{part} was painted again, because salt had eaten through the old coat.",
-    "A new bolt was fitted to {part} with some help from {person}.",
-    "{person} measured the oil and found enough for {count} weeks.",
-    "The light was lit {count} minutes after sunset, and {person} watched it until morning.",
-    "{person} washed {count} panes of the lantern room clean of salt.",
-    "{person} wrote to the harbour board to ask for money to repair {part}.",
-    "Much of the day went into {part}, and it works well enough now.",
-    "The fog bell was rung for {count} hours, and {person} took the second watch.",
-    "Loose stones were cleared {place} before {person} could fall over them.",
-    "{person} swept the stairs {hour} and counted every step aloud.",
-    # people
-    "{person} walked out from {port} to borrow a ladder and stayed for supper.",
-    "{person} and {other} quarrelled {place} about a fence and parted as friends.",
-    "{person} promised to teach {other} to {craft} before the winter.",
-    "{person} has learned to {craft}, and now speaks of little else.",
-    "A letter from {other} was read aloud twice, to please {person}.",
-    "{person} turned up {hour} with {food} wrapped in a cloth.",
-    "We ate {food} {hour}, and {person} told the story of the great flood again.",
-    "{person} asked {other} to look after the hens for {count} days.",
-    "There was a wedding in {port}, and {person} danced until the candles were low.",
-    "{person} has a cough and was told by {other} to stay indoors.",
-    "{person} sold {cargo} at the market in {port} for less than was hoped.",
-    "The children came with {person} {hour} and left fingerprints on the brass.",
-    "{person} wagered {count} pence that {other} could not {craft}, and lost.",
-    "A choir from {port} sang {place}, and {person} kept time with a spoon.",
-    "{person} came back from {port} with {thing} as a present for {other}.",
-    # finds and animals
-    "{person} found {thing} {place} and hung it in the kitchen.",
-    "The tide left {thing} {place}, and nobody has claimed it.",
-    "We saw {beast} {place}, quite unafraid of us.",
-    "{beast} stayed {place} for most of the day and was gone {hour}.",
-    "{person} fed {beast} with what was left of {food}.",
-    "Something had disturbed the stones {place}, and {person} blamed {beast}.",
-    "{beast} woke the whole house {hour}, to the great delight of {other}.",
-    # stores and garden
-    "The store boat brought {cargo}, {food} and a parcel of newspapers.",
-    "{person} planted {count} rows of beans beside the cottage, out of the wind.",
-    "The cabbages {place} suffered from the salt, but the onions of {person} did well.",
-    "{person} mended the wall {place} with stones carried up from the beach.",
-    "There was enough driftwood {place} to heat the cottage for {count} days.",
-    "{person} counted the candles and put {count} aside for the dark months.",
-    "The rain barrel is full again, so {person} need not walk to the spring {hour}.",
-    # thoughts
-    "{person} thinks the coming season will be mild, but {other} does not agree.",
-    "It is quiet {place}, and {person} says that the quiet is good for reading.",
-    "From the gallery {person} could count the lights of {port} without a glass.",
-    "{person} says that the sea has moved {count} paces closer since last year.",
-    "Little else happened, and the evening was spent with {food} and a game of draughts.",
-    "{person} tried to draw the view from the tower and gave up {hour}.",
-    "A shooting star was seen {hour}, and {person} made a wish but kept it secret.",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +48,7 @@ def make_document(
     """
     _check_options(n_tokens, depth)
     rng = random.Random(seed)
-    topic = _pick(rng, _TOPICS)
+    topic = _pick(rng, demo_words.TOPICS)
     answer = str(1_000_000 + int(rng.random() * 9_000_000))
     fact = f"The special magic number for {topic} is: {answer}."
     source = _sentences(rng)
@@ -235,8 +80,7 @@ def _check_options(n_tokens: int, depth: float) -> None:
         raise OptionError(f"expected n_tokens >= 1, got {n_tokens}; choose a larger n_tokens")
     if not 0.0 <= depth <= 1.0:
         raise OptionError(
-            f"expected depth between 0 and 1, got {depth}; it is a share of the text, so give 35 % "
-            f"as 0.35"
+            f"expected depth between 0 and 1, got {depth}; it is a share of the text, so give 35 % as 0.35"
         )
 
 
@@ -280,12 +124,12 @@ def _insert_at_depth(pieces: Sequence[str], fact: str, depth: float) -> str:
 
 def _sentences(rng: random.Random) -> Iterator[str]:
     """Endless logbook entries: sentences, each with the white space that goes before it."""
-    bags = {name: _draw(rng, words) for name, words in _WORDS.items()}
-    openings, templates = _draw(rng, _OPENINGS), _draw(rng, _SENTENCES)
+    bags = {name: _draw(rng, words) for name, words in demo_words.WORDS.items()}
+    openings, templates = _draw(rng, demo_words.OPENINGS), _draw(rng, demo_words.SENTENCES)
     yield " This is the logbook of the Gannet Rock light, kept for the harbour board."
     day = _FIRST_DAY
     while True:
-        date = f"{day.day} {_MONTHS[day.month - 1]} {day.year}"
+        date = f"{day.day} {demo_words.MONTHS[day.month - 1]} {day.year}"
         yield "\n\n" + _fill(next(openings), bags, date)
         n_more = _MIN_SENTENCES + int(rng.random() * (_MAX_SENTENCES - _MIN_SENTENCES + 1))
         for _ in range(n_more):

@@ -48,7 +48,9 @@ def attention_mass(attention: Floats, rows: Indices | None) -> float:
     if rows is None:
         return 1.0
     per_head = np.broadcast_to(rows, (attention.shape[0], rows.shape[-1]))
-    return float(np.take_along_axis(attention, per_head, axis=-1).sum(dtype=np.float64) / attention.sum(dtype=np.float64))
+    return float(
+        np.take_along_axis(attention, per_head, axis=-1).sum(dtype=np.float64) / attention.sum(dtype=np.float64)
+    )
 
 
 def prefill(
@@ -75,11 +77,11 @@ def prefill(
     if n_tokens == 0:
         raise PromptError("expected at least one token, got an empty prompt")
     if policy.min_kept > n_kept and n_kept < n_tokens:
-        raise OptionError(f"n_kept: expected at least {policy.min_kept} tokens for this policy, or all {n_tokens}, got {n_kept}")
-    if n_kept >= n_tokens:
-        n_kept, policy_run = n_tokens, Full(window=policy.window)
-    else:
-        policy_run = policy
+        raise OptionError(
+            f"n_kept: expected at least {policy.min_kept} tokens for this policy, or all {n_tokens}, got {n_kept}"
+        )
+    n_kept = min(n_kept, n_tokens)
+    policy_run: Policy = policy if n_kept < n_tokens else Full(window=policy.window)
     if n_kept > info.n_cells:
         raise ContextFullError(
             f"expected at most {info.n_cells} tokens to keep (cells of the decode context), got {n_kept}; "

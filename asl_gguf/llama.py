@@ -31,6 +31,7 @@ class PruningDisabledWarning(UserWarning):
     """This model or this use answers from the full KV cache; the text says why."""
 
 
+_STATE_PRUNED = "asl_pruned"
 _Tokens = Generator[int, Sequence[int] | None, None]
 
 
@@ -65,7 +66,9 @@ class Llama(llama_cpp.Llama):
     last_decode: DecodeReport | None
     """speed of the last answer; None before the first one"""
 
-    def __init__(self, model_path: str, *, n_ctx: int = 512, asl_budget: float | int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, model_path: str, *, n_ctx: int = 512, asl_budget: float | int | None = None, **kwargs: Any
+    ) -> None:
         options = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("asl_")}
         self._asl = AslOptions.parse(asl_budget, options)
         self._asl_session: Session | None = None
@@ -224,7 +227,9 @@ class Llama(llama_cpp.Llama):
         assert self._asl_session is not None
         n_tokens, n_kept = len(tokens), self._plan(tokens)
         if n_tokens >= self._n_ctx:
-            raise PromptError(f"expected fewer than n_ctx = {self._n_ctx} tokens, got a prompt of {n_tokens}; raise n_ctx")
+            raise PromptError(
+                f"expected fewer than n_ctx = {self._n_ctx} tokens, got a prompt of {n_tokens}; raise n_ctx"
+            )
         n_answer = min(max_tokens or 1, self._n_ctx - n_tokens)
         if n_kept + n_answer > self.n_cells:
             raise ContextFullError(
@@ -238,18 +243,24 @@ class Llama(llama_cpp.Llama):
             self._asl_pruned = False
             return
         report = engine.prefill(self._asl_session, tokens, self._asl.policy, n_kept, reason=reason)
-        self.last_prefill = replace(report, kv_bytes_full=round_cells(self._n_ctx) * self._asl_session.info().kv_bytes_cell)
+        self.last_prefill = replace(
+            report, kv_bytes_full=round_cells(self._n_ctx) * self._asl_session.info().kv_bytes_cell
+        )
         self.input_ids[:n_tokens] = tokens
         self.n_tokens = n_tokens
         self._requires_eval = False
         self._asl_pruned = report.pruned
-        logger.info("prefill: kept %d of %d tokens, selection layer %s", report.kept_tokens, n_tokens, report.selection_layer)
+        logger.info(
+            "prefill: kept %d of %d tokens, selection layer %s", report.kept_tokens, n_tokens, report.selection_layer
+        )
 
     def _report_stock(self, tokens: list[int], reason: str | None) -> None:
         """The report of a prompt that the parent evaluates, whole or from where the cached state ends."""
         info = self._asl_session.info() if self._asl_session is not None else None
         n_reused = llama_cpp.Llama.longest_token_prefix(self._input_ids.tolist(), tokens) if self.n_tokens else 0
-        n_kept = info.n_cells_used + len(tokens) - n_reused if info and self.n_tokens and self._asl_pruned else len(tokens)
+        n_kept = (
+            info.n_cells_used + len(tokens) - n_reused if info and self.n_tokens and self._asl_pruned else len(tokens)
+        )
         kv_bytes = lib.context_kv_bytes(self.ctx)
         self.last_prefill = PrefillReport(
             prompt_tokens=len(tokens),
@@ -295,13 +306,13 @@ class Llama(llama_cpp.Llama):
 
     def save_state(self) -> llama_cpp.LlamaState:
         state = super().save_state()
-        state.asl_pruned = self._asl_pruned
+        setattr(state, _STATE_PRUNED, self._asl_pruned)
         return state
 
     def load_state(self, state: llama_cpp.LlamaState) -> None:
         super().load_state(state)
         # of a state that does not say, the worst is assumed: it serves its own continuation only
-        self._asl_pruned = getattr(state, "asl_pruned", True)
+        self._asl_pruned = getattr(state, _STATE_PRUNED, True)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

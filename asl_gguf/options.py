@@ -33,7 +33,9 @@ class AslOptions:
         """
         known = {"asl_policy", "asl_decode_ctx", "asl_dequant", "asl_progress", "asl_min_prompt", "asl_room"}
         if unknown := sorted(set(options) - known):
-            raise OptionError(f"{unknown[0]}: expected one of asl_budget, {', '.join(sorted(known))}, got an unknown option")
+            raise OptionError(
+                f"{unknown[0]}: expected one of asl_budget, {', '.join(sorted(known))}, got an unknown option"
+            )
         min_prompt = options.get("asl_min_prompt", Budget.min_prompt)
         budget = None if asl_budget is None else Budget(asl_budget, min_prompt)
         decode_ctx = options.get("asl_decode_ctx")

@@ -169,7 +169,9 @@ def _indices(name: str, values: Sequence[int] | Indices, dimensions: tuple[int, 
         raise OptionError(f"{name}: expected integers, got {values!r:.80}") from err
     if array.ndim not in dimensions or (array.size and array.dtype.kind not in "iu"):
         shapes = " or ".join(f"{n}-dimensional" for n in dimensions)
-        raise OptionError(f"{name}: expected a {shapes} array of integers, got shape {list(array.shape)} of {array.dtype}")
+        raise OptionError(
+            f"{name}: expected a {shapes} array of integers, got shape {list(array.shape)} of {array.dtype}"
+        )
     if array.size and not (np.iinfo(np.int32).min <= array.min() and array.max() <= np.iinfo(np.int32).max):
         raise OptionError(f"{name}: expected 32-bit integers, got {array.min()} to {array.max()}")
     return np.ascontiguousarray(array, dtype=np.int32)

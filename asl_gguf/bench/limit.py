@@ -20,7 +20,14 @@ def linear_limit(n_layer: int, selection_layer: int | None, n_tokens: int, n_kep
 
 
 def full_limit(
-    n_layer: int, selection_layer: int | None, n_tokens: int, n_kept: int, *, parameters: float, n_embd_attn: int, n_ubatch: int
+    n_layer: int,
+    selection_layer: int | None,
+    n_tokens: int,
+    n_kept: int,
+    *,
+    parameters: float,
+    n_embd_attn: int,
+    n_ubatch: int,
 ) -> float:
     """The same with attention's quadratic part.
 

@@ -20,7 +20,15 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _child(connection: Any, path: str, options: ContextOptions, n_tokens: int, budget: float | int | None, policy: str, dequant: str) -> None:
+def _child(
+    connection: Any,
+    path: str,
+    options: ContextOptions,
+    n_tokens: int,
+    budget: float | int | None,
+    policy: str,
+    dequant: str,
+) -> None:
     """One prefill in a process of its own, because a peak never falls."""
     model = Model(path, options)
     tokens = make_prompt(model, n_tokens)
@@ -37,7 +45,9 @@ def _child(connection: Any, path: str, options: ContextOptions, n_tokens: int, b
         with model.context(n_cells) as ctx, model.session(ctx, n_cells, len(tokens), dequant) as session:
             report = engine.prefill(session, tokens, chosen, n_kept)
             kv_bytes = _kv_bytes(ctx) + report.kv_bytes_prefill_peak
-    connection.send(json.dumps({"before": before, "peak": _peak_bytes(), "kv_peak": kv_bytes, "prompt_tokens": len(tokens)}))
+    connection.send(
+        json.dumps({"before": before, "peak": _peak_bytes(), "kv_peak": kv_bytes, "prompt_tokens": len(tokens)})
+    )
 
 
 def _kv_bytes(ctx: Any) -> int:
@@ -46,7 +56,9 @@ def _kv_bytes(ctx: Any) -> int:
     return int(lib.context_kv_bytes(ctx))
 
 
-def bench_memory(path: str, options: ContextOptions, *, n_tokens: int, budget: float | int, policy: str, dequant: str) -> dict[str, Any]:
+def bench_memory(
+    path: str, options: ContextOptions, *, n_tokens: int, budget: float | int, policy: str, dequant: str
+) -> dict[str, Any]:
     """Peak resident bytes of stock, of ours, and of ours without expanded weights."""
     spawn = multiprocessing.get_context("spawn")
     result: dict[str, Any] = {"n_ubatch": options.n_ubatch, "flash_attn": options.flash_attn}

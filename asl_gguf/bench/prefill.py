@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -18,14 +20,18 @@ from .stock import Model, Timing, stock_prefill, timed
 def make_prompt(model: Model, n_tokens: int) -> list[int]:
     """Token ids of a document with a hidden fact and a question about it, exactly n_tokens."""
     document = make_document(lambda text: len(model.tokenize(text)), n_tokens)
-    tokens = model.tokenize(f"<|im_start|>user\n{document.text}\n\n{document.question}<|im_end|>\n<|im_start|>assistant\n")
+    tokens = model.tokenize(
+        f"<|im_start|>user\n{document.text}\n\n{document.question}<|im_end|>\n<|im_start|>assistant\n"
+    )
     # the document fills n_tokens by itself: what is too much goes from its middle
     excess = len(tokens) - n_tokens
     middle = n_tokens // 2
     return tokens[:middle] + tokens[middle + excess :] if excess > 0 else tokens
 
 
-def bench_prefill(model: Model, *, n_tokens: int, budget: float | int, policy: str, dequant: str, runs: int) -> dict[str, Any]:
+def bench_prefill(
+    model: Model, *, n_tokens: int, budget: float | int, policy: str, dequant: str, runs: int
+) -> dict[str, Any]:
     """Alternates stock, unpruned and pruned prefills of one prompt; medians and ratios over the runs.
 
     Returns:
@@ -40,18 +46,18 @@ def bench_prefill(model: Model, *, n_tokens: int, budget: float | int, policy: s
     report: PrefillReport | None = None
     with model.context(n_cells) as stock_ctx, model.context(n_cells) as ctx:
 
-        def measure(name: str, call: Any) -> None:
-            timings.setdefault(name, []).append(timed(call))
+        def measure(name: str, call: Callable[[], Any]) -> Any:
+            result, timing = timed(call)
+            timings.setdefault(name, []).append(timing)
+            return result
 
         for _run in range(runs + 1):  # the first one warms up
-            measure("stock", lambda: stock_prefill(stock_ctx, tokens, model.options.n_ubatch))
+            measure("stock", partial(stock_prefill, stock_ctx, tokens, model.options.n_ubatch))
             for mode in ("off", dequant) if dequant != "off" else ("off",):
                 suffix = "" if mode == "off" else "_dequant"
                 with model.session(ctx, n_cells, len(tokens), mode) as session:
-                    measure(f"unpruned{suffix}", lambda: engine.prefill(session, tokens, Full(), len(tokens)))
-                    reports: list[PrefillReport] = []
-                    measure(f"pruned{suffix}", lambda: reports.append(engine.prefill(session, tokens, chosen, n_kept)))
-                    report = reports[0]
+                    measure(f"unpruned{suffix}", partial(engine.prefill, session, tokens, Full(), len(tokens)))
+                    report = measure(f"pruned{suffix}", partial(engine.prefill, session, tokens, chosen, n_kept))
     assert report is not None
     return _summary(model, report, {name: values[1:] for name, values in timings.items()}, runs)
 
@@ -83,7 +89,10 @@ def _summary(model: Model, report: PrefillReport, timings: dict[str, list[Timing
         if name == "stock":
             continue
         for clock in ("wall", "cpu"):
-            ratios = [getattr(ours, clock) / getattr(stock, clock) for ours, stock in zip(values, timings["stock"], strict=True)]
+            ratios = [
+                getattr(ours, clock) / getattr(stock, clock)
+                for ours, stock in zip(values, timings["stock"], strict=True)
+            ]
             key = f"ratio_{name}" + ("" if clock == "wall" else "_cpu")
             result[key] = median(ratios)
             result["spreads"][key] = [min(ratios), max(ratios)]

@@ -14,6 +14,7 @@ from ..models import resolve
 from ..session import Session
 from ..vocabulary import load_model, tokenize
 
+
 @dataclass(frozen=True)
 class ContextOptions:
     """What every context of a benchmark shares."""
@@ -96,8 +97,8 @@ class Timing:
     cpu: float
 
 
-def timed(call: Callable[[], object]) -> Timing:
-    """Wall-clock and CPU seconds (all threads of this process) of a call."""
+def timed(call: Callable[[], Any]) -> tuple[Any, Timing]:
+    """A call's result, and its wall-clock and CPU seconds (all threads of this process)."""
     wall, cpu = time.perf_counter(), time.process_time()
-    call()
-    return Timing(time.perf_counter() - wall, time.process_time() - cpu)
+    result = call()
+    return result, Timing(time.perf_counter() - wall, time.process_time() - cpu)

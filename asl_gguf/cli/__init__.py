@@ -13,7 +13,9 @@ from . import bench, demo, doctor, models, run
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="asl-gguf", description="Long prompts on quantised GGUF models, pruned while they are prefilled.")
+    parser = argparse.ArgumentParser(
+        prog="asl-gguf", description="Long prompts on quantised GGUF models, pruned while they are prefilled."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for module in (demo, run, models, bench, doctor):

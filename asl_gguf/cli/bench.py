@@ -11,7 +11,9 @@ from .options import KV_TYPES, add_model_options, add_pruning_options, parse_bud
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("bench", help="measure against stock llama.cpp", description="Side by side, in one run, with the same library.")
+    parser = commands.add_parser(
+        "bench", help="measure against stock llama.cpp", description="Side by side, in one run, with the same library."
+    )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="kind")
     for name, budget, tokens, text in (
         ("prefill", "0.2", 2048, "seconds of a prefill, unpruned and pruned"),

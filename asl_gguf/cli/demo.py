@@ -19,11 +19,15 @@ _COLUMNS = ("", "answer", "prefill s", "decode tok/s", "KV MiB", "selection laye
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
-        "demo", help="full cache against pruned cache on a document", description="Finds a fact in a document, with the full KV cache and pruned."
+        "demo",
+        help="full cache against pruned cache on a document",
+        description="Finds a fact in a document, with the full KV cache and pruned.",
     )
     add_model_options(parser)
     add_pruning_options(parser, budget="0.2")
-    parser.add_argument("--tokens", type=int, default=2000, help="length of the document in tokens (default %(default)s)")
+    parser.add_argument(
+        "--tokens", type=int, default=2000, help="length of the document in tokens (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another document (default %(default)s)")
     parser.set_defaults(run=demo)
 
@@ -31,7 +35,10 @@ def add_parser(commands: Any) -> None:
 def demo(args: argparse.Namespace) -> int:
     path = _model_file(args.model)
     document = _document(path, args)
-    print(f"Document: {args.tokens} tokens, a fact hidden in it.\nQuestion: {document.question}\nExpected: {document.answer}\n", flush=True)
+    print(
+        f"Document: {args.tokens} tokens, a fact hidden in it.\nQuestion: {document.question}\nExpected: {document.answer}\n",
+        flush=True,
+    )
     rows = [_answer(path, document, args, None), _answer(path, document, args, parse_budget(args.budget))]
     _print_table([_COLUMNS, *rows])
     right = [document.answer in row[1] for row in rows]
@@ -74,13 +81,14 @@ def _answer(path: str, document: DemoDocument, args: argparse.Namespace, budget:
         asl_progress=bar,
         **llama_kwargs(args),
     )
-    messages = [{"role": "user", "content": f"{document.text}\n\n{document.question}"}]
+    messages: Any = [{"role": "user", "content": f"{document.text}\n\n{document.question}"}]
     try:
-        result = llm.create_chat_completion(messages, max_tokens=_MAX_TOKENS, temperature=0.0)
+        result: Any = llm.create_chat_completion(messages, max_tokens=_MAX_TOKENS, temperature=0.0)
     finally:
         bar.clear()
     report, speed = llm.last_prefill, llm.last_decode
     llm.close()
+    assert report is not None and speed is not None
     return (
         "full cache" if budget is None else f"budget {budget}",
         " ".join((result["choices"][0]["message"]["content"] or "").split()),

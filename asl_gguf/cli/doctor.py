@@ -15,7 +15,9 @@ from ..errors import AslError
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("doctor", help="check the installation", description="Versions, library in use, backends, problems.")
+    parser = commands.add_parser(
+        "doctor", help="check the installation", description="Versions, library in use, backends, problems."
+    )
     parser.set_defaults(run=doctor)
 
 

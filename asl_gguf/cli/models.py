@@ -10,7 +10,9 @@ from .progress import ProgressBar
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("models", help="list or fetch named models", description="Named models of models/manifest.json.")
+    parser = commands.add_parser(
+        "models", help="list or fetch named models", description="Named models of models/manifest.json."
+    )
     actions = parser.add_subparsers(dest="action", required=False)
     parser.set_defaults(run=list_models)
     actions.add_parser("list", help="names, sizes, and which are here").set_defaults(run=list_models)

@@ -25,25 +25,41 @@ def parse_budget(text: str) -> float | int | None:
     try:
         return float(text)
     except ValueError:
-        raise OptionError(f"--budget: expected a share such as 0.2, a number of tokens such as 512, or none, got {text!r}") from None
+        raise OptionError(
+            f"--budget: expected a share such as 0.2, a number of tokens such as 512, or none, got {text!r}"
+        ) from None
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """-m, threads, device, cache type."""
-    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help="GGUF file or name of a pulled model (default %(default)s)")
+    parser.add_argument(
+        "-m", "--model", default=DEFAULT_MODEL, help="GGUF file or name of a pulled model (default %(default)s)"
+    )
     parser.add_argument("-t", "--threads", type=int, default=None, help="threads (default: llama-cpp-python's)")
-    parser.add_argument("-ngl", "--gpu-layers", type=int, default=0, help="layers on the GPU, -1 for all (default %(default)s)")
+    parser.add_argument(
+        "-ngl", "--gpu-layers", type=int, default=0, help="layers on the GPU, -1 for all (default %(default)s)"
+    )
     parser.add_argument("-fa", "--flash-attn", action="store_true", help="use flash attention")
-    parser.add_argument("--kv-type", choices=KV_TYPES, default="f16", help="type of K and V in the cache (default %(default)s)")
+    parser.add_argument(
+        "--kv-type", choices=KV_TYPES, default="f16", help="type of K and V in the cache (default %(default)s)"
+    )
     parser.add_argument("--n-ubatch", type=int, default=512, help="tokens of a chunk (default %(default)s)")
 
 
 def add_pruning_options(parser: argparse.ArgumentParser, budget: str) -> None:
     """--budget, --policy and their like."""
-    parser.add_argument("-b", "--budget", default=budget, help="0.2: share of the prompt; 512: tokens; none: full cache (default %(default)s)")
+    parser.add_argument(
+        "-b",
+        "--budget",
+        default=budget,
+        help="0.2: share of the prompt; 512: tokens; none: full cache (default %(default)s)",
+    )
     parser.add_argument("--policy", default="asl", help="what to keep: asl, snapkv, none, ... (default %(default)s)")
     parser.add_argument(
-        "--dequant", choices=("auto", "off", "all"), default="auto", help="expand slow weight types to F16 while their layer runs (default %(default)s)"
+        "--dequant",
+        choices=("auto", "off", "all"),
+        default="auto",
+        help="expand slow weight types to F16 while their layer runs (default %(default)s)",
     )
 
 

@@ -34,7 +34,9 @@ class ProgressBar:
         share = min(1.0, done / total)
         filled = round(share * _WIDTH)
         left = (now - self._started) * (1 / share - 1) if share > 0 else 0.0
-        self._stream.write(f"\r{self._label} [{'#' * filled}{'.' * (_WIDTH - filled)}] {share:4.0%}  {left:4.0f} s left ")
+        self._stream.write(
+            f"\r{self._label} [{'#' * filled}{'.' * (_WIDTH - filled)}] {share:4.0%}  {left:4.0f} s left "
+        )
         if done >= total:
             self.clear()
         self._stream.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,15 @@ def add_parser(commands: Any) -> None:
     source.add_argument("stdin", nargs="?", choices=["-"], help="- reads the prompt from standard input")
     parser.add_argument("--raw", action="store_true", help="plain completion; default: the model's chat template")
     add_pruning_options(parser, budget="0.2")
-    parser.add_argument("-c", "--n-ctx", type=int, default=None, help="longest prompt + answer (default: what this prompt needs)")
-    parser.add_argument("--decode-ctx", type=int, default=None, help="KV cells of the decode context (default: budget + answer)")
-    parser.add_argument("-n", "--max-tokens", type=int, default=256, help="longest answer in tokens (default %(default)s)")
+    parser.add_argument(
+        "-c", "--n-ctx", type=int, default=None, help="longest prompt + answer (default: what this prompt needs)"
+    )
+    parser.add_argument(
+        "--decode-ctx", type=int, default=None, help="KV cells of the decode context (default: budget + answer)"
+    )
+    parser.add_argument(
+        "-n", "--max-tokens", type=int, default=256, help="longest answer in tokens (default %(default)s)"
+    )
     parser.add_argument("--temp", type=float, default=0.0, help="temperature (default %(default)s: greedy)")
     parser.add_argument("-s", "--seed", type=int, default=None, help="seed of the sampler")
     parser.add_argument("--json", action="store_true", help="print one JSON object with the answer and the report")
@@ -63,11 +70,9 @@ def needed_context(model: str, text: str, max_tokens: int) -> int:
 
 def answer(llm: Any, text: str, args: argparse.Namespace, echo: bool) -> tuple[str, int]:
     """Text of the answer and its tokens; with echo also printed while it grows."""
+    call: Callable[..., Any] = llm.create_completion if args.raw else llm.create_chat_completion
+    prompt = text if args.raw else [{"role": "user", "content": text}]
     options = {"max_tokens": args.max_tokens, "temperature": args.temp, "seed": args.seed}
-    if args.raw:
-        call, prompt = llm.create_completion, text
-    else:
-        call, prompt = llm.create_chat_completion, [{"role": "user", "content": text}]
     if not echo:
         result = call(prompt, **options)
         choice = result["choices"][0]
@@ -105,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         bar.clear()
     if args.json:
+        assert llm.last_prefill is not None and llm.last_decode is not None
         report = llm.last_prefill.to_dict()
         result = {
             "text": completion,

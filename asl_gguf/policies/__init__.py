@@ -6,7 +6,7 @@ from ..errors import OptionError
 from .asl import ASL, PublishedASL
 from .base import Observer, Policy
 from .none import Full
-from .scoring import PUBLISHED, ScoringPolicy
+from .scoring import ScoringPolicy
 from .snapkv import SnapKV
 
 REGISTRY: dict[str, type[Policy]] = {
@@ -30,4 +30,4 @@ def make_policy(policy: str | Policy) -> Policy:
     return REGISTRY[policy]()
 
 
-__all__ = ["ASL", "PUBLISHED", "REGISTRY", "Full", "Observer", "Policy", "PublishedASL", "ScoringPolicy", "SnapKV", "make_policy"]
+__all__ = ["ASL", "REGISTRY", "Full", "Observer", "Policy", "PublishedASL", "ScoringPolicy", "SnapKV", "make_policy"]

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from .. import reference
 from ..types import Decision, Indices, LayerScores, Prompt
 from .base import Observer, require, require_int
-from .scoring import PUBLISHED, ScoringPolicy
+from .scoring import ScoringPolicy
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,12 @@ class ASL(ScoringPolicy):
         numbers = isinstance(self.tau, (int, float)) and isinstance(self.min_depth, (int, float))
         require(numbers and self.tau > 0, "tau", "a number above 0", self.tau)
         require(numbers and 0 <= self.min_depth < 1, "min_depth", "a share in [0, 1)", self.min_depth)
-        require(self.variance_reference in ("peak", "first"), "variance_reference", "'peak' or 'first'", self.variance_reference)
+        require(
+            self.variance_reference in ("peak", "first"),
+            "variance_reference",
+            "'peak' or 'first'",
+            self.variance_reference,
+        )
 
     def start(self, prompt: Prompt) -> Observer:
         min_layer = self.min_layer if self.min_layer is not None else max(1, round(prompt.n_layer * self.min_depth))
@@ -79,10 +84,10 @@ class PublishedASL(ASL):
 
     name: ClassVar[str] = "asl-published"
 
-    n_sink: int = PUBLISHED["n_sink"]
-    normalise_heads: bool = PUBLISHED["normalise_heads"]
-    span_forward: int = PUBLISHED["span_forward"]
-    span_back: int = PUBLISHED["span_back"]
+    n_sink: int = 0
+    normalise_heads: bool = False
+    span_forward: int = 0
+    span_back: int = 0
     min_depth: float = 10 / 32
     obs_tokens: int | None = None
     tau: float = 0.3

@@ -55,7 +55,7 @@ class Policy(ABC):
 def require_int(value: object, name: str, at_least: int) -> None:
     """Raises OptionError unless value is an integer of at least at_least."""
     valid = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= at_least
-    require(valid, name, f"an integer of at least {at_least}", value)
+    require(bool(valid), name, f"an integer of at least {at_least}", value)
 
 
 def require(condition: bool, name: str, expected: str, value: object) -> None:

@@ -66,7 +66,3 @@ class ScoringPolicy(Policy):
         fixed = np.concatenate([np.arange(self.n_sink), np.arange(n_tokens - scores.window, n_tokens)])
         fixed = np.broadcast_to(fixed, (*best.shape[:-1], fixed.size))
         return np.sort(np.concatenate([best, fixed], axis=-1), axis=-1).astype(np.int32)
-
-
-PUBLISHED = {"n_sink": 0, "normalise_heads": False, "span_forward": 0, "span_back": 0}
-"""parameters of the scoring as published"""

@@ -52,8 +52,7 @@ def test_token_count_is_at_most_one_sentence_below(count_tokens, n_tokens, seed)
     text = make_document(count_tokens, n_tokens=n_tokens, seed=seed).text
     longer = make_document(count_tokens, n_tokens=n_tokens + 100, seed=seed).text
     filler, more_filler = (
-        [sentence for sentence in _sentences(t) if not _FACT.match(sentence)]
-        for t in (text, longer)
+        [sentence for sentence in _sentences(t) if not _FACT.match(sentence)] for t in (text, longer)
     )
     assert more_filler[: len(filler)] == filler
     next_sentence = more_filler[len(filler)]
@@ -70,12 +69,8 @@ def test_fact_question_and_answer_belong_together(seed):
     assert re.findall(r"\d{5,}", document.text) == [document.answer]
     assert document.answer not in document.question
     assert document.answer not in document.answer_prefix
-    assert document.question == (
-        f"What is the special magic number for {topic} mentioned in the provided text?"
-    )
-    assert document.answer_prefix == (
-        f"The special magic number for {topic} mentioned in the provided text is:"
-    )
+    assert document.question == (f"What is the special magic number for {topic} mentioned in the provided text?")
+    assert document.answer_prefix == (f"The special magic number for {topic} mentioned in the provided text is:")
 
 
 @pytest.mark.parametrize("depth", [0.0, 0.1, 0.35, 0.5, 0.77, 1.0])
@@ -83,7 +78,7 @@ def test_fact_question_and_answer_belong_together(seed):
 def test_depth_is_respected(depth, n_tokens):
     text = make_document(_count_words, n_tokens=n_tokens, depth=depth).text
     fact = _FACT.search(text)
-    before, after = _count_words(text[: fact.start()]), _count_words(text[fact.end():])
+    before, after = _count_words(text[: fact.start()]), _count_words(text[fact.end() :])
     assert before / (before + after) == pytest.approx(depth, abs=0.05)
     if depth in (0.0, 1.0):
         assert (before if depth == 0.0 else after) == 0

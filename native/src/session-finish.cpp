@@ -1,0 +1,113 @@
+// How a prefill ends: the remaining layers or the head in the decode context.
+
+#include "session.h"
+
+#include "access.h"
+#include "cache.h"
+
+#include "llama-batch.h"
+#include "llama-kv-cache.h"
+#include "llama-model.h"
+
+#include <algorithm>
+
+static std::string str(int64_t value) { return std::to_string(value); }
+
+void asl_session::finish() {
+    check_open(false);
+    if (next_layer < n_layer) {
+        finish_layers();
+    } else {
+        mark_cells();
+        run_head();
+    }
+    release();
+}
+
+void asl_session::finish_layers() {
+    const int32_t n_current = positions.size();
+    for (int32_t il = 0; il < next_layer; ++il) {
+        if (rows_kept[il] != n_current) {
+            throw asl_error(ASL_ERR_STATE, "expected layer " + str(il) + " to keep " + str(n_current) + " rows, as many as there are current tokens, it kept " + str(rows_kept[il]));
+        }
+    }
+    if ((uint32_t) n_current > asl_get_kv_cache(ctx).get_size()) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str(asl_get_kv_cache(ctx).get_size()) + " tokens (cells of the decode context), got " + str(n_current));
+    }
+    asl_layer_range range;
+    range.head = true;
+    range.last = n_layer - 1;
+    if (dequantiser.enabled()) {
+        // weights are expanded for one layer at a time
+        for (; next_layer < n_layer - 1; ++next_layer) {
+            asl_layer_range one;
+            one.first = one.last = next_layer;
+            run_layer(ctx, one, false);
+        }
+    }
+    range.first = next_layer;
+    run_layer(ctx, range, false);
+    next_layer = n_layer;
+}
+
+// Tells the decode context which tokens its cells hold, all but the last, which run_head adds.
+void asl_session::mark_cells() {
+    const int32_t n_rows = cells.size();
+    for (int32_t il = 0; il < n_layer; ++il) {
+        if (rows_kept[il] != n_rows || n_rows == 0) {
+            throw asl_error(ASL_ERR_STATE, "expected every layer to keep its rows, layer " + str(il) + " kept " + str(rows_kept[il]));
+        }
+    }
+    ctx.get_memory()->clear(false);
+    for (int32_t i = 0; i < n_rows - 1; i += ctx.n_batch()) {
+        mark_cells(i, std::min<int32_t>(n_rows - 1, i + ctx.n_batch()));
+    }
+}
+
+// Adds cells [begin, end) to the decode context's cell map without computing anything.
+void asl_session::mark_cells(int32_t begin, int32_t end) {
+    const auto & model = ctx.get_model();
+    llama_batch_ext batch(&ctx);
+    for (int32_t i = begin; i < end; ++i) {
+        const int32_t idx = batch.add_token(0);
+        if (idx < 0 || !batch.set_token_id(idx, tokens[cells[i]]) || !batch.set_token_pos(idx, &cells[i])) {
+            throw asl_error(ASL_ERR_INTERNAL, "cell " + str(i) + " was refused by llama_batch_ext");
+        }
+    }
+    llama_batch_allocr balloc(model.hparams.n_pos_per_embd());
+    balloc.asl_allow_pos_gaps = true;
+    if (!balloc.init(batch, model.vocab, false)) {
+        throw asl_error(ASL_ERR_INTERNAL, "the positions of the kept tokens were refused");
+    }
+    const auto mctx = ctx.get_memory()->init_batch(balloc, end - begin, false);
+    if (!mctx || mctx->get_status() != LLAMA_MEMORY_STATUS_SUCCESS || !mctx->apply()) {
+        throw asl_error(ASL_ERR_INTERNAL, "no cells for the kept tokens");
+    }
+}
+
+void asl_session::run_head() {
+    const llama_pos last = positions.back();
+    hidden.assign(output.begin(), output.end());
+    positions.assign(1, last);
+
+    asl_layer_range range;
+    range.first = n_layer;
+    range.last  = n_layer - 1;
+    range.head  = true;
+
+    asl_chunk chunk;
+    chunk.n_tokens = 1;
+
+    int32_t n_seq_id = 1;
+    llama_seq_id seq_id = 0;
+    llama_seq_id * seq_ids = &seq_id;
+    int8_t logits = 1;
+    llama_batch batch = { 1, nullptr, hidden.data(), positions.data(), &n_seq_id, &seq_ids, &logits };
+
+    asl_layer_cutter cutter(ctx, dequantiser, range, chunk);
+    asl_hook_scope scope(ctx, ctx, cutter);
+    const int32_t status = llama_decode(&ctx, batch);
+    if (!cutter.get_error().empty() || status != 0) {
+        throw asl_error(ASL_ERR_COMPUTE, "the output head failed with " + str(status) + ": " + cutter.get_error());
+    }
+}

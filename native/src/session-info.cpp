@@ -1,0 +1,57 @@
+// What a prefill has measured so far.
+
+#include "session.h"
+
+#include "cache.h"
+
+#include "llama-context.h"
+#include "llama-model.h"
+
+#include <algorithm>
+
+static void check_scores(bool has_scores) {
+    if (!has_scores) {
+        throw asl_error(ASL_ERR_STATE, "the layer that ran last has no scores; run it with_scores");
+    }
+}
+
+void asl_session::get_scores(float * dst) const {
+    check_open(true);
+    check_scores(has_scores);
+    std::copy(scores.begin(), scores.end(), dst);
+}
+
+void asl_session::get_queries(float * dst) const {
+    check_open(true);
+    check_scores(has_scores);
+    std::copy(queries.begin(), queries.end(), dst);
+}
+
+void asl_session::get_keys(float * dst) const {
+    const int32_t il = check_open(true);
+    asl_read_keys(*prefill, il, positions.size(), dst);
+}
+
+asl_session_info asl_session::get_info() const {
+    const auto & hparams = ctx.get_model().hparams;
+    const int32_t il = std::max(0, next_layer - 1);
+
+    asl_session_info info = {};
+    info.n_layer       = n_layer;
+    info.next_layer    = next_layer;
+    info.n_tokens      = n_tokens;
+    info.n_current     = positions.size();
+    info.n_window      = n_window;
+    info.n_cells       = asl_get_kv_cache(ctx).get_size();
+    info.n_cells_used  = asl_get_kv_cache(ctx).get_cells(0).get_used();
+    info.n_head        = hparams.n_head(il);
+    info.n_head_kv     = hparams.n_head_kv(il);
+    info.n_embd_head_k = hparams.n_embd_head_k(il);
+    info.n_dequantised = dequantiser.n_dequantised();
+    info.kv_bytes_cell    = asl_kv_bytes_cell(ctx);
+    info.kv_bytes_decode  = asl_kv_bytes(ctx);
+    info.kv_bytes_prefill = prefill ? asl_kv_bytes(*prefill) : 0;
+    info.kv_bytes_prefill_peak = kv_bytes_prefill_peak;
+    info.host_bytes    = hidden.capacity()*sizeof(float) + dequantiser.size_bytes();
+    return info;
+}
