@@ -213,7 +213,7 @@ void asl_session::run_chunk(llama_context & ctx, const asl_layer_range & range, 
         throw asl_error(ASL_ERR_UNSUPPORTED, cutter.get_error());
     }
     if (status == 1) {
-        throw asl_error(ASL_ERR_ARGUMENT, "the decode context has no " + str(positions.size()) + " free cells");
+        throw asl_error(ASL_ERR_INTERNAL, "no free cells for " + str(positions.size()) + " tokens");
     }
     if (status == 2) {
         throw asl_error(ASL_CANCELLED, "cancelled by the abort callback of the context");
