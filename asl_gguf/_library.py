@@ -53,12 +53,12 @@ def library_folder(package_paths: list[str]) -> Path:
 def pinned_version(folder: Path) -> str:
     """llama-cpp-python version that the library in `folder` was built for."""
     try:
-        first = (folder / "LLAMA_CPP_VERSION").read_text().splitlines()[0]
-    except (OSError, IndexError) as err:
+        name, version = (folder / "LLAMA_CPP_VERSION").read_text().splitlines()[0].split()
+    except (OSError, IndexError, ValueError) as err:
         raise LibraryError(
-            f"expected a file LLAMA_CPP_VERSION beside the library in {folder}; reinstall asl_gguf"
+            f"expected a file LLAMA_CPP_VERSION that says 'llama-cpp-python VERSION' in {folder}; reinstall asl_gguf"
         ) from err
-    return first.split()[1]
+    return version if name == "llama-cpp-python" else f"of {name}"
 
 
 def select(package_paths: list[str]) -> None:

@@ -31,6 +31,14 @@ class Budget:
         if isinstance(self.min_prompt, bool) or not isinstance(self.min_prompt, int) or self.min_prompt < 0:
             raise OptionError(f"asl_min_prompt: expected a number of tokens, 0 or more, got {self.min_prompt!r}")
 
+    def check(self, at_least: int) -> None:
+        """Raises OptionError if a budget in tokens is smaller than at_least."""
+        if isinstance(self.value, int) and self.value < at_least:
+            raise OptionError(
+                f"asl_budget: expected at least {at_least} tokens (the policy always keeps its window and sinks "
+                f"and needs one more), got {self.value}; raise asl_budget or use a policy with a smaller window"
+            )
+
     def kept(self, n_tokens: int, at_least: int) -> int:
         """Tokens to keep of a prompt: the whole prompt where it fits the budget anyway.
 
@@ -42,14 +50,8 @@ class Budget:
             OptionError: a budget in tokens is smaller than at_least.
         """
         if isinstance(self.value, int):
-            if self.value >= n_tokens:
-                return n_tokens
-            if self.value < at_least:
-                raise OptionError(
-                    f"asl_budget: expected at least {at_least} tokens (the policy always keeps its window and sinks "
-                    f"and needs one more), got {self.value}; raise asl_budget or use a policy with a smaller window"
-                )
-            return self.value
+            self.check(at_least)
+            return min(self.value, n_tokens)
         if n_tokens <= self.min_prompt:
             return n_tokens
         return min(n_tokens, max(math.floor(self.value * n_tokens + 1e-9), at_least))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
@@ -14,7 +16,7 @@ import numpy as np
 from . import engine, gguf_header
 from ._native import lib, llama_cpp
 from .budget import round_cells
-from .errors import ContextFullError, ModelError, PromptError, UnsupportedModelError
+from .errors import ContextFullError, ModelError, OptionError, PromptError, UnsupportedModelError
 from .models import resolve
 from .options import AslOptions
 from .policies import Full
@@ -69,14 +71,20 @@ class Llama(llama_cpp.Llama):
     def __init__(
         self, model_path: str, *, n_ctx: int = 512, asl_budget: float | int | None = None, **kwargs: Any
     ) -> None:
+        self._stack = contextlib.ExitStack()  # close() needs it, however early this fails
         options = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("asl_")}
         self._asl = AslOptions.parse(asl_budget, options)
         self._asl_session: Session | None = None
         self._asl_reason: str | None = None
         self._asl_pruned = False  # K/V in the decode context were dropped
-        self._asl_max_tokens: int | None = None
+        self._asl_max_tokens: int | None = None  # of the completion that is about to generate
+        self._asl_sampled: int | None = None  # last token of the answer; the parent does not evaluate it
         self.last_prefill = None
         self.last_decode = None
+        if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or n_ctx < 0:
+            raise OptionError(
+                f"n_ctx: expected a number of tokens, or 0 for the model's training context, got {n_ctx!r}"
+            )
         path = str(resolve(model_path))
         if self._asl.budget is None:
             self._init_parent(path, n_ctx, kwargs)
@@ -149,6 +157,7 @@ class Llama(llama_cpp.Llama):
     def reset(self) -> None:
         super().reset()
         self._asl_pruned = False
+        self._asl_sampled = None
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluates tokens after those evaluated already; nothing is pruned.
@@ -207,13 +216,22 @@ class Llama(llama_cpp.Llama):
         """
         if self.n_tokens == 0:
             return False
-        extends = tokens[: self.n_tokens] == self._input_ids.tolist()
-        if extends:
+        held = self._input_ids.tolist() + self._unevaluated()
+        if tokens[: len(held)] == held:
             n_new = len(tokens) - self.n_tokens
             room = self._n_cells_free() - n_new
-            return room >= (max_tokens or 1) and (n_new > 0 or not self._requires_eval)
+            # a turn that is worth pruning is pruned, with all that came before, unless that was done already
+            small = self._asl_pruned or self._plan(tokens[self.n_tokens :]) == n_new
+            return small and room >= (max_tokens or 1) and (n_new > 0 or not self._requires_eval)
         fits_budget = self._plan(tokens) == len(tokens)
         return not self._asl_pruned and fits_budget and self.n_cells - len(tokens) >= (max_tokens or 1)
+
+    def _unevaluated(self) -> list[int]:
+        """The answer's last token, if it is text: it was sampled and given out, but never evaluated."""
+        token = self._asl_sampled
+        if token is None or llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
+            return []
+        return [token]
 
     def _plan(self, tokens: list[int]) -> int:
         """Tokens of this prompt to keep."""
@@ -279,13 +297,17 @@ class Llama(llama_cpp.Llama):
     def _timed(self, tokens: _Tokens) -> _Tokens:
         """Measures the answer, and the time to the first token of a prompt that the parent evaluates."""
         started = time.perf_counter()
-        token = next(tokens)
+        try:
+            token = next(tokens)
+        except StopIteration:
+            return
         first = time.perf_counter()
         if self.last_prefill is not None and not self.last_prefill.seconds:
             self.last_prefill = replace(self.last_prefill, prefill_seconds=first - started)
         n_decoded = 0
         while True:
             self.last_decode = DecodeReport(n_decoded, time.perf_counter() - first)
+            self._asl_sampled = token
             sent = yield token
             try:
                 token = tokens.send(sent)
@@ -299,10 +321,15 @@ class Llama(llama_cpp.Llama):
         try:
             yield from super()._create_completion(*args, **kwargs)
         except ValueError as err:
-            # the parent names the decode context's cells, which is not what limits the prompt
-            if self._asl_session is None or "exceed context window" not in str(err):
+            # the parent names the decode context's cells, which are not what limits the prompt
+            too_long = re.match(r"Requested tokens \((\d+)\) exceed context window", str(err))
+            if self._asl.budget is None or too_long is None:
                 raise
-            raise PromptError(f"expected fewer than n_ctx = {self._n_ctx} tokens: {err}; raise n_ctx") from err
+            raise PromptError(
+                f"expected fewer than n_ctx = {self._n_ctx} tokens, got a prompt of {too_long[1]}; raise n_ctx"
+            ) from err
+        finally:
+            self._asl_max_tokens = None
 
     def save_state(self) -> llama_cpp.LlamaState:
         state = super().save_state()
@@ -311,6 +338,7 @@ class Llama(llama_cpp.Llama):
 
     def load_state(self, state: llama_cpp.LlamaState) -> None:
         super().load_state(state)
+        self._asl_sampled = None
         # of a state that does not say, the worst is assumed: it serves its own continuation only
         self._asl_pruned = getattr(state, _STATE_PRUNED, True)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from .budget import Budget
 from .errors import OptionError
-from .policies import Policy, make_policy
+from .policies import Full, Policy, make_policy
 from .session import DEQUANT_MODES, Progress
 
 
@@ -38,10 +38,13 @@ class AslOptions:
             )
         min_prompt = options.get("asl_min_prompt", Budget.min_prompt)
         budget = None if asl_budget is None else Budget(asl_budget, min_prompt)
+        policy = make_policy(options.get("asl_policy", "asl"))
+        if budget is not None and not isinstance(policy, Full):
+            budget.check(policy.min_kept)
         decode_ctx = options.get("asl_decode_ctx")
         return cls(
             budget=budget,
-            policy=make_policy(options.get("asl_policy", "asl")),
+            policy=policy,
             decode_ctx=None if decode_ctx is None else _cells("asl_decode_ctx", decode_ctx),
             room=_cells("asl_room", options.get("asl_room", cls.room)),
             dequant=_dequant(options.get("asl_dequant", "auto")),
@@ -70,9 +73,9 @@ def _cells(name: str, value: object) -> int:
 
 def _dequant(value: object) -> str:
     mode = {True: "auto", False: "off"}.get(value, value) if isinstance(value, bool) else value
-    if mode not in DEQUANT_MODES:
+    if not isinstance(mode, str) or mode not in DEQUANT_MODES:
         raise OptionError(f"asl_dequant: expected a bool or one of {', '.join(DEQUANT_MODES)}, got {value!r}")
-    return str(mode)
+    return mode
 
 
 def _progress(value: Any) -> Progress | None:

@@ -35,7 +35,7 @@ def bench_decode(
     with model.context(small) as pruned, model.context(small) as kept, model.context(large) as full:
         with model.session(pruned, small, len(tokens) + n_decode, dequant) as session:
             for _run in range(runs + 1):  # the first one warms up
-                engine.prefill(session, tokens, chosen, n_kept)
+                report = engine.prefill(session, tokens, chosen, n_kept)
                 stock_prefill(kept, tokens[-n_kept:], model.options.n_ubatch)
                 stock_prefill(full, tokens, model.options.n_ubatch)
                 for name, ctx in (("pruned", pruned), ("stock_kept", kept), ("stock_full", full)):
@@ -46,6 +46,7 @@ def bench_decode(
         "model": model.path.rsplit("/", 1)[-1],
         "prompt_tokens": len(tokens),
         "kept_tokens": n_kept,
+        "selection_layer": report.selection_layer,
         "decoded_tokens": len(continuation),
         "runs": runs,
         "n_threads": model.options.n_threads,

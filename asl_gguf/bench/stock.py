@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ class Model:
     """A loaded model that hands out contexts. Close it after them."""
 
     def __init__(self, name_or_path: str, options: ContextOptions) -> None:
+        logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
         self.path = str(resolve(name_or_path))
         self.options = options
         self.handle = load_model(self.path, n_gpu_layers=options.n_gpu_layers)

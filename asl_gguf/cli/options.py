@@ -30,20 +30,34 @@ def parse_budget(text: str) -> float | int | None:
         ) from None
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1; argparse reports anything else."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return value
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """-m, threads, device, cache type."""
     parser.add_argument(
         "-m", "--model", default=DEFAULT_MODEL, help="GGUF file or name of a pulled model (default %(default)s)"
     )
-    parser.add_argument("-t", "--threads", type=int, default=None, help="threads (default: llama-cpp-python's)")
+    parser.add_argument("-t", "--threads", type=positive, default=None, help="threads (default: llama-cpp-python's)")
     parser.add_argument(
         "-ngl", "--gpu-layers", type=int, default=0, help="layers on the GPU, -1 for all (default %(default)s)"
     )
     parser.add_argument("-fa", "--flash-attn", action="store_true", help="use flash attention")
     parser.add_argument(
-        "--kv-type", choices=KV_TYPES, default="f16", help="type of K and V in the cache (default %(default)s)"
+        "--kv-type",
+        choices=KV_TYPES,
+        default="f16",
+        help="type of K in the cache, and of V with -fa (default %(default)s)",
     )
-    parser.add_argument("--n-ubatch", type=int, default=512, help="tokens of a chunk (default %(default)s)")
+    parser.add_argument("--n-ubatch", type=positive, default=512, help="tokens of a chunk (default %(default)s)")
 
 
 def add_pruning_options(parser: argparse.ArgumentParser, budget: str) -> None:
@@ -72,7 +86,8 @@ def llama_kwargs(args: argparse.Namespace) -> dict[str, object]:
         "n_gpu_layers": args.gpu_layers,
         "flash_attn": args.flash_attn,
         "type_k": kv_type,
-        "type_v": kv_type,
+        # llama.cpp quantises V with flash attention only
+        "type_v": kv_type if args.flash_attn else KV_TYPES["f16"],
         "n_batch": max(512, args.n_ubatch),
         "n_ubatch": args.n_ubatch,
         "verbose": False,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PromptError
-from .options import add_model_options, add_pruning_options, llama_kwargs, parse_budget
+from .options import add_model_options, add_pruning_options, llama_kwargs, parse_budget, positive
 from .progress import ProgressBar
 
 _TEMPLATE_TOKENS = 256
@@ -27,13 +27,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--raw", action="store_true", help="plain completion; default: the model's chat template")
     add_pruning_options(parser, budget="0.2")
     parser.add_argument(
-        "-c", "--n-ctx", type=int, default=None, help="longest prompt + answer (default: what this prompt needs)"
+        "-c", "--n-ctx", type=positive, default=None, help="longest prompt + answer (default: what this prompt needs)"
     )
     parser.add_argument(
-        "--decode-ctx", type=int, default=None, help="KV cells of the decode context (default: budget + answer)"
+        "--decode-ctx", type=positive, default=None, help="KV cells of the decode context (default: budget + answer)"
     )
     parser.add_argument(
-        "-n", "--max-tokens", type=int, default=256, help="longest answer in tokens (default %(default)s)"
+        "-n", "--max-tokens", type=positive, default=256, help="longest answer in tokens (default %(default)s)"
     )
     parser.add_argument("--temp", type=float, default=0.0, help="temperature (default %(default)s: greedy)")
     parser.add_argument("-s", "--seed", type=int, default=None, help="seed of the sampler")
@@ -47,13 +47,15 @@ def read_prompt(args: argparse.Namespace) -> str:
     Raises:
         PromptError: the file cannot be read as UTF-8 text, or the prompt is empty.
     """
+    source = "--prompt" if args.prompt is not None else args.file or "standard input"
     try:
         if args.prompt is not None:
+            args.prompt.encode("utf-8")  # bytes that are no UTF-8 arrive from the shell as lone surrogates
             text = args.prompt
         else:
             text = args.file.read_text(encoding="utf-8") if args.file else sys.stdin.buffer.read().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        raise PromptError(f"expected a readable UTF-8 text file, got {args.file or 'standard input'}: {err}") from err
+    except (OSError, UnicodeError) as err:
+        raise PromptError(f"expected readable UTF-8 text, got {source}: {err}") from err
     if not text.strip():
         raise PromptError("expected a prompt with text in it, got an empty one")
     return text

@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import asl_gguf
 import numpy as np
 import pytest
-from harness import llama_cpp, prompt
-from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
-from test_llama import N_CTX, TEXT, chat, complete, greedy, make, stock  # noqa: F401
-from tiny_gguf import N_VOCAB
+from test_llama import N_CTX, TEXT, chat, complete, greedy, make_llama, make_stock  # noqa: F401
 
+import asl_gguf
 from asl_gguf import (
     ContextFullError,
     Llama,
@@ -29,6 +26,8 @@ from asl_gguf import (
     PruningDisabledWarning,
 )
 from asl_gguf._library import library_file
+from harness import llama_cpp, prompt
+from tiny_gguf import N_VOCAB
 
 N_TOKENS = 300
 NEXT = prompt(320, seed=1)
@@ -75,7 +74,11 @@ def test_an_empty_text_starts_from_bos_as_in_stock(make, stock):
         assert found[0]["usage"] == found[1]["usage"]
 
 
-@pytest.mark.parametrize("tokens", [[*prompt(N_TOKENS), N_VOCAB], [-1, *prompt(N_TOKENS)], [*prompt(20), N_VOCAB]], ids=["last", "first", "short"])
+@pytest.mark.parametrize(
+    "tokens",
+    [[*prompt(N_TOKENS), N_VOCAB], [-1, *prompt(N_TOKENS)], [*prompt(20), N_VOCAB]],
+    ids=["last", "first", "short"],
+)
 def test_tokens_that_are_none(make, expected, tokens):
     llm = make(asl_budget=0.2)
     with pytest.raises((OptionError, RuntimeError)):
@@ -83,7 +86,9 @@ def test_tokens_that_are_none(make, expected, tokens):
     assert greedy(llm, NEXT) == expected
 
 
-@pytest.mark.parametrize("budget", [0, -1, 0.0, -0.5, 1.5, "x", "0.2", True, False, float("nan"), float("inf"), [0.2], 2 + 0j])
+@pytest.mark.parametrize(
+    "budget", [0, -1, 0.0, -0.5, 1.5, "x", "0.2", True, False, float("nan"), float("inf"), [0.2], 2 + 0j]
+)
 def test_budget(tiny_model, budget):
     with pytest.raises(OptionError, match=r"^asl_budget: expected .*, got "):
         Llama(str(tiny_model("llama")), asl_budget=budget)
@@ -162,7 +167,9 @@ def test_corrupt_models(tiny_model, tmp_path, budget, n_ctx):
 @pytest.mark.parametrize("name", ["missing.gguf", "", ".", "smollm3"])
 def test_missing_models(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError, match=f"expected a GGUF file or a named model.*{re.escape(repr(name))}.*smollm2-135m-instruct"):
+    with pytest.raises(
+        ModelError, match=f"expected a GGUF file or a named model.*{re.escape(repr(name))}.*smollm2-135m-instruct"
+    ):
         Llama(name, asl_budget=0.2)
 
 
@@ -175,7 +182,7 @@ def test_cancel(make, expected):
     assert n_calls > 20 and calls[-1][0] == calls[-1][1] and calls == sorted(calls)
     for stop_at in (1, n_calls // 2, n_calls - 1):
         calls.clear()
-        llm.set_progress(lambda *call: calls.append(call) or len(calls) < stop_at)
+        llm.set_progress(lambda *call, stop_at=stop_at: calls.append(call) or len(calls) < stop_at)
         with pytest.raises(PrefillCancelled, match="cancel"):
             greedy(llm, prompt(N_TOKENS, seed=2))
         assert len(calls) == stop_at and llm.n_tokens == 0
@@ -248,13 +255,15 @@ def assert_answers_as_stock(make: Callable[..., Any], reason: str, **options: An
         llm = make(asl_budget=0.2, asl_room=16, **options)
     theirs = make(llama_cpp.Llama, **options)
     assert (llm.n_ctx(), llm.n_cells) == (N_CTX, N_CTX)
-    for tokens in (NEXT, prompt(20), prompt(N_CTX - 20)):
+    for tokens in (NEXT, prompt(20), prompt(600)):
         assert complete(llm, tokens)["choices"] == complete(theirs, tokens)["choices"]
         report = llm.last_prefill
         assert re.search(reason, report.reason) and not report.pruned
         assert (report.prompt_tokens, report.kept_tokens, report.selection_layer) == (len(tokens), len(tokens), None)
         assert report.kv_bytes == report.kv_bytes_full > 0
-    text = [target.create_chat_completion(chat(TEXT), max_tokens=6, temperature=0.0)["choices"] for target in (llm, theirs)]
+    text = [
+        target.create_chat_completion(chat(TEXT), max_tokens=6, temperature=0.0)["choices"] for target in (llm, theirs)
+    ]
     assert text[0] == text[1]
     return llm
 
@@ -268,8 +277,10 @@ def test_models_that_cannot_be_pruned(make, architecture, reason):
 
 @pytest.mark.parametrize("use", ["logits_all", "draft_model"])
 def test_uses_that_cannot_be_pruned(make, use):
+    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
     value = LlamaPromptLookupDecoding(num_pred_tokens=2) if use == "draft_model" else True
-    llm = assert_answers_as_stock(make, use, **{use: value})
+    llm = assert_answers_as_stock(make, use, n_batch=N_CTX, **{use: value})
     if use == "logits_all":
         assert len(complete(llm, NEXT, 3, logprobs=2)["choices"][0]["logprobs"]["tokens"]) == 3
 
@@ -318,9 +329,14 @@ def test_a_library_path_without_a_library(tmp_path):
 
 
 def test_no_library():
-    code = "import os; from asl_gguf import _library; os.environ.pop('LLAMA_CPP_LIB_PATH', 0); _library.load(['/nowhere'])"
+    code = (
+        "import os; from asl_gguf import _library; os.environ.pop('LLAMA_CPP_LIB_PATH', 0); _library.load(['/nowhere'])"
+    )
     found = run_python(code)
-    assert re.search(r"LibraryError: expected .* in /nowhere/lib .*found none. Install the package with pip.* or run `make build`", found)
+    assert re.search(
+        r"LibraryError: expected .* in /nowhere/lib .*found none. Install the package with pip.* or run `make build`",
+        found,
+    )
 
 
 def test_options_and_models_work_without_a_library(tmp_path):
@@ -331,7 +347,9 @@ def test_options_and_models_work_without_a_library(tmp_path):
 def test_llama_cpp_imported_too_early(other_library):
     code = f"import llama_cpp, os; del os.environ['LLAMA_CPP_LIB_PATH']; {USE}"
     found = run_python(code, LLAMA_CPP_LIB_PATH=str(other_library))
-    assert re.search(rf"LibraryError: llama_cpp was imported before asl_gguf .*{other_library}.*Import asl_gguf first", found)
+    assert re.search(
+        rf"LibraryError: llama_cpp was imported before asl_gguf .*{other_library}.*Import asl_gguf first", found
+    )
     # on top of the right library, the order does not matter
     assert run_python(f"import llama_cpp; {USE}", LLAMA_CPP_LIB_PATH=str(LIBRARY)) == "fine"
     assert run_python(f"import asl_gguf, llama_cpp; {USE}") == "fine"
