@@ -18,6 +18,13 @@ struct asl_context_access {
         dst.sched_need_reserve = !src.loras->empty();
     }
 
+    // the graphs of a session need other compute buffers than the reserved ones: that is no news for the log
+    static void expect_buffer_sizes(llama_context & ctx) {
+        for (size_t i = 0; i < ctx.backend_ptrs.size(); ++i) {
+            ctx.backend_buf_exp_size[i] = ggml_backend_sched_get_buffer_size(ctx.sched.get(), ctx.backend_ptrs[i]);
+        }
+    }
+
     // control vectors own buffers: the prefill context borrows them for the time of a call
     static void swap_control_vectors(llama_context & a, llama_context & b) { std::swap(a.cvec, b.cvec); }
 };

@@ -48,7 +48,7 @@ asl_session_info asl_session::get_info() const {
     info.n_head_kv     = hparams.n_head_kv(il);
     info.n_embd_head_k = hparams.n_embd_head_k(il);
     info.n_dequantised = dequantiser.n_dequantised();
-    info.kv_bytes_cell    = asl_kv_bytes_cell(ctx);
+    info.kv_bytes_cell    = kv_bytes_cell;
     info.kv_bytes_decode  = asl_kv_bytes(ctx);
     info.kv_bytes_prefill = prefill ? asl_kv_bytes(*prefill) : 0;
     info.kv_bytes_prefill_peak = kv_bytes_prefill_peak;

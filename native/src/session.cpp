@@ -54,6 +54,7 @@ asl_session::asl_session(llama_context & ctx, const llama_context_params & param
     if (ctx.get_cparams().embeddings) {
         throw asl_error(ASL_ERR_UNSUPPORTED, "the decode context computes embeddings");
     }
+    kv_bytes_cell = asl_kv_bytes_cell(ctx);
     // rope factors that depend on the context length must follow the prompt's length, not the number of cells
     asl_context_access::cparams(ctx).n_ctx_seq = GGML_PAD(n_ctx, 256);
 }
@@ -333,6 +334,8 @@ void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
 }
 
 void asl_session::release() {
+    asl_context_access::expect_buffer_sizes(*prefill);
+    asl_context_access::expect_buffer_sizes(ctx);
     prefill.reset();
     dequantiser.release();
     n_tokens = n_window = next_layer = 0;

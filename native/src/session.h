@@ -71,6 +71,8 @@ private:
     const int32_t n_layer;
     const int32_t n_embd;
 
+    int64_t kv_bytes_cell = 0;
+
     std::unique_ptr<llama_context> prefill; // NULL outside a prefill
     asl_dequantiser dequantiser;
 
