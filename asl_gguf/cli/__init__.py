@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..errors import AslError, OptionError, PromptError
 from . import bench, demo, doctor, models, run
+from .options import check_counts
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
     try:
-        return args.run(args)
+        check_counts(args)
+        return int(args.run(args))
     except (OptionError, PromptError) as err:
         print(f"asl-gguf: {err}", file=sys.stderr)
         return 2

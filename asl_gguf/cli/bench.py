@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from ..errors import OptionError
-from .options import KV_TYPES, add_model_options, add_pruning_options, parse_budget, positive
+from .options import KV_TYPES, add_model_options, add_pruning_options, parse_budget
 
 
 def add_parser(commands: Any) -> None:
@@ -23,12 +23,12 @@ def add_parser(commands: Any) -> None:
         kind = kinds.add_parser(name, help=text)
         add_model_options(kind)
         add_pruning_options(kind, budget=budget)
-        kind.add_argument("--tokens", type=positive, default=tokens, help="prompt length (default %(default)s)")
-        kind.add_argument("--runs", type=positive, default=5, help="measured runs (default %(default)s)")
+        kind.add_argument("--tokens", type=int, default=tokens, help="prompt length (default %(default)s)")
+        kind.add_argument("--runs", type=int, default=5, help="measured runs (default %(default)s)")
         kind.add_argument("--json", action="store_true", help="print one JSON object")
         kind.set_defaults(run=bench)
         if name == "decode":
-            kind.add_argument("--decode", type=positive, default=64, help="tokens to decode (default %(default)s)")
+            kind.add_argument("--decode", type=int, default=64, help="tokens to decode (default %(default)s)")
 
 
 def bench(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import models
 from ..demo_text import DemoDocument, make_document
-from .options import add_model_options, add_pruning_options, llama_kwargs, parse_budget, positive
+from .options import add_model_options, add_pruning_options, llama_kwargs, parse_budget
 from .progress import ProgressBar
 
 _MAX_TOKENS = 48
@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
     add_model_options(parser)
     add_pruning_options(parser, budget="0.2")
     parser.add_argument(
-        "--tokens", type=positive, default=2000, help="length of the document in tokens (default %(default)s)"
+        "--tokens", type=int, default=2000, help="length of the document in tokens (default %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="another document (default %(default)s)")
     parser.set_defaults(run=demo)

@@ -30,15 +30,12 @@ def parse_budget(text: str) -> float | int | None:
         ) from None
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1; argparse reports anything else."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return value
+def check_counts(args: argparse.Namespace) -> None:
+    """Raises OptionError for a number of tokens, cells, threads or runs below 1."""
+    for name in ("threads", "n_ubatch", "n_ctx", "decode_ctx", "max_tokens", "tokens", "runs", "decode"):
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
+            raise OptionError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +43,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m", "--model", default=DEFAULT_MODEL, help="GGUF file or name of a pulled model (default %(default)s)"
     )
-    parser.add_argument("-t", "--threads", type=positive, default=None, help="threads (default: llama-cpp-python's)")
+    parser.add_argument("-t", "--threads", type=int, default=None, help="threads (default: llama-cpp-python's)")
     parser.add_argument(
         "-ngl", "--gpu-layers", type=int, default=0, help="layers on the GPU, -1 for all (default %(default)s)"
     )
@@ -57,7 +54,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="f16",
         help="type of K in the cache, and of V with -fa (default %(default)s)",
     )
-    parser.add_argument("--n-ubatch", type=positive, default=512, help="tokens of a chunk (default %(default)s)")
+    parser.add_argument("--n-ubatch", type=int, default=512, help="tokens of a chunk (default %(default)s)")
 
 
 def add_pruning_options(parser: argparse.ArgumentParser, budget: str) -> None:

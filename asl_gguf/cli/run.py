@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PromptError
-from .options import add_model_options, add_pruning_options, llama_kwargs, parse_budget, positive
+from .options import add_model_options, add_pruning_options, llama_kwargs, parse_budget
 from .progress import ProgressBar
 
 _TEMPLATE_TOKENS = 256
@@ -27,13 +27,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--raw", action="store_true", help="plain completion; default: the model's chat template")
     add_pruning_options(parser, budget="0.2")
     parser.add_argument(
-        "-c", "--n-ctx", type=positive, default=None, help="longest prompt + answer (default: what this prompt needs)"
+        "-c", "--n-ctx", type=int, default=None, help="longest prompt + answer (default: what this prompt needs)"
     )
     parser.add_argument(
-        "--decode-ctx", type=positive, default=None, help="KV cells of the decode context (default: budget + answer)"
+        "--decode-ctx", type=int, default=None, help="KV cells of the decode context (default: budget + answer)"
     )
     parser.add_argument(
-        "-n", "--max-tokens", type=positive, default=256, help="longest answer in tokens (default %(default)s)"
+        "-n", "--max-tokens", type=int, default=256, help="longest answer in tokens (default %(default)s)"
     )
     parser.add_argument("--temp", type=float, default=0.0, help="temperature (default %(default)s: greedy)")
     parser.add_argument("-s", "--seed", type=int, default=None, help="seed of the sampler")

@@ -8,12 +8,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
 from test_policies import FirstTokens
 
 from asl_gguf.engine import prefill
 from asl_gguf.policies import ASL, Policy, SnapKV
 from asl_gguf.types import PrefillReport
+from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
 
 WINDOW = 8
 N_TOKENS = 150

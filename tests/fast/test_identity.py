@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness import F16, F32, KV_NAMES, Q8_0, Context, Model, Options, assert_same, prompt
-from tiny_gguf import ARCHITECTURES
 
 from asl_gguf.engine import prefill
 from asl_gguf.policies import REGISTRY, make_policy
 from asl_gguf.session import Session
+from harness import F16, F32, KV_NAMES, Q8_0, Context, Model, Options, assert_same, prompt
+from tiny_gguf import ARCHITECTURES
 
 ANSWER = [70, 71, 72, 73]
 WINDOW = 16

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness import Model, Options
-from tiny_gguf import write_model
 
 from asl_gguf import engine
 from asl_gguf.policies import Full
+from harness import Model, Options
+from tiny_gguf import write_model
 
 N_CTX = 1024
 TOKENS = [int(token) for token in np.random.default_rng(5).integers(3, 300, 200)]

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from harness import F16, F32, KV_NAMES, Q8_0, KVState, Model, Options, prompt
-from tiny_gguf import ARCHITECTURES
 
 from asl_gguf import reference
 from asl_gguf.session import Session
+from harness import F16, F32, KV_NAMES, Q8_0, KVState, Model, Options, prompt
+from tiny_gguf import ARCHITECTURES
 
 OPTIONS = Options(n_batch=40, n_ubatch=24)
 N_TOKENS = 90

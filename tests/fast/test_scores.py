@@ -9,11 +9,11 @@ import math
 
 import numpy as np
 import pytest
-from harness import F16, F32, KV_NAMES, Q8_0, Options, prompt
-from tiny_gguf import ARCHITECTURES
 
 from asl_gguf import reference
 from asl_gguf.session import Session
+from harness import F16, F32, KV_NAMES, Q8_0, Options, prompt
+from tiny_gguf import ARCHITECTURES
 
 HEAD_DIM = 32
 TOLERANCE = 1e-5

@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from harness import Context, Options, assert_same, llama_cpp, prompt
-from tiny_gguf import ARCHITECTURES, N_VOCAB, UNPRUNABLE
 
 from asl_gguf import _native
 from asl_gguf.engine import prefill
@@ -24,6 +22,8 @@ from asl_gguf.errors import (
 )
 from asl_gguf.policies import SnapKV, make_policy
 from asl_gguf.session import Session, unsupported_reason
+from harness import Context, Options, assert_same, llama_cpp, prompt
+from tiny_gguf import ARCHITECTURES, N_VOCAB, UNPRUNABLE
 
 OPTIONS = Options(n_ctx=256, n_batch=24, n_ubatch=24)
 N_CTX = 1024

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from harness import Model, Options, assert_same, prompt
 
 from asl_gguf.session import Session
+from harness import Model, Options, assert_same, prompt
 
 OPTIONS = Options(n_ctx=256, n_batch=24, n_ubatch=24)
 WINDOW = 8
