@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,12 @@ def test_cancel_a_stream(make, expected):
 
 
 @pytest.mark.parametrize("how", ["raised", "signal"])
-def test_ctrl_c(make, expected, how):
+def test_ctrl_c(make, expected, how, request):
+    # a process that a script started in the background ignores SIGINT
+    request.addfinalizer(
+        partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
+    )
+
     def interrupt(done: int, total: int) -> None:
         if done > total // 2:
             if how == "raised":
