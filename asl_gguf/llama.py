@@ -172,17 +172,17 @@ class Llama(llama_cpp.Llama):
     def _check_room(self, n_tokens: int) -> None:
         if n_tokens > (n_free := self._n_cells_free()):
             raise ContextFullError(
-                f"expected at most {n_free} more tokens ({self.n_cells} KV cells, the rest are taken), got {n_tokens}; "
-                "pass a larger asl_decode_ctx, or ask for a shorter answer"
+                f"expected at most {n_free} more tokens (of {self.n_cells} KV cells and n_ctx = {self._n_ctx}), got {n_tokens}; "
+                "pass a larger asl_decode_ctx or n_ctx, or ask for a shorter answer"
             )
 
     def _n_cells_free(self) -> int:
-        """Cells left after the n_tokens evaluated tokens. (Cells of later tokens are freed by the parent.)"""
+        """Tokens that cells and n_ctx have room for after the n_tokens evaluated ones; cells of later ones are freed."""
         assert self._asl_session is not None
         if self.n_tokens == 0:
-            return self.n_cells
+            return min(self.n_cells, self._n_ctx)
         llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.ctx), 0, self.n_tokens, -1)
-        return self.n_cells - self._asl_session.info().n_cells_used
+        return min(self.n_cells - self._asl_session.info().n_cells_used, self._n_ctx - self.n_tokens)
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> _Tokens:
         """`llama_cpp.Llama.generate`; a new prompt is prefilled under the budget first.

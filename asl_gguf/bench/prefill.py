@@ -98,5 +98,7 @@ def _summary(model: Model, report: PrefillReport, timings: dict[str, list[Timing
             result[key] = median(ratios)
             result["spreads"][key] = [min(ratios), max(ratios)]
             # noise only ever adds: the fastest runs compare best on a busy machine
-            result["best"][key] = min(getattr(t, clock) for t in values) / min(getattr(t, clock) for t in timings["stock"])
+            result["best"][key] = min(getattr(t, clock) for t in values) / min(
+                getattr(t, clock) for t in timings["stock"]
+            )
     return result
