@@ -314,7 +314,7 @@ def test_eval_beyond_the_cells(make):
     greedy(llm, prompt(300), 1)
     llm.eval(prompt(30))
     before = greedy_from_here(llm)
-    with pytest.raises(ContextFullError, match="expected at most 26 more tokens .256 KV cells.*got 27"):
+    with pytest.raises(ContextFullError, match="expected at most 26 more tokens .of 256 KV cells.*got 27"):
         llm.eval(prompt(27))
     assert greedy_from_here(llm) == before and llm.n_tokens == 330
     llm.eval(prompt(26))
