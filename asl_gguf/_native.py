@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
     llama_cpp = _library.load(list(_package_paths))
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 OK = 0
 ERR_ARGUMENT = 1
@@ -70,13 +70,19 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_session_set_progress": (c_int, [c_void_p, progress_callback, c_void_p]),
     "asl_session_set_dequant": (c_int, [c_void_p, c_int]),
     "asl_session_get_info": (c_int, [c_void_p, POINTER(session_info)]),
-    "asl_session_begin": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_int32]),
+    "asl_context_get_first_cells": (c_bool, [c_void_p, POINTER(c_int32)]),
+    "asl_context_set_first_cells": (c_bool, [c_void_p, POINTER(c_int32)]),
+    "asl_session_begin": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_int32, c_int32]),
+    "asl_session_set_window": (c_int, [c_void_p, c_int32, POINTER(c_float)]),
     "asl_session_run": (c_int, [c_void_p, c_int32, c_bool]),
     "asl_session_get_scores": (c_int, [c_void_p, POINTER(c_float)]),
     "asl_session_get_queries": (c_int, [c_void_p, POINTER(c_float)]),
     "asl_session_get_keys": (c_int, [c_void_p, POINTER(c_float)]),
     "asl_session_keep_rows": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_bool]),
     "asl_session_keep_tokens": (c_int, [c_void_p, POINTER(c_int32), c_int32]),
+    "asl_session_layer_bytes": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),
+    "asl_session_save_layer": (c_int, [c_void_p, c_void_p, c_int64]),
+    "asl_session_load_layer": (c_int, [c_void_p, c_int32, c_void_p, c_int64]),
     "asl_session_finish": (c_int, [c_void_p]),
     "asl_session_abort": (c_int, [c_void_p]),
 }

@@ -92,10 +92,21 @@ class Session:
         self._check(lib.session_get_info(self._handle, ctypes.byref(info)))
         return info
 
-    def begin(self, tokens: Sequence[int], window: int) -> None:
-        """Starts a prefill at position 0; what the decode context held is forgotten."""
+    def begin(self, tokens: Sequence[int], window: int, first_pos: int = 0) -> None:
+        """Starts a prefill at position first_pos; what the decode context held is forgotten."""
         ids = _indices("tokens", tokens, (1,))
-        self._check(lib.session_begin(self._handle, _int32_p(ids), ids.size, window))
+        self._check(lib.session_begin(self._handle, _int32_p(ids), ids.size, window, first_pos))
+
+    def set_window(self, window: int, weights: Floats | None = None) -> None:
+        """Scores of layers that run from now on come from the last `window` tokens.
+
+        Args:
+            weights: float32 [window], factors on each query's attention; None: 1.
+        """
+        factors = None if weights is None else np.ascontiguousarray(weights, dtype=np.float32)
+        if factors is not None and factors.shape != (window,):
+            raise OptionError(f"weights: expected shape [{window}], got {list(factors.shape)}")
+        self._check(lib.session_set_window(self._handle, window, None if factors is None else _float_p(factors)))
 
     def run(self, n_layers: int, with_scores: bool) -> None:
         """Runs the next layers over the current tokens; the last of them has scores."""
@@ -145,6 +156,28 @@ class Session:
         """Deeper layers see only these tokens, int32 [k]."""
         kept = _indices("tokens", index, (1,))
         self._check(lib.session_keep_tokens(self._handle, _int32_p(kept), kept.size))
+
+    def save_layer(self) -> np.ndarray:
+        """uint8: K/V and output of the layer that ran last, for `load_layer`."""
+        layer = max(0, self.info().next_layer - 1)
+        result = np.empty(self._layer_bytes(layer), dtype=np.uint8)
+        self._check(lib.session_save_layer(self._handle, result.ctypes.data, result.size))
+        return result
+
+    def load_layer(self, layer: int, saved: np.ndarray) -> None:
+        """Takes a layer from bytes that `save_layer` returned for the same tokens, in place of running it.
+
+        The prefill goes on after this layer. Layers that were jumped over have kept no rows.
+        """
+        if saved.dtype != np.uint8 or saved.ndim != 1:
+            raise OptionError(f"saved: expected bytes (uint8 [n]), got {saved.dtype} {list(saved.shape)}")
+        data = np.ascontiguousarray(saved)
+        self._check(lib.session_load_layer(self._handle, layer, data.ctypes.data, data.size))
+
+    def _layer_bytes(self, layer: int) -> int:
+        n_bytes = ctypes.c_int64()
+        self._check(lib.session_layer_bytes(self._handle, layer, ctypes.byref(n_bytes)))
+        return n_bytes.value
 
     def finish(self) -> None:
         """Runs what remains into the decode context; the last token's logits are available there."""

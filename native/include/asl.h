@@ -5,7 +5,7 @@
 //     asl_session_begin        tokens in, prefill context allocated
 //     asl_session_run          next layer(s) over the current tokens
 //       asl_session_get_scores   how much the window attends to each token in that layer
-//       asl_session_keep_rows    copy that layer's K/V rows into cells 0..n_rows-1 of the decode context
+//       asl_session_keep_rows    copy that layer's K/V rows into cells of the decode context
 //       asl_session_keep_tokens  deeper layers see only these tokens, at their original positions
 //     asl_session_finish       remaining layers straight into the decode context, logits ready there
 //
@@ -49,7 +49,7 @@ struct llama_context_params;
 typedef struct asl_session asl_session;
 
 // Raised with every incompatible change of this header.
-#define ASL_ABI_VERSION 1
+#define ASL_ABI_VERSION 2
 
 typedef enum asl_status {
     ASL_OK              = 0,
@@ -78,7 +78,7 @@ typedef struct asl_session_info {
     int32_t next_layer;    // the layer asl_session_run would run next; n_layer when all have run
     int32_t n_tokens;      // tokens of the prompt, 0 outside a prefill
     int32_t n_current;     // current tokens
-    int32_t n_window;      // last tokens whose queries are scored: min(window, n_tokens)
+    int32_t n_window;      // last tokens whose queries are scored
     int32_t n_cells;       // KV cells of the decode context
     int32_t n_cells_used;  // of these, cells that hold a token now
     int32_t n_head;        // query heads of the layer that ran last
@@ -89,7 +89,7 @@ typedef struct asl_session_info {
     int64_t kv_bytes_decode;   // bytes of the decode context's KV buffers
     int64_t kv_bytes_prefill;  // bytes of the prefill context's KV buffers, now
     int64_t kv_bytes_prefill_peak; // the same, largest since asl_session_begin
-    int64_t host_bytes;        // hidden states and expanded weights held now
+    int64_t host_bytes;        // hidden states, expanded weights and attention mask held now
 } asl_session_info;
 
 // ASL_ABI_VERSION of the library in use.
@@ -101,6 +101,13 @@ ASL_API asl_status asl_model_check(const struct llama_model * model, char * reas
 
 // Bytes of the KV (or recurrent state) buffers of any context.
 ASL_API int64_t asl_context_kv_bytes(const struct llama_context * ctx);
+
+// The cell from which on each layer attends: all 0 unless layers kept different numbers of rows.
+//   first     int32 [n_layer]
+// Setting is for states that were loaded by other means; llama_memory_clear sets 0. Returns false, and changes
+// nothing, if the context has no plain KV cache or a value is none of its cells.
+ASL_API bool asl_context_get_first_cells(struct llama_context * ctx, int32_t * first);
+ASL_API bool asl_context_set_first_cells(struct llama_context * ctx, const int32_t * first);
 
 // Creates a session for a decode context.
 //   ctx       one sequence stream (n_seq_max = 1, or kv_unified); outlives the session
@@ -127,11 +134,17 @@ ASL_API asl_status asl_session_set_dequant(asl_session * session, asl_dequant mo
 
 ASL_API asl_status asl_session_get_info(const asl_session * session, asl_session_info * info);
 
-// Starts a prefill at position 0. What the decode context held is forgotten. A prefill that is still
+// Starts a prefill at position first_pos. What the decode context held is forgotten. A prefill that is still
 // open is aborted first.
 //   tokens    int32 [n_tokens], 1 <= n_tokens <= n_ctx
-//   n_window  last tokens whose attention is scored, >= 1
-ASL_API asl_status asl_session_begin(asl_session * session, const int32_t * tokens, int32_t n_tokens, int32_t n_window);
+//   n_window  last tokens whose attention is scored, >= 1; more than n_tokens means n_tokens
+//   first_pos position of the first token, 0 <= first_pos <= n_ctx - n_tokens
+ASL_API asl_status asl_session_begin(asl_session * session, const int32_t * tokens, int32_t n_tokens, int32_t n_window, int32_t first_pos);
+
+// Another window for the layers that run from now on.
+//   n_window  1 <= n_window <= n_current
+//   weights   float [n_window]: factors on the attention of each query. NULL: 1
+ASL_API asl_status asl_session_set_window(asl_session * session, int32_t n_window, const float * weights);
 
 // Runs the next n_layers layers over the current tokens. Only the last of them has scores, and only
 // its K/V rows can be kept: earlier ones are overwritten.
@@ -139,8 +152,9 @@ ASL_API asl_status asl_session_begin(asl_session * session, const int32_t * toke
 ASL_API asl_status asl_session_run(asl_session * session, int32_t n_layers, bool with_scores);
 
 // Attention of the window in the layer that ran last: softmax(Q K^T * scale + causal mask) over all
-// current tokens in f32, summed over the window's queries and over the query heads of each KV head.
-//   dst       float [n_head_kv, n_current]; a row sums to n_window * n_head / n_head_kv
+// current tokens in f32, summed over the window's queries (times their weights) and over the query heads of each
+// KV head.
+//   dst       float [n_head_kv, n_current]; a row sums to n_window * n_head / n_head_kv without weights
 // Twin: asl_gguf.reference.window_scores
 ASL_API asl_status asl_session_get_scores(const asl_session * session, float * dst);
 
@@ -152,10 +166,13 @@ ASL_API asl_status asl_session_get_queries(const asl_session * session, float * 
 //   dst       float [n_current, n_head_kv, n_embd_head_k]
 ASL_API asl_status asl_session_get_keys(const asl_session * session, float * dst);
 
-// Copies K/V rows of the layer that ran last into cells 0..n_rows-1 of the decode context, byte for byte.
+// Copies K/V rows of the layer that ran last into the decode context, byte for byte. The first call of a prefill
+// says how many cells the prompt takes: N = n_rows, cells 0..N-1. A layer that keeps fewer rows holds them in cells
+// N - n_rows..N-1 and attends to those only. Such states live until the cache is cleared; a state file of llama.cpp
+// does not say which cells a layer has (asl_context_get_first_cells).
 //   index     int32 [n_head_kv, n_rows] if per_head, else int32 [n_rows]: increasing token indices.
 //             The last token must be the last of every row. NULL: all current tokens.
-//   n_rows    the same for every layer of a prefill, <= n_cells
+//   n_rows    at most n_cells, and at most as many as the first call kept
 // Twin: asl_gguf.reference.gather_rows
 ASL_API asl_status asl_session_keep_rows(asl_session * session, const int32_t * index, int32_t n_rows, bool per_head);
 
@@ -163,9 +180,20 @@ ASL_API asl_status asl_session_keep_rows(asl_session * session, const int32_t * 
 //   index     int32 [n_index]: increasing token indices, the window's tokens among them
 ASL_API asl_status asl_session_keep_tokens(asl_session * session, const int32_t * index, int32_t n_index);
 
-// Runs the remaining layers over the current tokens straight into the decode context, or, if all
-// layers have run, the output head alone. Every layer that has run must have kept its rows, as many
-// as there are current tokens if layers remain. The logits of the last token are then available from
+// The layer that ran last as one block of bytes: its K/V and its output, for asl_session_load_layer in a session over
+// the same model with the same KV types and the same tokens. All tokens must be current.
+//   n_bytes   what asl_session_layer_bytes says for that layer
+ASL_API asl_status asl_session_layer_bytes(const asl_session * session, int32_t il, int64_t * n_bytes);
+ASL_API asl_status asl_session_save_layer(const asl_session * session, void * dst, int64_t n_bytes);
+
+// Goes on as if layers up to il had just run, none of them with scores: bytes of asl_session_save_layer take the place
+// of running layer il. Layers that were jumped over have kept no rows. All tokens must be current.
+//   il        next_layer <= il < n_layer
+ASL_API asl_status asl_session_load_layer(asl_session * session, int32_t il, const void * src, int64_t n_bytes);
+
+// Runs the remaining layers over the current tokens into the decode context, which keeps all their rows, or, if all
+// layers have run, the output head alone. Every layer that has run must have kept rows, the first one at least as
+// many as there are current tokens if layers remain. The logits of the last token are then available from
 // the decode context (llama_get_logits_ith(ctx, -1)), and the prefill's memory is released.
 ASL_API asl_status asl_session_finish(asl_session * session);
 

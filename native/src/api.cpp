@@ -59,6 +59,35 @@ int64_t asl_context_kv_bytes(const llama_context * ctx) {
     return ctx->get_memory() ? asl_kv_bytes(*ctx) : 0;
 }
 
+bool asl_context_get_first_cells(llama_context * ctx, int32_t * first) {
+    try {
+        for (uint32_t il = 0; il < ctx->get_model().hparams.n_layer(); ++il) {
+            first[il] = asl_get_first_cell(*ctx, il);
+        }
+        return true;
+    } catch (const std::exception &) {
+        return false;
+    }
+}
+
+bool asl_context_set_first_cells(llama_context * ctx, const int32_t * first) {
+    try {
+        const int32_t n_layer = ctx->get_model().hparams.n_layer();
+        const int32_t n_cells = asl_get_kv_cache(*ctx).get_size();
+        for (int32_t il = 0; il < n_layer; ++il) {
+            if (first[il] < 0 || first[il] >= n_cells) {
+                return false;
+            }
+        }
+        for (int32_t il = 0; il < n_layer; ++il) {
+            asl_set_first_cell(*ctx, il, first[il]);
+        }
+        return true;
+    } catch (const std::exception &) {
+        return false;
+    }
+}
+
 asl_session * asl_session_init(llama_context * ctx, const llama_context_params * params, uint32_t n_ctx, char * error, size_t n_error) {
     try {
         return new asl_session(*ctx, *params, n_ctx);
@@ -96,8 +125,12 @@ asl_status asl_session_get_info(const asl_session * session, asl_session_info * 
     return ASL_OK;
 }
 
-asl_status asl_session_begin(asl_session * session, const int32_t * tokens, int32_t n_tokens, int32_t n_window) {
-    return guard(session, [&] { session->begin(tokens, n_tokens, n_window); });
+asl_status asl_session_begin(asl_session * session, const int32_t * tokens, int32_t n_tokens, int32_t n_window, int32_t first_pos) {
+    return guard(session, [&] { session->begin(tokens, n_tokens, n_window, first_pos); });
+}
+
+asl_status asl_session_set_window(asl_session * session, int32_t n_window, const float * weights) {
+    return guard(session, [&] { session->set_window(n_window, weights); });
 }
 
 asl_status asl_session_run(asl_session * session, int32_t n_layers, bool with_scores) {
@@ -122,6 +155,18 @@ asl_status asl_session_keep_rows(asl_session * session, const int32_t * index, i
 
 asl_status asl_session_keep_tokens(asl_session * session, const int32_t * index, int32_t n_index) {
     return guard(session, [&] { session->keep_tokens(index, n_index); });
+}
+
+asl_status asl_session_layer_bytes(const asl_session * session, int32_t il, int64_t * n_bytes) {
+    return guard(const_cast<asl_session *>(session), [&] { *n_bytes = session->layer_bytes(il); });
+}
+
+asl_status asl_session_save_layer(const asl_session * session, void * dst, int64_t n_bytes) {
+    return guard(const_cast<asl_session *>(session), [&] { session->save_layer((uint8_t *) dst, n_bytes); });
+}
+
+asl_status asl_session_load_layer(asl_session * session, int32_t il, const void * src, int64_t n_bytes) {
+    return guard(session, [&] { session->load_layer(il, (const uint8_t *) src, n_bytes); });
 }
 
 asl_status asl_session_finish(asl_session * session) {

@@ -4,7 +4,9 @@
 
 #include "ggml.h"
 
+#include <algorithm>
 #include <cstdint>
+#include <vector>
 
 struct llama_ubatch;
 
@@ -44,4 +46,63 @@ const typename Layers::value_type * asl_find_kv_slot(
         }
     }
     return nullptr;
+}
+
+// Which cells the layers of a KV cache have: all of them, unless layers keep different numbers of rows. A layer with
+// fewer rows holds them in the last of the prompt's cells and attends to the cells from its first one on.
+struct asl_kv_layout {
+    std::vector<uint32_t> first; // per layer of the cache; empty: 0
+
+    // changes with `first`: a graph built for another layout reads other cells
+    uint32_t version = 0;
+
+    uint32_t get_first(size_t ikv) const { return first.empty() ? 0 : first[ikv]; }
+
+    void set_first(size_t n_layers, size_t ikv, uint32_t cell) {
+        first.resize(n_layers, 0);
+        first[ikv] = cell;
+        ++version;
+    }
+
+    void clear() {
+        if (!first.empty()) {
+            first.clear();
+            ++version;
+        }
+    }
+
+    // Called before the positions [p0, p1) of a sequence (-1: of all) are removed. New tokens take the cells that
+    // become free, so each layer must have them: from the lowest one on. Returns false if used cells would stay
+    // behind it, whose rows only some layers hold.
+    template <typename Cells>
+    bool may_remove(const Cells & cells, int32_t seq_id, int32_t p0, int32_t p1) {
+        if (first.empty()) {
+            return true;
+        }
+        const uint32_t n = cells.used_max_p1();
+        uint32_t lowest = n;
+        for (uint32_t i = 0; i < n; ++i) {
+            const bool is_freed = !cells.is_empty(i) && cells.pos_in(i, p0, p1) &&
+                (seq_id < 0 || (cells.seq_has(i, seq_id) && cells.seq_count(i) == 1));
+            if (is_freed) {
+                lowest = std::min(lowest, i);
+            } else if (lowest < n && !cells.is_empty(i)) {
+                return false;
+            }
+        }
+        for (uint32_t & cell : first) {
+            cell = std::min(cell, lowest);
+        }
+        ++version;
+        return true;
+    }
+};
+
+// The last n_kv columns of an attention mask: a layer that keeps fewer tokens attends to a tail of the cells.
+inline ggml_tensor * asl_trim_mask(ggml_context * ctx, ggml_tensor * mask, int64_t n_kv) {
+    if (mask->ne[0] == n_kv) {
+        return mask;
+    }
+    return ggml_cont(ctx, ggml_view_4d(ctx, mask, n_kv, mask->ne[1], mask->ne[2], mask->ne[3],
+            mask->nb[1], mask->nb[2], mask->nb[3], (mask->ne[0] - n_kv)*ggml_element_size(mask)));
 }

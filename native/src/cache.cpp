@@ -29,6 +29,28 @@ llama_kv_cache & asl_get_kv_cache(llama_context & ctx) {
     return *kv;
 }
 
+struct asl_kv_access {
+    static size_t index(const llama_kv_cache & kv, int32_t il) { return kv.map_layer_ids.at(il); }
+
+    static size_t n_layers(const llama_kv_cache & kv) { return kv.layers.size(); }
+
+    static asl_kv_layout & layout(llama_kv_cache & kv) { return kv.asl_layout; }
+};
+
+uint32_t asl_get_version(const llama_kv_cache_context * mctx) {
+    return mctx ? mctx->get_asl_version() : 0;
+}
+
+uint32_t asl_get_first_cell(llama_context & ctx, int32_t il) {
+    llama_kv_cache & kv = asl_get_kv_cache(ctx);
+    return asl_kv_access::layout(kv).get_first(asl_kv_access::index(kv, il));
+}
+
+void asl_set_first_cell(llama_context & ctx, int32_t il, uint32_t first) {
+    llama_kv_cache & kv = asl_get_kv_cache(ctx);
+    asl_kv_access::layout(kv).set_first(asl_kv_access::n_layers(kv), asl_kv_access::index(kv, il), first);
+}
+
 asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il) {
     const auto & hparams = ctx.get_model().hparams;
     llama_kv_cache & kv = asl_get_kv_cache(ctx);
@@ -39,7 +61,7 @@ asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il) {
     sinfo.s0 = 0;
     sinfo.s1 = 0;
 
-    const ggml_tensor * v = kv.get_v(tmp.get(), il, 1, sinfo);
+    const ggml_tensor * v = kv.get_v(tmp.get(), il, 1 + asl_get_first_cell(ctx, il), sinfo);
 
     asl_kv_layer layer;
     layer.k             = kv.get_k_storage(il);
@@ -70,14 +92,15 @@ int64_t asl_kv_bytes_cell(llama_context & ctx) {
 }
 
 // A view of a cache tensor with another element type: F32 moves bits unchanged on every backend.
-static ggml_tensor * raw_view(ggml_context * ctx, ggml_tensor * t, ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, size_t nb1, size_t nb2) {
+static ggml_tensor * raw_view(ggml_context * ctx, ggml_tensor * t, ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, size_t nb1, size_t nb2, size_t offset = 0) {
     const int64_t ne[3] = { ne0, ne1, ne2 };
     ggml_tensor * view = ggml_new_tensor(ctx, type, 3, ne);
     view->nb[1]    = nb1;
     view->nb[2]    = nb2;
     view->nb[3]    = nb2*ne2;
     view->view_src = t;
-    view->data     = t->data;
+    view->view_offs = offset;
+    view->data     = (char *) t->data + offset;
     view->buffer   = t->buffer;
     return view;
 }
@@ -88,18 +111,18 @@ static bool rows_are_words(const ggml_tensor * t, int64_t n_embd_head) {
         t->nb[1] % sizeof(float) == 0;
 }
 
-static ggml_tensor * build_gather(ggml_context * ctx, ggml_tensor * src, ggml_tensor * dst, ggml_tensor * index, int64_t n_embd_head) {
+static ggml_tensor * build_gather(ggml_context * ctx, ggml_tensor * src, ggml_tensor * dst, ggml_tensor * index, int64_t n_embd_head, int64_t first) {
     const size_t  n_bytes = ggml_row_size(src->type, n_embd_head);
     const int64_t n_word  = n_bytes/sizeof(float);
 
     ggml_tensor * from = raw_view(ctx, src, GGML_TYPE_F32, n_word, src->ne[1],   index->ne[1], src->nb[1], n_bytes);
-    ggml_tensor * to   = raw_view(ctx, dst, GGML_TYPE_F32, n_word, index->ne[0], index->ne[1], dst->nb[1], n_bytes);
+    ggml_tensor * to   = raw_view(ctx, dst, GGML_TYPE_F32, n_word, index->ne[0], index->ne[1], dst->nb[1], n_bytes, first*dst->nb[1]);
 
     return ggml_cpy(ctx, ggml_get_rows(ctx, from, index), to);
 }
 
 // V stored transposed (flash attention off): F16, BF16 or F32, converted to F32 and back, which is exact.
-static ggml_tensor * build_gather_trans(ggml_context * ctx, ggml_tensor * src, ggml_tensor * dst, ggml_tensor * index, int64_t n_embd_head, int64_t n_used) {
+static ggml_tensor * build_gather_trans(ggml_context * ctx, ggml_tensor * src, ggml_tensor * dst, ggml_tensor * index, int64_t n_embd_head, int64_t n_used, int64_t first) {
     const int64_t n_rows    = index->ne[0];
     const int64_t n_head_kv = index->ne[1];
 
@@ -110,13 +133,13 @@ static ggml_tensor * build_gather_trans(ggml_context * ctx, ggml_tensor * src, g
     ggml_tensor * from = raw_view(ctx, src, src->type, n_used, n_embd_head, n_head_kv, nb_src, nb_src*n_embd_head);
     from = ggml_cont(ctx, ggml_permute(ctx, from, 1, 0, 2, 3));                          // [n_embd_head, n_used, n_head_kv]
     ggml_tensor * rows = ggml_permute(ctx, ggml_get_rows(ctx, from, index), 1, 0, 2, 3); // F32 [n_rows, n_embd_head, n_head_kv]
-    ggml_tensor * to   = raw_view(ctx, dst, dst->type, n_rows, n_embd_head, n_head_kv, nb_dst, nb_dst*n_embd_head);
+    ggml_tensor * to   = raw_view(ctx, dst, dst->type, n_rows, n_embd_head, n_head_kv, nb_dst, nb_dst*n_embd_head, first*size);
 
     return ggml_cpy(ctx, rows, to);
 }
 
 // Rows that are no multiple of 4 bytes (q8_0 with 32 elements per head: 34 bytes) go through the host.
-static void gather_on_host(const ggml_tensor * src, ggml_tensor * dst, const std::vector<int32_t> & index, int64_t n_rows, int64_t n_head_kv, int64_t n_embd_head) {
+static void gather_on_host(const ggml_tensor * src, ggml_tensor * dst, const std::vector<int32_t> & index, int64_t n_rows, int64_t n_head_kv, int64_t n_embd_head, int64_t first) {
     if (n_embd_head % ggml_blck_size(src->type) != 0) {
         throw std::runtime_error(std::string("heads of ") + std::to_string(n_embd_head) + " elements share blocks of type " + ggml_type_name(src->type));
     }
@@ -131,10 +154,10 @@ static void gather_on_host(const ggml_tensor * src, ggml_tensor * dst, const std
             memcpy(to.data() + i*dst->nb[1] + h*n_bytes, from.data() + index[h*n_rows + i]*src->nb[1] + h*n_bytes, n_bytes);
         }
     }
-    ggml_backend_tensor_set(dst, to.data(), 0, to.size());
+    ggml_backend_tensor_set(dst, to.data(), first*dst->nb[1], to.size());
 }
 
-void asl_gather_rows(llama_context & src, llama_context & dst, int32_t il, const std::vector<int32_t> & index, int64_t n_rows) {
+void asl_gather_rows(llama_context & src, llama_context & dst, int32_t il, const std::vector<int32_t> & index, int64_t n_rows, int64_t first) {
     const asl_kv_layer from = asl_get_kv_layer(src, il);
     const asl_kv_layer to   = asl_get_kv_layer(dst, il);
 
@@ -148,16 +171,16 @@ void asl_gather_rows(llama_context & src, llama_context & dst, int32_t il, const
     const int64_t n_used = 1 + *std::max_element(index.begin(), index.end());
 
     if (rows_are_words(from.k, from.n_embd_head_k)) {
-        ggml_build_forward_expand(gf, build_gather(ctx.get(), from.k, to.k, idx, from.n_embd_head_k));
+        ggml_build_forward_expand(gf, build_gather(ctx.get(), from.k, to.k, idx, from.n_embd_head_k, first));
     } else {
-        gather_on_host(from.k, to.k, index, n_rows, from.n_head_kv, from.n_embd_head_k);
+        gather_on_host(from.k, to.k, index, n_rows, from.n_head_kv, from.n_embd_head_k, first);
     }
     if (from.v_trans) {
-        ggml_build_forward_expand(gf, build_gather_trans(ctx.get(), from.v, to.v, idx, from.n_embd_head_v, n_used));
+        ggml_build_forward_expand(gf, build_gather_trans(ctx.get(), from.v, to.v, idx, from.n_embd_head_v, n_used, first));
     } else if (rows_are_words(from.v, from.n_embd_head_v)) {
-        ggml_build_forward_expand(gf, build_gather(ctx.get(), from.v, to.v, idx, from.n_embd_head_v));
+        ggml_build_forward_expand(gf, build_gather(ctx.get(), from.v, to.v, idx, from.n_embd_head_v, first));
     } else {
-        gather_on_host(from.v, to.v, index, n_rows, from.n_head_kv, from.n_embd_head_v);
+        gather_on_host(from.v, to.v, index, n_rows, from.n_head_kv, from.n_embd_head_v, first);
     }
     if (ggml_graph_n_nodes(gf) == 0) {
         return;
@@ -190,4 +213,40 @@ void asl_read_keys(llama_context & ctx, int32_t il, int64_t n_rows, float * dst)
             traits->to_float(row.data(), to, layer.k->ne[0]);
         }
     }
+}
+
+// V stored transposed: [n_cells] per channel. Each channel's cells 0..n_rows-1 go one after another.
+template <typename Copy>
+static void for_each_run(const asl_kv_layer & layer, int64_t n_rows, Copy copy) {
+    size_t n_done = 0;
+    const size_t n_k = n_rows*layer.k->nb[1];
+    copy(layer.k, 0, n_done, n_k);
+    n_done += n_k;
+    if (!layer.v_trans) {
+        copy(layer.v, 0, n_done, n_rows*layer.v->nb[1]);
+        return;
+    }
+    const size_t size   = ggml_type_size(layer.v->type);
+    const size_t stride = layer.v->ne[1]*size;
+    for (int64_t i = 0; i < layer.n_head_kv*layer.n_embd_head_v; ++i) {
+        copy(layer.v, i*stride, n_done, n_rows*size);
+        n_done += n_rows*size;
+    }
+}
+
+size_t asl_rows_size(llama_context & ctx, int32_t il, int64_t n_rows) {
+    const asl_kv_layer layer = asl_get_kv_layer(ctx, il);
+    return n_rows*(ggml_row_size(layer.k->type, layer.k->ne[0]) + ggml_row_size(layer.v->type, layer.v->ne[0]));
+}
+
+void asl_save_rows(llama_context & ctx, int32_t il, int64_t n_rows, uint8_t * dst) {
+    for_each_run(asl_get_kv_layer(ctx, il), n_rows, [dst](const ggml_tensor * t, size_t offset, size_t at, size_t size) {
+        ggml_backend_tensor_get(t, dst + at, offset, size);
+    });
+}
+
+void asl_load_rows(llama_context & ctx, int32_t il, int64_t n_rows, const uint8_t * src) {
+    for_each_run(asl_get_kv_layer(ctx, il), n_rows, [src](ggml_tensor * t, size_t offset, size_t at, size_t size) {
+        ggml_backend_tensor_set(t, src + at, offset, size);
+    });
 }

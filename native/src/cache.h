@@ -42,9 +42,20 @@ int64_t asl_kv_bytes(const llama_context & ctx);
 // bytes that one cell takes over all layers of a context whose layers have slots of their own
 int64_t asl_kv_bytes_cell(llama_context & ctx);
 
-// Copies rows of a layer's slot in src to cells 0..n_rows-1 of the same layer in dst, byte for byte.
+// Copies rows of a layer's slot in src to cells first..first+n_rows-1 of the same layer in dst, byte for byte.
 //   index: [n_head_kv][n_rows] cells of src
-void asl_gather_rows(llama_context & src, llama_context & dst, int32_t il, const std::vector<int32_t> & index, int64_t n_rows);
+void asl_gather_rows(llama_context & src, llama_context & dst, int32_t il, const std::vector<int32_t> & index, int64_t n_rows, int64_t first);
+
+// The cell from which on a layer attends, 0 unless layers keep different numbers of rows: a layer with fewer rows
+// holds them in the last of the prompt's cells, so that its attention is a view of one contiguous tail.
+// Cleared with the cache.
+uint32_t asl_get_first_cell(llama_context & ctx, int32_t il);
+void     asl_set_first_cell(llama_context & ctx, int32_t il, uint32_t first);
+
+// K and V of cells 0..n_rows-1 of a layer: bytes, and copies in a form of our own that only load understands.
+size_t asl_rows_size(llama_context & ctx, int32_t il, int64_t n_rows);
+void   asl_save_rows(llama_context & ctx, int32_t il, int64_t n_rows, uint8_t * dst);
+void   asl_load_rows(llama_context & ctx, int32_t il, int64_t n_rows, const uint8_t * src);
 
 // dst: [n_rows][n_head_kv][n_embd_head_k], the keys of cells 0..n_rows-1
 void asl_read_keys(llama_context & ctx, int32_t il, int64_t n_rows, float * dst);

@@ -11,10 +11,11 @@
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
+#include <unordered_map>
 #include <unordered_set>
 
-// nodes of add_scores per KV head, with room
-static const size_t N_SCORE_NODES = 16;
+// nodes of replace_mask per layer
+static const size_t N_MASK_NODES = 2;
 
 static std::string layer_name(const char * prefix, int32_t il) {
     return std::string(prefix) + "-" + std::to_string(il);
@@ -105,6 +106,7 @@ asl_attention asl_find_attention(const llm_graph_result & res, int32_t il) {
     if (get_op_param_f32(node, 1) != 0.0f) {
         throw std::runtime_error("attention with ALiBi is not supported");
     }
+    att.node = node;
     if (!att.mask || att.q->type != GGML_TYPE_F32 || att.q->ne[3] != 1 || att.q->ne[2] % att.n_head_kv != 0) {
         throw std::runtime_error("the attention of layer " + std::to_string(il) + " has an unexpected form");
     }
@@ -122,8 +124,28 @@ void asl_check_graph(const llm_graph_result & res, int32_t n_layer) {
 }
 
 asl_layer_cutter::asl_layer_cutter(
-        llama_context & ctx, asl_dequantiser & dequantiser, const asl_layer_range & range, asl_chunk & chunk)
-    : ctx(ctx), dequantiser(dequantiser), range(range), chunk(chunk) {
+        llama_context & ctx, asl_dequantiser & dequantiser, asl_causal_mask & mask, const asl_layer_range & range, asl_chunk & chunk)
+    : ctx(ctx), dequantiser(dequantiser), mask(mask), range(range), chunk(chunk) {
+}
+
+// The computed nodes from begin to last, which read `input` where they read `prev`.
+static std::vector<ggml_tensor *> take_nodes(ggml_cgraph * gf, int begin, int last, ggml_tensor * prev, ggml_tensor * input) {
+    std::vector<ggml_tensor *> nodes;
+    for (int i = begin; i <= last; ++i) {
+        ggml_tensor * node = ggml_graph_node(gf, i);
+        // not computed: the branch of the model's input that this batch does not use
+        if (!(node->flags & GGML_TENSOR_FLAG_COMPUTE)) {
+            continue;
+        }
+        for (auto & src : node->src) {
+            src = prev && src == prev ? input : src;
+        }
+        if (prev && node->view_src == prev) {
+            node->view_src = input;
+        }
+        nodes.push_back(node);
+    }
+    return nodes;
 }
 
 ggml_cgraph * asl_layer_cutter::cut(llm_graph_result & res, const llama_ubatch & ubatch) {
@@ -149,36 +171,24 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
         throw std::runtime_error("the output of layer " + std::to_string(range.first - 1) + " has another shape than the model's input");
     }
 
-    std::vector<ggml_tensor *> nodes;
-    for (int i = i_prev + 1; i <= i_last; ++i) {
-        ggml_tensor * node = ggml_graph_node(gf, i);
-        // not computed: the branch of the model's input that this batch does not use
-        if (node->flags & GGML_TENSOR_FLAG_COMPUTE) {
-            nodes.push_back(node);
-        }
-    }
-    for (ggml_tensor * node : nodes) {
-        for (auto & src : node->src) {
-            src = prev && src == prev ? res.t_inp_embd : src;
-        }
-        if (prev && node->view_src == prev) {
-            node->view_src = res.t_inp_embd;
-        }
-    }
+    const std::vector<ggml_tensor *> nodes = take_nodes(gf, i_prev + 1, i_last, prev, res.t_inp_embd);
     if (chunk.first) {
         dequantiser.prepare(nodes);
     }
 
     // the capacity of the full graph bounds the part as well
-    const size_t n_extra = N_SCORE_NODES*(size_t) std::max<uint32_t>(1, ctx.get_model().hparams.n_head_kv(std::min<int32_t>(range.last, ctx.get_model().hparams.n_layer() - 1)));
+    const auto & hparams = ctx.get_model().hparams;
+    const size_t n_extra = n_score_nodes(hparams.n_head_kv(range.last)) + N_MASK_NODES*hparams.n_layer();
     const size_t n_nodes = res.get_max_nodes() + n_extra;
     ctx_part.reset(ggml_init({ n_extra*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
     ggml_cgraph * part = ggml_new_graph_custom(ctx_part.get(), n_nodes, false);
 
-    // every input stays, used or not: the set_input of each writes to its buffer
+    const ggml_tensor * input_mask = replace_mask(res);
+
+    // every other input stays, used or not: the set_input of each writes to its buffer
     for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
         for (ggml_tensor * src : ggml_graph_node(gf, i)->src) {
-            if (src && (src->flags & GGML_TENSOR_FLAG_INPUT)) {
+            if (src && src != input_mask && (src->flags & GGML_TENSOR_FLAG_INPUT)) {
                 ggml_build_forward_expand(part, src);
             }
         }
@@ -208,6 +218,29 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     return part;
 }
 
+// The layers read the prefill's own mask. Returns the input that stands for it in the full graph: without a
+// buffer, llm_graph_input_attn_kv::set_input does not fill it.
+ggml_tensor * asl_layer_cutter::replace_mask(llm_graph_result & res) {
+    // kernels of CPUs take rows that lie apart, those of other devices may not
+    const bool strided = ctx.get_model().devices.empty();
+
+    std::unordered_map<ggml_backend_buffer_type_t, ggml_tensor *> masks;
+    ggml_tensor * input = asl_find_attention(res, range.last).mask;
+    for (int32_t il = range.first; il <= range.last; ++il) {
+        const asl_attention att = asl_find_attention(res, il);
+        if (att.mask != input) {
+            throw std::runtime_error("layer " + std::to_string(il) + " has an attention mask of its own");
+        }
+        ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(att.k->buffer);
+        ggml_tensor *& own = masks[buft];
+        own = own ? own : mask.build(ctx_part.get(), input, chunk.n_past, buft, strided);
+        for (auto & src : att.node->src) {
+            src = src == input ? own : src;
+        }
+    }
+    return input;
+}
+
 // Nothing in the part may read what an earlier layer computed, except through its output.
 void asl_layer_cutter::verify(const llm_graph_result & res, ggml_cgraph * part, int begin) const {
     std::unordered_set<const ggml_tensor *> tainted = { res.t_inp_tokens };
@@ -224,44 +257,6 @@ void asl_layer_cutter::verify(const llm_graph_result & res, ggml_cgraph * part, 
             throw std::runtime_error("layer " + std::to_string(range.first) + " reads '" +
                     ggml_graph_node(part, i)->name + "' of an earlier layer, beside its output");
         }
-    }
-}
-
-// One KV head at a time: with 128K tokens the logits of all heads together would take half a GiB.
-void asl_layer_cutter::add_scores(llm_graph_result & res, ggml_cgraph * part) {
-    const asl_attention att = asl_find_attention(res, range.last);
-    ggml_context * c = ctx_part.get();
-
-    const int64_t n_embd_head = att.q->ne[0];
-    const int64_t n_tokens    = att.q->ne[1];
-    const int64_t n_group     = att.q->ne[2]/att.n_head_kv;
-    const int64_t n_query     = chunk.n_queries;
-    const int64_t n_kv        = att.mask->ne[0];
-    const int64_t i_query     = n_tokens - n_query;
-
-    // F32 [n_embd_head, n_query, n_head]
-    queries = ggml_cont(c, ggml_view_3d(c, att.q, n_embd_head, n_query, att.q->ne[2], att.q->nb[1], att.q->nb[2], i_query*att.q->nb[1]));
-    ggml_set_output(queries);
-
-    ggml_tensor * mask = ggml_view_2d(c, att.mask, n_kv, n_query, att.mask->nb[1], i_query*att.mask->nb[1]);
-
-    for (int64_t h = 0; h < att.n_head_kv; ++h) {
-        ggml_tensor * k = ggml_view_2d(c, att.k, n_embd_head, n_kv, att.k->nb[1], h*ggml_row_size(att.k->type, n_embd_head));
-        // F32, so that the products do not round the queries to the type of the cache
-        k = att.k->type == GGML_TYPE_F32 ? k : ggml_cast(c, k, GGML_TYPE_F32);
-        ggml_tensor * q = ggml_view_3d(c, queries, n_embd_head, n_query, n_group, queries->nb[1], queries->nb[2], h*n_group*queries->nb[2]);
-
-        ggml_tensor * a = ggml_mul_mat(c, k, q); // [n_kv, n_query, n_group]
-        ggml_prec_set_acc(a, GGML_PREC_F32);
-        a = ggml_soft_max_ext(c, a, mask, att.scale, 0.0f);
-        if (att.sinks) {
-            ggml_soft_max_add_sinks(a, ggml_view_1d(c, att.sinks, n_group, h*n_group*att.sinks->nb[0]));
-        }
-        a = ggml_reshape_2d(c, a, n_kv, n_query*n_group);
-        a = ggml_sum_rows(c, ggml_cont(c, ggml_transpose(c, a))); // [1, n_kv]
-        ggml_set_output(a);
-        ggml_build_forward_expand(part, a);
-        scores.push_back(a);
     }
 }
 

@@ -4,6 +4,7 @@
 
 #include "asl-hooks.h"
 #include "dequant.h"
+#include "mask.h"
 
 #include "ggml-cpp.h"
 #include "ggml.h"
@@ -27,16 +28,18 @@ struct asl_chunk {
     int32_t n_past    = 0;       // current tokens before the chunk
     int32_t n_queries = 0;       // last tokens of the chunk that belong to the window
     bool    scores    = false;
+    const float * weights = nullptr; // [n_queries] factors on the queries' attention, NULL for 1
     bool    first     = false;   // first chunk of the range: weights are expanded, the cut is verified
     float * hidden    = nullptr; // [n_tokens, n_embd] receives the output of layer `last`; NULL with head
 
     std::vector<float> queries;                // [n_queries, n_head, n_embd_head_k]
-    std::vector<std::vector<float>> scores_kv; // [n_head_kv][n_past + n_tokens]: sum over the chunk's window queries
+    std::vector<std::vector<float>> scores_kv; // [n_head_kv][n_past + n_tokens]: (weighted) sum over the chunk's window queries
     int64_t n_hidden_rows = 0;                 // rows written to hidden (fewer in the last layer: output rows only)
 };
 
 // The Q, K and mask of one layer's attention, read off its node.
 struct asl_attention {
+    ggml_tensor * node  = nullptr; // soft max or flash attention
     ggml_tensor * q     = nullptr; // F32 [n_embd_head_k, n_tokens, n_head] (permuted view)
     ggml_tensor * k     = nullptr; // KV cache tensor [n_embd_k_gqa, n_cells, n_stream]
     ggml_tensor * mask  = nullptr; // F16 or F32 [n_kv, n_tokens]
@@ -47,7 +50,7 @@ struct asl_attention {
 
 class asl_layer_cutter : public asl_graph_hook {
 public:
-    asl_layer_cutter(llama_context & ctx, asl_dequantiser & dequantiser, const asl_layer_range & range, asl_chunk & chunk);
+    asl_layer_cutter(llama_context & ctx, asl_dequantiser & dequantiser, asl_causal_mask & mask, const asl_layer_range & range, asl_chunk & chunk);
 
     ggml_cgraph * cut(llm_graph_result & res, const llama_ubatch & ubatch) override;
     void read(const llama_ubatch & ubatch) override;
@@ -57,11 +60,16 @@ public:
 private:
     ggml_cgraph * cut_impl(llm_graph_result & res, const llama_ubatch & ubatch);
 
+    ggml_tensor * replace_mask(llm_graph_result & res);
     void verify(const llm_graph_result & res, ggml_cgraph * part, int begin) const;
+    // scores.cpp
+    size_t n_score_nodes(int64_t n_head_kv) const;
     void add_scores(llm_graph_result & res, ggml_cgraph * part);
+    ggml_tensor * build_scores(const asl_attention & att, ggml_tensor * weights, int64_t head_kv, int64_t begin, int64_t end);
 
     llama_context   & ctx;
     asl_dequantiser & dequantiser;
+    asl_causal_mask & mask;
 
     const asl_layer_range range;
     asl_chunk & chunk;

@@ -15,22 +15,37 @@ static std::string str(int64_t value) { return std::to_string(value); }
 
 void asl_session::finish() {
     check_open(false);
-    if (next_layer < n_layer) {
+    const int32_t n_current = positions.size();
+    for (int32_t il = 0; il < next_layer; ++il) {
+        if (rows_kept[il] == 0) {
+            throw asl_error(ASL_ERR_STATE, "expected every layer to keep rows, layer " + str(il) + " kept none");
+        }
+    }
+    const bool even = std::all_of(rows_kept.begin(), rows_kept.end(), [n_current](int32_t n) { return n == n_current; });
+    if (next_layer < n_layer && even) {
         finish_layers();
     } else {
+        finish_uneven();
         mark_cells();
         run_head();
     }
     release();
 }
 
+// The remaining layers, where earlier ones kept other numbers of rows than there are current tokens.
+void asl_session::finish_uneven() {
+    const int32_t n_current = positions.size();
+    if (next_layer < n_layer && n_current > (int32_t) cells.size()) {
+        throw asl_error(ASL_ERR_STATE, "expected at most " + str(cells.size()) + " current tokens, as many as the first layer kept rows, got " + str(n_current));
+    }
+    while (next_layer < n_layer) {
+        run(1, false);
+        keep_rows(nullptr, n_current, false);
+    }
+}
+
 void asl_session::finish_layers() {
     const int32_t n_current = positions.size();
-    for (int32_t il = 0; il < next_layer; ++il) {
-        if (rows_kept[il] != n_current) {
-            throw asl_error(ASL_ERR_STATE, "expected layer " + str(il) + " to keep " + str(n_current) + " rows, as many as there are current tokens, it kept " + str(rows_kept[il]));
-        }
-    }
     if ((uint32_t) n_current > asl_get_kv_cache(ctx).get_size()) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str(asl_get_kv_cache(ctx).get_size()) + " tokens (cells of the decode context), got " + str(n_current));
     }
@@ -53,14 +68,12 @@ void asl_session::finish_layers() {
 // Tells the decode context which tokens its cells hold, all but the last, which run_head adds.
 void asl_session::mark_cells() {
     const int32_t n_rows = cells.size();
-    for (int32_t il = 0; il < n_layer; ++il) {
-        if (rows_kept[il] != n_rows || n_rows == 0) {
-            throw asl_error(ASL_ERR_STATE, "expected every layer to keep its rows, layer " + str(il) + " kept " + str(rows_kept[il]));
-        }
-    }
     ctx.get_memory()->clear(false);
     for (int32_t i = 0; i < n_rows - 1; i += ctx.n_batch()) {
         mark_cells(i, std::min<int32_t>(n_rows - 1, i + ctx.n_batch()));
+    }
+    for (int32_t il = 0; il < n_layer; ++il) {
+        asl_set_first_cell(ctx, il, n_rows - rows_kept[il]);
     }
 }
 
@@ -70,7 +83,7 @@ void asl_session::mark_cells(int32_t begin, int32_t end) {
     llama_batch_ext batch(&ctx);
     for (int32_t i = begin; i < end; ++i) {
         const int32_t idx = batch.add_token(0);
-        if (idx < 0 || !batch.set_token_id(idx, tokens[cells[i]]) || !batch.set_token_pos(idx, &cells[i])) {
+        if (idx < 0 || !batch.set_token_id(idx, tokens[cells[i] - first_pos]) || !batch.set_token_pos(idx, &cells[i])) {
             throw asl_error(ASL_ERR_INTERNAL, "cell " + str(i) + " was refused by llama_batch_ext");
         }
     }
@@ -104,7 +117,7 @@ void asl_session::run_head() {
     int8_t logits = 1;
     llama_batch batch = { 1, nullptr, hidden.data(), positions.data(), &n_seq_id, &seq_ids, &logits };
 
-    asl_layer_cutter cutter(ctx, dequantiser, range, chunk);
+    asl_layer_cutter cutter(ctx, dequantiser, mask, range, chunk);
     asl_hook_scope scope(ctx, ctx, cutter);
     const int32_t status = llama_decode(&ctx, batch);
     if (!cutter.get_error().empty() || status != 0) {

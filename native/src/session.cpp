@@ -61,12 +61,15 @@ asl_session::asl_session(llama_context & ctx, const llama_context_params & param
 
 asl_session::~asl_session() = default;
 
-void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_window) {
+void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_window, int32_t first_pos) {
     if (n_tokens < 1 || (uint32_t) n_tokens > n_ctx) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected 1 to n_ctx = " + str(n_ctx) + " tokens, got " + str(n_tokens));
     }
     if (n_window < 1) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected a window of at least 1 token, got " + str(n_window));
+    }
+    if (first_pos < 0 || (uint32_t) first_pos > n_ctx - n_tokens) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected a first position of 0 to " + str(n_ctx - n_tokens) + ", got " + str(first_pos));
     }
     const int32_t n_vocab = ctx.get_model().vocab.n_tokens();
     for (int32_t i = 0; i < n_tokens; ++i) {
@@ -103,9 +106,11 @@ void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_wind
     this->tokens.assign(tokens, tokens + n_tokens);
     this->n_tokens = n_tokens;
     this->n_window = std::min(n_window, n_tokens);
+    this->first_pos = first_pos;
+    mask.reset(std::min<int32_t>(n_tokens, std::max(ctx.n_ubatch(), prefill->n_ubatch())), n_tokens - 1);
     positions.resize(n_tokens);
     for (int32_t i = 0; i < n_tokens; ++i) {
-        positions[i] = i;
+        positions[i] = first_pos + i;
     }
     hidden.resize((size_t) n_tokens*n_embd);
     kv_bytes_prefill_peak = asl_kv_bytes(*prefill);
@@ -120,6 +125,17 @@ int32_t asl_session::check_open(bool layer_ran) const {
         throw asl_error(ASL_ERR_STATE, "no layer has run yet; call asl_session_run first");
     }
     return next_layer - 1;
+}
+
+void asl_session::set_window(int32_t n_window, const float * weights) {
+    check_open(false);
+    const int32_t n_current = positions.size();
+    if (n_window < 1 || n_window > n_current) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected a window of 1 to " + str(n_current) + " tokens, got " + str(n_window));
+    }
+    this->n_window = n_window;
+    this->weights.assign(weights, weights ? weights + n_window : nullptr);
+    has_scores = false;
 }
 
 void asl_session::run(int32_t n_layers, bool with_scores) {
@@ -159,6 +175,7 @@ void asl_session::run_layer(llama_context & ctx, const asl_layer_range & range, 
         chunk.n_tokens  = std::min({ n_ubatch, n_left_batch, n_current - n_done });
         chunk.n_queries = std::max(0, n_done + chunk.n_tokens - std::max(n_done, n_current - n_window));
         chunk.scores    = with_scores;
+        chunk.weights   = weights.empty() ? nullptr : weights.data() + std::max(0, n_done - (n_current - n_window));
         chunk.first     = n_done == 0;
         chunk.hidden    = range.head ? nullptr : hidden.data() + (size_t) n_done*n_embd;
 
@@ -204,7 +221,7 @@ void asl_session::run_chunk(llama_context & ctx, const asl_layer_range & range, 
         /*.logits   =*/ logits.data(),
     };
 
-    asl_layer_cutter cutter(ctx, dequantiser, range, chunk);
+    asl_layer_cutter cutter(ctx, dequantiser, mask, range, chunk);
     int32_t status;
     {
         asl_hook_scope scope(ctx, this->ctx, cutter);
@@ -253,98 +270,19 @@ void asl_session::report_progress(int64_t n_done) {
     }
 }
 
-std::vector<int32_t> asl_session::check_index(const int32_t * index, int32_t n_rows, int32_t n_lists) const {
-    const int32_t n_current = positions.size();
-    if (n_rows < 1 || n_rows > n_current) {
-        throw asl_error(ASL_ERR_ARGUMENT, "expected 1 to " + str(n_current) + " tokens to keep, got " + str(n_rows));
-    }
-    std::vector<int32_t> result((size_t) n_lists*n_rows);
-    for (int32_t h = 0; h < n_lists; ++h) {
-        for (int32_t i = 0; i < n_rows; ++i) {
-            const int32_t value = index[(size_t) h*n_rows + i];
-            const int32_t floor = i > 0 ? index[(size_t) h*n_rows + i - 1] + 1 : 0;
-            if (value < floor || value >= n_current) {
-                throw asl_error(ASL_ERR_ARGUMENT, "expected increasing token indices below " + str(n_current) + ", got " + str(value) + " at place " + str(i));
-            }
-            result[(size_t) h*n_rows + i] = value;
-        }
-        if (result[(size_t) (h + 1)*n_rows - 1] != n_current - 1) {
-            throw asl_error(ASL_ERR_ARGUMENT, "expected the last token, " + str(n_current - 1) + ", to be kept");
-        }
-    }
-    return result;
-}
-
-void asl_session::keep_rows(const int32_t * index, int32_t n_rows, bool per_head) {
-    const int32_t il = check_open(true);
-    const int32_t n_head_kv = ctx.get_model().hparams.n_head_kv(il);
-    const int32_t n_cells   = asl_get_kv_cache(ctx).get_size();
-
-    if (!index && n_rows != (int32_t) positions.size()) {
-        throw asl_error(ASL_ERR_ARGUMENT, "expected all " + str(positions.size()) + " rows without an index, got " + str(n_rows));
-    }
-    if (n_rows > n_cells) {
-        throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str(n_cells) + " rows (cells of the decode context), got " + str(n_rows));
-    }
-    for (int32_t n : rows_kept) {
-        if (n != 0 && n != n_rows) {
-            throw asl_error(ASL_ERR_ARGUMENT, "expected " + str(n) + " rows, as in earlier layers, got " + str(n_rows));
-        }
-    }
-    std::vector<int32_t> all;
-    if (!index) {
-        all.resize(n_rows);
-        for (int32_t i = 0; i < n_rows; ++i) {
-            all[i] = i;
-        }
-    }
-    const std::vector<int32_t> lists = check_index(index ? index : all.data(), n_rows, index && per_head ? n_head_kv : 1);
-    std::vector<int32_t> rows;
-    for (int32_t h = 0; h < n_head_kv; ++h) {
-        const auto begin = lists.begin() + (lists.size() > (size_t) n_rows ? (size_t) h*n_rows : 0);
-        rows.insert(rows.end(), begin, begin + n_rows);
-    }
-    asl_gather_rows(*prefill, ctx, il, rows, n_rows);
-    rows_kept[il] = n_rows;
-
-    // a cell stands for the newest token that any head keeps in it, so that removing a tail leaves nothing newer;
-    // every list increases, so these positions do too
-    cells.resize(n_rows, -1);
-    for (size_t i = 0; i < rows.size(); ++i) {
-        cells[i % n_rows] = std::max(cells[i % n_rows], positions[rows[i]]);
-    }
-}
-
-void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
-    check_open(true);
-    if (next_layer == n_layer) {
-        throw asl_error(ASL_ERR_STATE, "all layers have run: no deeper layer is left to see fewer tokens");
-    }
-    const std::vector<int32_t> kept = check_index(index, n_index, 1);
-    if (n_index < n_window || kept[n_index - n_window] != (int32_t) positions.size() - n_window) {
-        throw asl_error(ASL_ERR_ARGUMENT, "expected the window's " + str(n_window) + " tokens to be kept");
-    }
-    for (int32_t i = 0; i < n_index; ++i) {
-        memmove(hidden.data() + (size_t) i*n_embd, hidden.data() + (size_t) kept[i]*n_embd, n_embd*sizeof(float));
-        positions[i] = positions[kept[i]];
-    }
-    positions.resize(n_index);
-    has_scores = false;
-    n_work_total = n_work_done + (int64_t) n_index*(n_layer - next_layer);
-}
-
 void asl_session::release() {
     asl_context_access::expect_buffer_sizes(*prefill);
     asl_context_access::expect_buffer_sizes(ctx);
     prefill.reset();
     dequantiser.release();
-    n_tokens = n_window = next_layer = 0;
+    mask.reset(0, 0);
+    n_tokens = n_window = first_pos = next_layer = 0;
     n_work_done = n_work_total = 0;
     has_scores = false;
     for (auto * v : { &tokens, &rows_kept }) {
         std::vector<int32_t>().swap(*v);
     }
-    for (auto * v : { &hidden, &output, &scores, &queries }) {
+    for (auto * v : { &hidden, &output, &scores, &queries, &weights }) {
         std::vector<float>().swap(*v);
     }
     positions.clear();

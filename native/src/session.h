@@ -5,6 +5,7 @@
 #include "asl.h"
 #include "dequant.h"
 #include "graph.h"
+#include "mask.h"
 
 #include "llama.h"
 
@@ -30,12 +31,17 @@ struct asl_session {
     asl_session(llama_context & ctx, const llama_context_params & params, uint32_t n_ctx);
     ~asl_session();
 
-    void begin(const int32_t * tokens, int32_t n_tokens, int32_t n_window);
+    void begin(const int32_t * tokens, int32_t n_tokens, int32_t n_window, int32_t first_pos);
+    void set_window(int32_t n_window, const float * weights);
     void run(int32_t n_layers, bool with_scores);
     void keep_rows(const int32_t * index, int32_t n_rows, bool per_head);
     void keep_tokens(const int32_t * index, int32_t n_index);
     void finish();
     void abort();
+
+    size_t layer_bytes(int32_t il) const;
+    void save_layer(uint8_t * dst, size_t n_bytes) const;
+    void load_layer(int32_t il, const uint8_t * src, size_t n_bytes);
 
     void get_scores (float * dst) const;
     void get_queries(float * dst) const;
@@ -54,6 +60,7 @@ private:
     void run_chunk(llama_context & ctx, const asl_layer_range & range, asl_chunk & chunk);
     void run_head();
     void finish_layers();
+    void finish_uneven();
     void mark_cells();
     void mark_cells(int32_t begin, int32_t end);
     void collect(const asl_chunk & chunk);
@@ -75,9 +82,11 @@ private:
 
     std::unique_ptr<llama_context> prefill; // NULL outside a prefill
     asl_dequantiser dequantiser;
+    asl_causal_mask mask;
 
     int32_t n_tokens = 0;
     int32_t n_window = 0;
+    int32_t first_pos = 0;
     int32_t next_layer = 0;
     int64_t n_work_done  = 0; // token-layers
     int64_t n_work_total = 0;
@@ -85,6 +94,7 @@ private:
 
     std::vector<int32_t>   tokens;    // of the prompt
     std::vector<llama_pos> positions; // of the current tokens
+    std::vector<float>     weights;   // [n_window] of the window's queries, empty for 1
     std::vector<float>     hidden;    // [n_current, n_embd]
     std::vector<float>     output;    // [n_embd] of the last token after the last layer
     std::vector<int32_t>   rows_kept; // per layer that has run: rows copied to the decode context, 0 for none

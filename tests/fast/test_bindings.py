@@ -23,6 +23,7 @@ CTYPES = {
     "size_t": c_size_t,
     "float *": POINTER(c_float),
     "int32_t *": POINTER(c_int32),
+    "int64_t *": POINTER(c_int64),
     "char *": c_char_p,
     "void *": c_void_p,
     "asl_session *": c_void_p,

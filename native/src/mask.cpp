@@ -1,0 +1,75 @@
+#include "mask.h"
+
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+// llama.cpp pads the cells a graph attends to (llama_kv_cache::get_n_kv)
+static const int64_t N_PAD = 256;
+
+void asl_causal_mask::reset(int32_t n_tokens_max, int32_t n_past_max) {
+    bands.clear();
+    this->n_tokens_max = n_tokens_max;
+    this->n_past_max   = n_past_max;
+}
+
+template <typename T>
+static void fill_band(ggml_tensor * t, int64_t n_past_max, T keep, T drop) {
+    std::vector<T> row(t->ne[0]);
+    for (int64_t j = 0; j < t->ne[1]; ++j) {
+        const auto end = row.begin() + std::min(t->ne[0], n_past_max + j + 1);
+        std::fill(row.begin(), end, keep);
+        std::fill(end, row.end(), drop);
+        ggml_backend_tensor_set(t, row.data(), j*t->nb[1], t->nb[1]);
+    }
+}
+
+ggml_tensor * asl_causal_mask::get_band(ggml_backend_buffer_type_t buft, ggml_type type) {
+    for (const band & b : bands) {
+        if (b.buft == buft && b.tensor->type == type) {
+            return b.tensor;
+        }
+    }
+    band b;
+    b.buft = buft;
+    b.ctx.reset(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
+    b.tensor = ggml_new_tensor_2d(b.ctx.get(), type, n_past_max + GGML_PAD(n_tokens_max, N_PAD) + N_PAD, n_tokens_max);
+    ggml_set_name(b.tensor, "asl_causal_band");
+    b.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(b.ctx.get(), buft));
+    if (!b.buffer) {
+        throw std::runtime_error("cannot allocate " + std::to_string(ggml_nbytes(b.tensor)) + " bytes for the attention mask");
+    }
+    if (type == GGML_TYPE_F16) {
+        fill_band<ggml_fp16_t>(b.tensor, n_past_max, ggml_fp32_to_fp16(0.0f), ggml_fp32_to_fp16(-INFINITY));
+    } else {
+        fill_band<float>(b.tensor, n_past_max, 0.0f, -INFINITY);
+    }
+    bands.push_back(std::move(b));
+    return bands.back().tensor;
+}
+
+ggml_tensor * asl_causal_mask::build(
+        ggml_context * ctx, const ggml_tensor * mask, int32_t n_past, ggml_backend_buffer_type_t buft, bool strided) {
+    const int64_t n_kv = mask->ne[0];
+    if ((mask->type != GGML_TYPE_F32 && mask->type != GGML_TYPE_F16) || ggml_nrows(mask) != mask->ne[1]) {
+        throw std::runtime_error("the attention mask has an unexpected form");
+    }
+    ggml_tensor * band = get_band(buft, mask->type);
+    const int64_t begin = n_past_max - n_past;
+    if (begin < 0 || begin + n_kv > band->ne[0] || mask->ne[1] > band->ne[1]) {
+        throw std::runtime_error("a chunk of " + std::to_string(mask->ne[1]) + " tokens after " + std::to_string(n_past) +
+                " needs a wider attention mask than was prepared");
+    }
+    ggml_tensor * view = ggml_view_2d(ctx, band, n_kv, mask->ne[1], band->nb[1], begin*ggml_element_size(band));
+    return strided ? view : ggml_cont(ctx, view);
+}
+
+size_t asl_causal_mask::size_bytes() const {
+    size_t result = 0;
+    for (const band & b : bands) {
+        result += ggml_backend_buffer_get_size(b.buffer.get());
+    }
+    return result;
+}

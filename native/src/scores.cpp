@@ -1,0 +1,92 @@
+// The window's attention scores as graph nodes.
+
+#include "graph.h"
+
+#include "llama-graph.h"
+
+#include "ggml-backend.h"
+
+#include <algorithm>
+
+// queries of a KV head whose attention is computed at once: with 512 of them and 128K tokens, the logits of a
+// group of 4 heads would take 1 GiB
+static const int64_t N_QUERY_BLOCK = 128;
+
+// nodes of build_scores, with room
+static const size_t N_SCORE_NODES = 16;
+
+size_t asl_layer_cutter::n_score_nodes(int64_t n_head_kv) const {
+    return N_SCORE_NODES*n_head_kv*(1 + chunk.n_queries/N_QUERY_BLOCK);
+}
+
+// Data of a graph input that llama.cpp does not know.
+class asl_input_weights : public llm_graph_input_i {
+public:
+    asl_input_weights(ggml_tensor * tensor, std::vector<float> data) : tensor(tensor), data(std::move(data)) {}
+
+    void set_input(const llama_ubatch *) override {
+        ggml_backend_tensor_set(tensor, data.data(), 0, ggml_nbytes(tensor));
+    }
+
+private:
+    ggml_tensor * tensor;
+    const std::vector<float> data;
+};
+
+// F32 [1, n_kv]: attention of queries [begin, end) of the window, summed over them and over the heads of the group
+ggml_tensor * asl_layer_cutter::build_scores(const asl_attention & att, ggml_tensor * weights, int64_t head_kv, int64_t begin, int64_t end) {
+    ggml_context * c = ctx_part.get();
+
+    const int64_t n_group = att.q->ne[2]/att.n_head_kv;
+    const int64_t n_kv    = att.mask->ne[0];
+    const int64_t n_query = end - begin;
+    const int64_t i_query = att.q->ne[1] - chunk.n_queries + begin; // in the chunk
+
+    ggml_tensor * k = ggml_view_2d(c, att.k, att.q->ne[0], n_kv, att.k->nb[1], head_kv*ggml_row_size(att.k->type, att.q->ne[0]));
+    // F32, so that the products do not round the queries to the type of the cache
+    k = att.k->type == GGML_TYPE_F32 ? k : ggml_cast(c, k, GGML_TYPE_F32);
+    ggml_tensor * q = ggml_view_3d(c, queries, att.q->ne[0], n_query, n_group, queries->nb[1], queries->nb[2], head_kv*n_group*queries->nb[2] + begin*queries->nb[1]);
+
+    ggml_tensor * a = ggml_mul_mat(c, k, q); // [n_kv, n_query, n_group]
+    ggml_prec_set_acc(a, GGML_PREC_F32);
+    ggml_tensor * mask_queries = ggml_cont(c, ggml_view_2d(c, att.mask, n_kv, n_query, att.mask->nb[1], i_query*att.mask->nb[1]));
+    a = ggml_soft_max_ext(c, a, mask_queries, att.scale, 0.0f);
+    if (att.sinks) {
+        ggml_soft_max_add_sinks(a, ggml_view_1d(c, att.sinks, n_group, head_kv*n_group*att.sinks->nb[0]));
+    }
+    if (weights) {
+        a = ggml_mul(c, a, ggml_view_2d(c, weights, 1, n_query, weights->nb[1], begin*weights->nb[1]));
+    }
+    a = ggml_reshape_2d(c, a, n_kv, n_query*n_group);
+    return ggml_sum_rows(c, ggml_cont(c, ggml_transpose(c, a)));
+}
+
+void asl_layer_cutter::add_scores(llm_graph_result & res, ggml_cgraph * part) {
+    const asl_attention att = asl_find_attention(res, range.last);
+    ggml_context * c = ctx_part.get();
+
+    const int64_t n_query = chunk.n_queries;
+    const int64_t i_query = att.q->ne[1] - n_query;
+
+    // F32 [n_embd_head, n_query, n_head]
+    queries = ggml_cont(c, ggml_view_3d(c, att.q, att.q->ne[0], n_query, att.q->ne[2], att.q->nb[1], att.q->nb[2], i_query*att.q->nb[1]));
+    ggml_set_output(queries);
+
+    ggml_tensor * weights = nullptr;
+    if (chunk.weights) {
+        weights = ggml_new_tensor_2d(c, GGML_TYPE_F32, 1, n_query);
+        ggml_set_input(weights);
+        res.add_input(std::make_unique<asl_input_weights>(weights, std::vector<float>(chunk.weights, chunk.weights + n_query)));
+    }
+    // one KV head at a time: with 128K tokens the logits of all heads together would take half a GiB
+    for (int64_t h = 0; h < att.n_head_kv; ++h) {
+        ggml_tensor * sum = nullptr;
+        for (int64_t begin = 0; begin < n_query; begin += N_QUERY_BLOCK) {
+            ggml_tensor * part_sum = build_scores(att, weights, h, begin, std::min(begin + N_QUERY_BLOCK, n_query));
+            sum = sum ? ggml_add(c, sum, part_sum) : part_sum;
+        }
+        ggml_set_output(sum);
+        ggml_build_forward_expand(part, sum);
+        scores.push_back(sum);
+    }
+}

@@ -1,0 +1,140 @@
+// What a session keeps of a layer: K/V rows, tokens, or the whole layer for later.
+
+#include "session.h"
+
+#include "cache.h"
+
+#include "llama-context.h"
+#include "llama-kv-cache.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cstring>
+
+static std::string str(int64_t value) { return std::to_string(value); }
+
+std::vector<int32_t> asl_session::check_index(const int32_t * index, int32_t n_rows, int32_t n_lists) const {
+    const int32_t n_current = positions.size();
+    if (n_rows < 1 || n_rows > n_current) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected 1 to " + str(n_current) + " tokens to keep, got " + str(n_rows));
+    }
+    std::vector<int32_t> result((size_t) n_lists*n_rows);
+    for (int32_t h = 0; h < n_lists; ++h) {
+        for (int32_t i = 0; i < n_rows; ++i) {
+            const int32_t value = index[(size_t) h*n_rows + i];
+            const int32_t floor = i > 0 ? index[(size_t) h*n_rows + i - 1] + 1 : 0;
+            if (value < floor || value >= n_current) {
+                throw asl_error(ASL_ERR_ARGUMENT, "expected increasing token indices below " + str(n_current) + ", got " + str(value) + " at place " + str(i));
+            }
+            result[(size_t) h*n_rows + i] = value;
+        }
+        if (result[(size_t) (h + 1)*n_rows - 1] != n_current - 1) {
+            throw asl_error(ASL_ERR_ARGUMENT, "expected the last token, " + str(n_current - 1) + ", to be kept");
+        }
+    }
+    return result;
+}
+
+void asl_session::keep_rows(const int32_t * index, int32_t n_rows, bool per_head) {
+    const int32_t il = check_open(true);
+    const int32_t n_head_kv = ctx.get_model().hparams.n_head_kv(il);
+    const int32_t n_cells   = asl_get_kv_cache(ctx).get_size();
+
+    if (!index && n_rows != (int32_t) positions.size()) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected all " + str(positions.size()) + " rows without an index, got " + str(n_rows));
+    }
+    if (n_rows > n_cells) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str(n_cells) + " rows (cells of the decode context), got " + str(n_rows));
+    }
+    const int32_t n_most = cells.empty() ? n_rows : (int32_t) cells.size();
+    if (n_rows > n_most) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str(n_most) + " rows, as in the first layer, got " + str(n_rows));
+    }
+    std::vector<int32_t> all;
+    if (!index) {
+        all.resize(n_rows);
+        for (int32_t i = 0; i < n_rows; ++i) {
+            all[i] = i;
+        }
+    }
+    const std::vector<int32_t> lists = check_index(index ? index : all.data(), n_rows, index && per_head ? n_head_kv : 1);
+    std::vector<int32_t> rows;
+    for (int32_t h = 0; h < n_head_kv; ++h) {
+        const auto begin = lists.begin() + (lists.size() > (size_t) n_rows ? (size_t) h*n_rows : 0);
+        rows.insert(rows.end(), begin, begin + n_rows);
+    }
+    const int32_t first = n_most - n_rows; // fewer rows lie in the last cells
+    asl_gather_rows(*prefill, ctx, il, rows, n_rows, first);
+    rows_kept[il] = n_rows;
+
+    // a cell stands for the newest token that any head keeps in it, so that removing a tail leaves nothing newer;
+    // every list increases, so these positions do too
+    cells.resize(n_most, -1);
+    for (size_t i = 0; i < rows.size(); ++i) {
+        llama_pos & pos = cells[first + i % n_rows];
+        pos = std::max(pos, positions[rows[i]]);
+    }
+}
+
+void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
+    check_open(true);
+    if (next_layer == n_layer) {
+        throw asl_error(ASL_ERR_STATE, "all layers have run: no deeper layer is left to see fewer tokens");
+    }
+    const std::vector<int32_t> kept = check_index(index, n_index, 1);
+    if (n_index < n_window || kept[n_index - n_window] != (int32_t) positions.size() - n_window) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected the window's " + str(n_window) + " tokens to be kept");
+    }
+    for (int32_t i = 0; i < n_index; ++i) {
+        memmove(hidden.data() + (size_t) i*n_embd, hidden.data() + (size_t) kept[i]*n_embd, n_embd*sizeof(float));
+        positions[i] = positions[kept[i]];
+    }
+    positions.resize(n_index);
+    has_scores = false;
+    n_work_total = n_work_done + (int64_t) n_index*(n_layer - next_layer);
+}
+
+size_t asl_session::layer_bytes(int32_t il) const {
+    check_open(false);
+    if (il < 0 || il >= n_layer) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected a layer from 0 to " + str(n_layer - 1) + ", got " + str(il));
+    }
+    // after the last layer, one row is left
+    const size_t n_hidden = il == n_layer - 1 ? n_embd : hidden.size();
+    return asl_rows_size(*prefill, il, n_tokens) + n_hidden*sizeof(float);
+}
+
+static void check_size(size_t expected, size_t n_bytes) {
+    if (n_bytes != expected) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected a buffer of " + str(expected) + " bytes, got " + str(n_bytes));
+    }
+}
+
+void asl_session::save_layer(uint8_t * dst, size_t n_bytes) const {
+    const int32_t il = check_open(true);
+    check_size(layer_bytes(il), n_bytes);
+    if ((int32_t) positions.size() != n_tokens) {
+        throw asl_error(ASL_ERR_STATE, "expected all " + str(n_tokens) + " tokens to be current, " + str(positions.size()) + " are left");
+    }
+    const auto & state = il == n_layer - 1 ? output : hidden;
+    asl_save_rows(*prefill, il, n_tokens, dst);
+    memcpy(dst + n_bytes - state.size()*sizeof(float), state.data(), state.size()*sizeof(float));
+}
+
+void asl_session::load_layer(int32_t il, const uint8_t * src, size_t n_bytes) {
+    check_open(false);
+    check_size(layer_bytes(il), n_bytes);
+    if (il < next_layer || (int32_t) positions.size() != n_tokens) {
+        throw asl_error(ASL_ERR_STATE, "expected a layer that has not run, with no token dropped; layer " + str(next_layer) +
+                " is next and " + str(positions.size()) + " of " + str(n_tokens) + " tokens are current");
+    }
+    auto & state = il == n_layer - 1 ? output : hidden;
+    state.resize(il == n_layer - 1 ? n_embd : state.size());
+    asl_load_rows(*prefill, il, n_tokens, src);
+    memcpy(state.data(), src + n_bytes - state.size()*sizeof(float), state.size()*sizeof(float));
+
+    n_work_done += (int64_t) n_tokens*(il + 1 - next_layer);
+    next_layer = il + 1;
+    rows_kept.resize(next_layer, 0);
+    has_scores = false;
+}
