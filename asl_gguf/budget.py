@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .errors import OptionError
@@ -56,14 +57,17 @@ class Budget:
             return n_tokens
         return min(n_tokens, max(math.floor(self.value * n_tokens + 1e-9), at_least))
 
-    def cells(self, n_ctx: int, at_least: int, room: int) -> int:
+    def cells(self, n_ctx: int, at_least: int, room: int, max_rows: Callable[[int, int], int] | None = None) -> int:
         """KV cells of a decode context for prompts up to n_ctx tokens.
 
         Args:
             room: cells for the answer and later turns.
+            max_rows: most rows of a layer for (n_tokens, n_kept); None: n_kept.
         """
         share = isinstance(self.value, float)
-        longest = max(self.kept(n_ctx, at_least), min(self.min_prompt, n_ctx) if share else 0)
+        n_kept = self.kept(n_ctx, at_least)
+        n_rows = max_rows(n_ctx, n_kept) if max_rows else n_kept
+        longest = max(n_rows, min(self.min_prompt, n_ctx) if share else 0)
         return min(round_cells(n_ctx), round_cells(longest + room))
 
 

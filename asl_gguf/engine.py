@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from .errors import ContextFullError, OptionError, PromptError
+from .errors import AttentionMassError, ContextFullError, OptionError, PromptError
 from .policies import Full, Policy
 from .session import Session
 from .types import Decision, Floats, Indices, LayerScores, PrefillReport, Prompt
@@ -18,12 +18,15 @@ from .types import Decision, Floats, Indices, LayerScores, PrefillReport, Prompt
 class _Trace:
     """What is measured while a prompt runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_tokens: int) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.variance: list[tuple[int, float, float]] = []
         self.attention_mass: list[float] = []
         self.selection_layer: int | None = None
-        self.kept_tokens = 0
+        self.rows: list[int] = []
+        self.passes = 1
+        self.token_layers = 0
+        self.current = np.arange(n_tokens, dtype=np.int32)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -34,8 +37,22 @@ class _Trace:
     def add(self, scores: LayerScores, decision: Decision) -> None:
         if decision.variance is not None:
             self.variance.append((scores.layer, decision.variance, decision.ratio or 0.0))
-        if scores.attention.size:
+        if scores.attention.size and not decision.restart:
             self.attention_mass.append(attention_mass(scores.attention, decision.rows))
+
+    def check(self, guard: float) -> None:
+        """Raises AttentionMassError if kept rows hold too little so far."""
+        if self.attention_mass and (mass := float(np.mean(self.attention_mass))) < guard:
+            raise AttentionMassError(mass, guard)
+
+    def drop(self, layer: int, tokens: Indices) -> None:
+        """Only these of the current tokens go on."""
+        self.current = self.current[tokens]
+        self.selection_layer = layer if self.selection_layer is None else self.selection_layer
+
+    def rows_by_layer(self, n_layer: int) -> tuple[int, ...]:
+        """Rows of every layer; those that were not asked about keep what they see."""
+        return tuple(self.rows + [self.current.size] * (n_layer - len(self.rows)))
 
 
 def attention_mass(attention: Floats, rows: Indices | None) -> float:
@@ -54,7 +71,15 @@ def attention_mass(attention: Floats, rows: Indices | None) -> float:
 
 
 def prefill(
-    session: Session, tokens: Sequence[int], policy: Policy, n_kept: int, *, reason: str | None = None
+    session: Session,
+    tokens: Sequence[int],
+    policy: Policy,
+    n_kept: int,
+    *,
+    reason: str | None = None,
+    protected: Indices | None = None,
+    always_ask: bool = False,
+    guard: float | None = None,
 ) -> PrefillReport:
     """Runs a prompt layer by layer and leaves the decode context ready to sample from.
 
@@ -64,48 +89,53 @@ def prefill(
         policy: decides what to keep; not asked if everything is kept.
         n_kept: tokens to keep, window included.
         reason: why nothing is to be pruned, for the report.
+        protected: int32, increasing indices of tokens that are kept whatever their scores.
+        always_ask: ask the policy even if n_kept spares every token (of a prompt longer than the policy's min_kept).
+        guard: least mean share of the window's attention that kept rows must hold, judged from a third of the depth on.
 
     Raises:
         PromptError: there are no tokens.
-        OptionError: n_kept is below what the policy can keep, or a token id is none of the model's.
-        ContextFullError: the decode context has fewer cells than n_kept.
+        OptionError: n_kept is below what the policy can keep or what is protected, or a token id is none of the
+            model's.
+        ContextFullError: the decode context has fewer cells than rows are kept.
         PrefillCancelled: the progress callback returned False.
+        AttentionMassError: the guard was not met.
     """
     started = time.perf_counter()
     n_tokens = len(tokens)
     info = session.info()
-    if n_tokens == 0:
-        raise PromptError("expected at least one token, got an empty prompt")
-    if policy.min_kept > n_kept and n_kept < n_tokens:
-        raise OptionError(
-            f"n_kept: expected at least {policy.min_kept} tokens for this policy, or all {n_tokens}, got {n_kept}"
-        )
-    n_kept = min(n_kept, n_tokens)
-    policy_run: Policy = policy if n_kept < n_tokens else Full(window=policy.window)
-    if n_kept > info.n_cells:
-        raise ContextFullError(
-            f"expected at most {info.n_cells} tokens to keep (cells of the decode context), got {n_kept}; "
-            "raise asl_decode_ctx or lower asl_budget"
-        )
-    trace = _Trace()
+    prompt = _plan(info.n_cells, info.n_layer, n_tokens, policy, n_kept, protected)
+    asked = prompt.n_kept < n_tokens or (always_ask and n_tokens > policy.min_kept)
+    policy_run: Policy = policy if asked else Full(window=policy.window)
+    trace = _Trace(n_tokens)
     with trace.phase("setup"):
         session.begin(tokens, policy.window)
     try:
-        _run_layers(session, policy_run, Prompt(n_tokens, n_kept, info.n_layer), trace)
+        restart = _run_layers(session, policy_run, prompt, trace, guard)
+        if restart:
+            _begin_again(session, tokens, trace)
         n_dequantised, peak = session.info().n_dequantised, session.info().kv_bytes_prefill_peak
         with trace.phase("finish"):
+            trace.token_layers += (info.n_layer - session.info().next_layer) * trace.current.size
             session.finish()
     except BaseException:
         session.abort()
         raise
     mass = tuple(trace.attention_mass)
+    rows = trace.rows_by_layer(info.n_layer)
+    bytes_row = info.kv_bytes_cell / info.n_layer
     return PrefillReport(
         prompt_tokens=n_tokens,
-        kept_tokens=trace.kept_tokens,
+        kept_tokens=max(rows),
         policy=policy.name,
-        budget_tokens=n_kept,
+        budget_tokens=prompt.n_kept,
         reason=reason,
         selection_layer=trace.selection_layer,
+        selected=tuple(trace.current.tolist()) if trace.current.size < n_tokens else (),
+        rows_by_layer=rows,
+        token_layers=trace.token_layers,
+        passes=trace.passes,
+        protected_tokens=prompt.protected.size,
         n_layer=info.n_layer,
         variance=tuple(trace.variance),
         attention_mass=float(np.mean(mass)) if mass else None,
@@ -113,28 +143,93 @@ def prefill(
         prefill_seconds=time.perf_counter() - started,
         seconds=dict(trace.seconds),
         kv_bytes=info.kv_bytes_decode,
-        kv_bytes_prompt=trace.kept_tokens * info.kv_bytes_cell,
+        kv_bytes_prompt=round(sum(rows) * bytes_row),
         kv_bytes_prompt_full=n_tokens * info.kv_bytes_cell,
         kv_bytes_prefill_peak=peak,
         n_dequantised=n_dequantised,
     )
 
 
-def _run_layers(session: Session, policy: Policy, prompt: Prompt, trace: _Trace) -> None:
-    """Layer after layer, until the policy drops tokens or no layer is left."""
+def _plan(n_cells: int, n_layer: int, n_tokens: int, policy: Policy, n_kept: int, protected: Indices | None) -> Prompt:
+    """The prompt as its policy sees it, checked against policy and decode context."""
+    if n_tokens == 0:
+        raise PromptError("expected at least one token, got an empty prompt")
+    protected = np.empty(0, dtype=np.int32) if protected is None else protected
+    if protected.size and not (np.all(np.diff(protected) > 0) and 0 <= protected[0] and protected[-1] < n_tokens):
+        raise OptionError(f"protected: expected increasing indices from 0 to {n_tokens - 1}, got {protected}")
+    n_sink = getattr(policy, "n_sink", 0)
+    fixed = np.union1d(protected, np.r_[0 : min(n_sink, n_tokens), max(0, n_tokens - policy.window) : n_tokens])
+    at_least = max(policy.min_kept, fixed.size if protected.size else 0)
+    if at_least > n_kept and n_kept < n_tokens:
+        raise OptionError(
+            f"n_kept: expected at least {at_least} tokens for this policy"
+            f"{f' and {protected.size} protected tokens' if protected.size else ''}, or all {n_tokens}, got {n_kept}"
+        )
+    n_kept = min(n_kept, n_tokens)
+    n_rows = policy.max_rows(n_tokens, n_kept) if n_kept < n_tokens else n_tokens
+    if n_rows > n_cells:
+        raise ContextFullError(
+            f"expected at most {n_cells} tokens to keep (cells of the decode context), got {n_rows}; "
+            "raise asl_decode_ctx or lower asl_budget"
+        )
+    return Prompt(n_tokens, n_kept, n_layer, protected)
+
+
+def _run_layers(session: Session, policy: Policy, prompt: Prompt, trace: _Trace, guard: float | None) -> bool:
+    """Layer after layer, as long as the policy has to be asked. Returns whether the kept tokens start again."""
     observe = policy.start(prompt)
+    n_waiting = 0  # layers that nobody looks at run together with the next one
     for layer in range(prompt.n_layer):
-        wanted = policy.needs_scores(layer)
+        n_waiting += 1
+        with_keys = policy.needs_keys(layer, prompt.n_layer)
+        with_scores = policy.needs_scores(layer, prompt.n_layer) or with_keys
+        with_rows = policy.keeps_rows(layer, prompt.n_layer)
+        if not (with_scores or with_rows) and layer < prompt.n_layer - 1:
+            continue
         with trace.phase("layers"):
-            session.run(1, wanted)
-            attention = session.scores() if wanted else np.empty((0, prompt.n_tokens), dtype=np.float32)
+            window = policy.window_of(trace.current.size)
+            session.set_window(window, policy.weights_of(window))
+            session.run(n_waiting, with_scores)
+            trace.token_layers += n_waiting * trace.current.size
+            scores = _read_scores(session, layer, window, prompt, trace.current, with_scores, with_keys)
+            n_waiting = 0
         with trace.phase("policy"):
-            scores = LayerScores(layer, attention, min(policy.window, prompt.n_tokens))
             decision = observe(scores)
             trace.add(scores, decision)
+        if guard is not None and layer >= prompt.n_layer // 3:
+            trace.check(guard)
+        if decision.restart and decision.tokens is not None:
+            trace.drop(layer, decision.tokens)
+            return True
         with trace.phase("rows"):
-            trace.kept_tokens = session.keep_rows(decision.rows)
+            trace.rows.append(session.keep_rows(decision.rows))
         if decision.tokens is not None and layer < prompt.n_layer - 1:
             session.keep_tokens(decision.tokens)
-            trace.selection_layer = layer
-            return
+            trace.drop(layer, decision.tokens)
+            if not decision.more:
+                return False
+    return False
+
+
+def _read_scores(
+    session: Session, layer: int, window: int, prompt: Prompt, current: Indices, with_scores: bool, with_keys: bool
+) -> LayerScores:
+    return LayerScores(
+        layer,
+        session.scores() if with_scores else np.empty((0, current.size), dtype=np.float32),
+        window,
+        np.flatnonzero(np.isin(current, prompt.protected)).astype(np.int32),
+        session.queries() if with_keys else None,
+        session.keys() if with_keys else None,
+    )
+
+
+def _begin_again(session: Session, tokens: Sequence[int], trace: _Trace) -> None:
+    """A second pass over the kept tokens, at consecutive positions that end where the prompt's end."""
+    with trace.phase("setup"):
+        session.abort()
+        n_kept = trace.current.size
+        session.begin([tokens[i] for i in trace.current.tolist()], 1, len(tokens) - n_kept)
+    trace.passes = 2
+    trace.rows.clear()
+    trace.attention_mass.clear()  # of rows that were never kept

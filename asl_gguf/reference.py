@@ -11,13 +11,14 @@ import numpy as np
 from .types import Floats, Indices
 
 
-def window_scores(queries: Floats, keys: Floats, scale: float) -> Floats:
+def window_scores(queries: Floats, keys: Floats, scale: float, weights: Floats | None = None) -> Floats:
     """Twin of `asl_session_get_scores`.
 
     Args:
         queries: float32 [w, H, n_embd_head_k], of the last w tokens, after RoPE.
         keys: float32 [n, H_kv, n_embd_head_k], after RoPE.
         scale: factor on the products (`kq_scale` in llama.cpp).
+        weights: float32 [w], factors on each query's attention; None: 1.
 
     Returns:
         float32 [H_kv, n]: softmax over all keys with the causal mask inside the window, summed over
@@ -28,14 +29,15 @@ def window_scores(queries: Floats, keys: Floats, scale: float) -> Floats:
     group = n_head // n_head_kv
     last_key = np.arange(n_tokens - n_window, n_tokens)
     masked = np.arange(n_tokens)[None, :] > last_key[:, None]  # [w, n]
+    factors = np.ones((n_window, 1)) if weights is None else weights.astype(np.float64)[:, None]
     result = np.empty((n_head_kv, n_tokens), dtype=np.float32)
     for head_kv in range(n_head_kv):
         own = queries[:, head_kv * group : (head_kv + 1) * group].astype(np.float64)  # [w, group, d]
         logits = np.einsum("wgd,nd->gwn", own, keys[:, head_kv].astype(np.float64)) * scale
         logits[:, masked] = -np.inf
-        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
-        result[head_kv] = weights.sum(axis=(0, 1))
+        attention = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        attention /= attention.sum(axis=-1, keepdims=True)
+        result[head_kv] = (attention * factors).sum(axis=(0, 1))
     return result
 
 
@@ -80,6 +82,20 @@ def span_maximum(values: Floats, back: int, forward: int) -> Floats:
     padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(forward, back)], constant_values=-np.inf)
     windows = np.lib.stride_tricks.sliding_window_view(padded, forward + back + 1, axis=-1)
     return windows.max(axis=-1)
+
+
+def last_query_products(queries: Floats, keys: Floats) -> Floats:
+    """Inner products of the last query with every key, summed over heads (GemFilter, arXiv 2409.17422, algorithm 1).
+
+    Args:
+        queries: float32 [w, H, d] and keys: float32 [n, H_kv, d], after RoPE.
+
+    Returns:
+        float32 [n]
+    """
+    n_head_kv = keys.shape[1]
+    per_group = queries[-1].reshape(n_head_kv, -1, queries.shape[-1]).sum(axis=1, dtype=np.float64)
+    return np.einsum("hd,nhd->n", per_group, keys.astype(np.float64)).astype(np.float32)
 
 
 def order_by_score(scores: Floats) -> Indices:

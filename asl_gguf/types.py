@@ -21,6 +21,8 @@ class Prompt:
     """tokens to keep, window included; less than n_tokens"""
     n_layer: int
     """layers of the model"""
+    protected: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    """increasing indices of tokens that must be kept"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,17 @@ class LayerScores:
     and over the query heads of each KV head"""
     window: int
     """number of queries; their tokens are the last columns"""
+    protected: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    """increasing indices of current tokens that must be kept"""
+    queries: Floats | None = None
+    """float32 [window, n_head, n_embd_head_k] after RoPE, where the policy needs keys"""
+    keys: Floats | None = None
+    """float32 [n_current, n_head_kv, n_embd_head_k] after RoPE, where the policy needs them"""
+
+    @property
+    def n_current(self) -> int:
+        """Tokens that this layer saw."""
+        return self.attention.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -41,13 +54,18 @@ class Decision:
     """A policy's answer for one layer. Indices are increasing and refer to the current tokens."""
 
     rows: Indices | None = None
-    """K/V rows of this layer to keep: int32 [n_kept] or, per KV head, [n_head_kv, n_kept]; None: all"""
+    """K/V rows of this layer to keep: int32 [k] or, per KV head, [n_head_kv, k]; None: all. No more than in the
+    first layer"""
     tokens: Indices | None = None
-    """int32 [n_kept]: the only tokens that deeper layers see; None: go on with the current ones"""
+    """int32 [k]: the only tokens that deeper layers see; None: go on with the current ones"""
     variance: float | None = None
     """rank variance measured at this layer, where the policy measures one"""
     ratio: float | None = None
     """the variance divided by its reference"""
+    more: bool = False
+    """with tokens: deeper layers are asked about as well; else they keep all rows they see"""
+    restart: bool = False
+    """with tokens: run them again from layer 0 as a prompt of their own, and keep all of that"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,7 @@ class PrefillReport:
 
     prompt_tokens: int
     kept_tokens: int
-    """prompt tokens whose K/V the decode context holds"""
+    """prompt tokens whose K/V the decode context holds: the most that any layer does"""
     policy: str
     budget_tokens: int
     """tokens the budget allows for this prompt"""
@@ -64,12 +82,26 @@ class PrefillReport:
     """why nothing was pruned; None if something was"""
     selection_layer: int | None = None
     """last layer that saw all tokens; None: every layer did"""
+    selected: tuple[int, ...] = ()
+    """prompt tokens that the deepest layers saw, where tokens were dropped"""
+    rows_by_layer: tuple[int, ...] = ()
+    """K/V rows that each layer of the decode context holds of the prompt"""
+    token_layers: int = 0
+    """tokens times layers that were computed for the prompt; 0 if the parent evaluated it"""
+    passes: int = 1
+    """2: the kept tokens ran again as a prompt of their own"""
     n_layer: int = 0
     variance: tuple[tuple[int, float, float], ...] = ()
     """(layer, rank variance, ratio to its reference) of each monitored layer"""
     attention_mass: float | None = None
-    """share of the window's attention that falls on kept rows, mean over the layers that saw all tokens"""
+    """share of the window's attention that falls on kept rows, mean over the layers whose scores were computed"""
     attention_mass_by_layer: tuple[float, ...] = ()
+    guard_attempts: tuple[tuple[int, float], ...] = ()
+    """(budget in tokens, attention mass) of attempts that asl_guard gave up"""
+    protected_tokens: int = 0
+    """tokens kept because of asl_protect"""
+    calibration: str | None = None
+    """the stored calibration that min_layer and tau come from; None: they are the policy's own"""
     prefill_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     """prefill_seconds by phase: setup, layers, policy, rows, finish"""
@@ -91,7 +123,12 @@ class PrefillReport:
     @property
     def pruned(self) -> bool:
         """Whether any K/V of the prompt was dropped."""
-        return self.kept_tokens < self.prompt_tokens
+        return min(self.kept_tokens, *self.rows_by_layer, self.prompt_tokens) < self.prompt_tokens
+
+    @property
+    def prefill_share(self) -> float:
+        """Share of a full prefill's token-layers that were computed; 1 where the parent evaluated the prompt."""
+        return self.token_layers / (self.prompt_tokens * self.n_layer) if self.token_layers else 1.0
 
     def to_dict(self) -> dict[str, object]:
         """The fields and `pruned`, as JSON types."""

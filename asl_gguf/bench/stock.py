@@ -13,7 +13,7 @@ from .._native import llama_cpp
 from ..errors import NativeError
 from ..models import resolve
 from ..session import Session
-from ..vocabulary import load_model, tokenize
+from ..vocabulary import detokenize, load_model, tokenize
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Model:
         self.options = options
         self.handle = load_model(self.path, n_gpu_layers=options.n_gpu_layers)
         self.n_layer = llama_cpp.llama_model_n_layer(self.handle)
+        self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.handle))
 
     def close(self) -> None:
         llama_cpp.llama_model_free(self.handle)
@@ -44,6 +45,14 @@ class Model:
         """Token ids of a text, special tokens parsed."""
         return tokenize(self.handle, text)
 
+    def tokenize_plain(self, text: str) -> list[int]:
+        """Token ids of a text that goes on after others: no BOS, no special tokens."""
+        return tokenize(self.handle, text, special=False)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of these tokens."""
+        return detokenize(self.handle, tokens)
+
     def params(self, n_ctx: int) -> llama_cpp.llama_context_params:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx
@@ -51,7 +60,8 @@ class Model:
         params.n_threads = params.n_threads_batch = self.options.n_threads
         params.flash_attn_type = int(self.options.flash_attn)
         params.type_k = self.options.kv_type
-        params.type_v = self.options.kv_type if self.options.flash_attn else 1
+        # a quantised V needs flash attention
+        params.type_v = self.options.kv_type if self.options.flash_attn or self.options.kv_type == 0 else 1
         return params
 
     @contextmanager

@@ -2,32 +2,91 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
+from dataclasses import fields, replace
+from typing import Any
+
 from ..errors import OptionError
-from .asl import ASL, PublishedASL
+from .asl import ASL, TwoPassASL
+from .asl_span import SpanASL
 from .base import Observer, Policy
+from .fastkv import FastKV
+from .gemfilter import GemFilter
 from .none import Full
-from .scoring import ScoringPolicy
+from .pyramidinfer import PyramidInfer
+from .scoring import ScoringPolicy, SelectingPolicy
 from .snapkv import SnapKV
+from .streaming_llm import StreamingLLM
+
+DEFAULT = "asl-span"
 
 REGISTRY: dict[str, type[Policy]] = {
+    "asl-span": SpanASL,
     "asl": ASL,
-    "asl-published": PublishedASL,
+    "asl-two-pass": TwoPassASL,
+    "fastkv": FastKV,
+    "gemfilter": GemFilter,
     "snapkv": SnapKV,
+    "pyramidinfer": PyramidInfer,
+    "streaming_llm": StreamingLLM,
     "none": Full,
 }
 
 
 def make_policy(policy: str | Policy) -> Policy:
-    """A policy from its name; an object of the user's own is returned as it is.
+    """A policy from its name, with or without parameters (parse_policy); an object is returned as it is.
 
     Raises:
-        OptionError: the name is unknown, or the object is no Policy.
+        OptionError: the name or a parameter is unknown, or the object is no Policy.
     """
     if isinstance(policy, Policy):
         return policy
+    if isinstance(policy, str) and ":" in policy:
+        return parse_policy(policy)
     if not isinstance(policy, str) or policy not in REGISTRY:
         raise OptionError(f"policy: expected one of {', '.join(REGISTRY)} or a Policy object, got {policy!r}")
     return REGISTRY[policy]()
 
 
-__all__ = ["ASL", "REGISTRY", "Full", "Observer", "Policy", "PublishedASL", "ScoringPolicy", "SnapKV", "make_policy"]
+def parse_policy(text: str) -> Policy:
+    """A policy written as `name` or `name:parameter=value:parameter=value`.
+
+    Raises:
+        OptionError: the name, a parameter or a value is none of the policy's.
+    """
+    name, *settings = text.split(":")
+    policy = make_policy(name)
+    known = {field.name: field for field in fields(policy)}
+    values: dict[str, Any] = {}
+    for setting in settings:
+        parameter, equals, value = setting.partition("=")
+        if not equals or parameter not in known:
+            raise OptionError(
+                f"policy {name}: expected parameter=value with one of {', '.join(known)}, got {setting!r}"
+            )
+        try:
+            values[parameter] = literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[parameter] = value
+    return replace(policy, **values)
+
+
+__all__ = [
+    "ASL",
+    "DEFAULT",
+    "REGISTRY",
+    "FastKV",
+    "Full",
+    "GemFilter",
+    "Observer",
+    "Policy",
+    "PyramidInfer",
+    "ScoringPolicy",
+    "SelectingPolicy",
+    "SnapKV",
+    "SpanASL",
+    "StreamingLLM",
+    "TwoPassASL",
+    "make_policy",
+    "parse_policy",
+]

@@ -8,32 +8,33 @@ from typing import ClassVar, Literal
 
 from .. import reference
 from ..types import Decision, Indices, LayerScores, Prompt
-from .base import Observer, require, require_int
-from .scoring import ScoringPolicy
+from .base import Observer, require, require_int, require_share, scaled_layer
+from .scoring import SelectingPolicy
 
 
 @dataclass(frozen=True)
-class ASL(ScoringPolicy):
+class ASL(SelectingPolicy):
     """Keeps the best tokens of the first layer at which the ranks of the leading tokens have settled.
 
     Layers up to the selection layer keep their K/V per KV head as SnapKV does; deeper layers see the
-    kept tokens only.
+    kept tokens only. Defaults are the paper's, with L_min given as a share of the depth.
     """
 
     name: ClassVar[str] = "asl"
+    two_pass: ClassVar[bool] = False
 
     min_layer: int | None = None
     """first monitored layer (L_min); None: min_depth of the model's layers"""
-    min_depth: float = 0.4
+    min_depth: float = 10 / 32
     """share of the layers below the first monitored one, unless min_layer says otherwise"""
     obs_layers: int = 8
     """newest layers whose ranks are compared (L_obs)"""
-    obs_tokens: int | None = 64
+    obs_tokens: int | None = None
     """leading tokens of each layer whose ranks are compared; None: as many as are kept, as published"""
-    tau: float = 0.45
+    tau: float = 0.3
     """selection fires when the variance falls below tau times its reference"""
-    variance_reference: Literal["peak", "first"] = "peak"
-    """reference of the variance: its largest value so far, or its value at min_layer as published"""
+    variance_reference: Literal["first", "peak"] = "first"
+    """reference of the variance: its value at min_layer as published, or its largest value so far"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,53 +43,49 @@ class ASL(ScoringPolicy):
             require_int(self.min_layer, "min_layer", self.obs_layers - 1)
         if self.obs_tokens is not None:
             require_int(self.obs_tokens, "obs_tokens", 1)
-        numbers = isinstance(self.tau, (int, float)) and isinstance(self.min_depth, (int, float))
-        require(numbers and self.tau > 0, "tau", "a number above 0", self.tau)
-        require(numbers and 0 <= self.min_depth < 1, "min_depth", "a share in [0, 1)", self.min_depth)
-        require(
-            self.variance_reference in ("peak", "first"),
-            "variance_reference",
-            "'peak' or 'first'",
-            self.variance_reference,
-        )
+        number = isinstance(self.tau, (int, float)) and not isinstance(self.tau, bool)
+        require(number and self.tau >= 0, "tau", "a number of at least 0", self.tau)
+        require_share(self.min_depth, "min_depth")
+        known = self.variance_reference in ("peak", "first")
+        require(known, "variance_reference", "'peak' or 'first'", self.variance_reference)
 
     def start(self, prompt: Prompt) -> Observer:
-        min_layer = self.min_layer if self.min_layer is not None else max(1, round(prompt.n_layer * self.min_depth))
+        min_layer = self.min_layer if self.min_layer is not None else scaled_layer(self.min_depth, prompt.n_layer)
         n_best = prompt.n_kept - self.n_sink - self.window
         n_leading = min(self.obs_tokens or n_best, n_best)
         history: deque[Indices] = deque(maxlen=min(self.obs_layers, min_layer + 1))
+        evidence = self.evidence()
         base: float | None = None
+        selected = False
 
         def observe(scores: LayerScores) -> Decision:
-            nonlocal base
+            nonlocal base, selected
             per_head = self.head_scores(scores)
+            rows = self.rows(per_head, scores, prompt.n_kept)
+            if selected:
+                return Decision(rows)
             per_token = per_head.sum(axis=0)
+            total = evidence(per_token)
             history.append(reference.ranks(per_token))
-            rows = self.choose(per_head, scores, prompt.n_kept)
             if scores.layer < min_layer:
                 return Decision(rows)
             variance = reference.rank_variance(list(history), n_leading)
             if base is None or (self.variance_reference == "peak" and variance > base):
                 base = variance
             ratio = variance / base if base > 0 else 1.0
-            settled = ratio < self.tau
-            tokens = self.choose(per_token, scores, prompt.n_kept) if settled else None
-            return Decision(rows, tokens, variance, ratio)
+            if ratio >= self.tau:
+                return Decision(rows, None, variance, ratio)
+            selected = True
+            tokens = self.choose(total, scores, prompt.n_kept)
+            more = self.n_rows(prompt.n_kept, prompt.n_kept) < prompt.n_kept
+            return Decision(rows, tokens, variance, ratio, more=more, restart=self.two_pass)
 
         return observe
 
 
 @dataclass(frozen=True)
-class PublishedASL(ASL):
-    """ASL with the paper's scoring and rule: L_min 10 of 32 layers, L_obs 8, tau 0.3, window 32, kernel 7."""
+class TwoPassASL(ASL):
+    """ASL whose kept tokens run again from layer 0, as a prompt of their own (section 3.4, with GemFilter)."""
 
-    name: ClassVar[str] = "asl-published"
-
-    n_sink: int = 0
-    normalise_heads: bool = False
-    span_forward: int = 0
-    span_back: int = 0
-    min_depth: float = 10 / 32
-    obs_tokens: int | None = None
-    tau: float = 0.3
-    variance_reference: Literal["peak", "first"] = "first"
+    name: ClassVar[str] = "asl-two-pass"
+    two_pass: ClassVar[bool] = True

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from .. import reference
 from ..errors import OptionError
-from ..types import Decision, LayerScores, Prompt
+from ..types import Decision, Floats, Indices, LayerScores, Prompt
 
 Observer = Callable[[LayerScores], Decision]
 
@@ -37,25 +38,85 @@ class Policy(ABC):
         """Fewest tokens this policy can keep."""
         return self.window + 1
 
-    def needs_scores(self, layer: int) -> bool:
-        """Whether the policy looks at the scores of this layer; if not, they are not computed."""
+    def max_rows(self, n_tokens: int, n_kept: int) -> int:
+        """Most K/V rows that a layer keeps of a prompt: cells of the decode context it takes."""
+        return n_kept
+
+    def needs_scores(self, layer: int, n_layer: int) -> bool:
+        """Whether the policy looks at this layer's scores; if not, they are not computed."""
         return True
+
+    def needs_keys(self, layer: int, n_layer: int) -> bool:
+        """Whether the policy looks at this layer's queries and keys; if so, they are read back."""
+        return False
+
+    def keeps_rows(self, layer: int, n_layer: int) -> bool:
+        """Whether rows of this layer are kept: no, if a second pass makes new ones."""
+        return True
+
+    def window_of(self, n_current: int) -> int:
+        """Queries to score when n_current tokens are left."""
+        return min(self.window, n_current)
+
+    def weights_of(self, window: int) -> Floats | None:
+        """float32 [window], factors on the attention of each query; None: 1."""
+        return None
 
     @abstractmethod
     def start(self, prompt: Prompt) -> Observer:
         """Begins a prompt.
 
         Returns:
-            A function that is called with each layer's scores in turn, as long as no tokens were
-            dropped, and decides what to keep. Layers whose scores are not needed come with an empty
-            attention array.
+            A function that is called with each layer's scores in turn and decides what to keep: until
+            it drops tokens, and after that as long as its decisions ask for more. Layers whose scores
+            are not needed come with an empty attention array [0, n_current].
         """
+
+
+def keep_best(scores: Floats, fixed: Indices, n_kept: int) -> Indices:
+    """The n_kept tokens with the best scores, the fixed ones among them, in order of position.
+
+    Args:
+        scores: [..., n]; ties go to the earlier token.
+        fixed: indices of tokens to keep whatever their scores.
+
+    Returns:
+        int32 [..., n_kept]
+
+    Raises:
+        OptionError: there are more fixed tokens than n_kept.
+    """
+    if fixed.size > n_kept:
+        raise OptionError(
+            f"n_kept: expected at least {fixed.size} tokens (sinks, window, protected ones), got {n_kept}"
+        )
+    ranked = scores.astype(np.float32, copy=True)
+    ranked[..., fixed] = np.inf
+    return np.sort(reference.order_by_score(ranked)[..., :n_kept], axis=-1)
+
+
+def fixed_tokens(scores: LayerScores, n_sink: int, window: int) -> Indices:
+    """Indices of the first n_sink tokens, the last `window` ones and the protected ones."""
+    n = scores.n_current
+    ends = np.concatenate([np.arange(min(n_sink, n)), np.arange(max(0, n - window), n)])
+    return np.union1d(ends, scores.protected).astype(np.int32)
+
+
+def scaled_layer(depth: float, n_layer: int) -> int:
+    """The layer at this share of the depth; not the last, unless it is the only one."""
+    return min(max(1, round(n_layer * depth)), n_layer - 1)
 
 
 def require_int(value: object, name: str, at_least: int) -> None:
     """Raises OptionError unless value is an integer of at least at_least."""
     valid = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= at_least
     require(bool(valid), name, f"an integer of at least {at_least}", value)
+
+
+def require_share(value: object, name: str, *, one: bool = False) -> None:
+    """Raises OptionError unless value is a number in [0, 1), or in [0, 1] if `one` is allowed."""
+    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+    require(valid and (one or value != 1), name, f"a share in [0, 1{']' if one else ')'}", value)
 
 
 def require(condition: bool, name: str, expected: str, value: object) -> None:

@@ -15,7 +15,10 @@ class Full(Policy):
 
     name: ClassVar[str] = "none"
 
-    def needs_scores(self, layer: int) -> bool:
+    def max_rows(self, n_tokens: int, n_kept: int) -> int:
+        return n_tokens
+
+    def needs_scores(self, layer: int, n_layer: int) -> bool:
         return False
 
     def start(self, prompt: Prompt) -> Observer:

@@ -1,19 +1,22 @@
 """From attention to token scores: the part that ASL, SnapKV and FastKV share.
 
-The published scoring (kernel 7, no sinks, no normalisation, no span) keeps the head of a number and
-loses its tail on small models. Three remedies, each a parameter (docs/LOG.md has the evidence):
-sinks leave the ranking, each KV head counts alike, and a score reaches forward over a span.
+Defaults are the published scoring. On small models it keeps the head of a number and loses its tail; the
+remedies are parameters here (docs/POLICIES.md has the evidence): sinks leave the ranking, each KV head
+counts alike, a score reaches forward over a span, and the newest queries count most.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from .. import reference
 from ..types import Floats, Indices, LayerScores
-from .base import Policy, require, require_int
+from .base import Policy, fixed_tokens, keep_best, require, require_int
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,16 @@ class ScoringPolicy(Policy):
 
     kernel_size: int = 7
     """width of the average pooling over neighbouring tokens, odd"""
-    n_sink: int = 4
+    n_sink: int = 0
     """first tokens of the prompt that are always kept and do not enter the ranking"""
-    normalise_heads: bool = True
+    normalise_heads: bool = False
     """divide each KV head's scores by their sum before heads are added up"""
-    span_forward: int = 16
+    span_forward: int = 0
     """tokens after an attended one that inherit its score"""
-    span_back: int = 3
+    span_back: int = 0
     """tokens before an attended one that inherit its score"""
+    half_life: float | None = None
+    """a query that is this many tokens older than another counts half as much; None: all of the window alike"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,32 +42,78 @@ class ScoringPolicy(Policy):
         require(self.kernel_size % 2 == 1, "kernel_size", "an odd number", self.kernel_size)
         for name in ("n_sink", "span_forward", "span_back"):
             require_int(getattr(self, name), name, 0)
+        if self.half_life is not None:
+            number = isinstance(self.half_life, (int, float)) and not isinstance(self.half_life, bool)
+            require(number and self.half_life > 0, "half_life", "a number of tokens above 0, or None", self.half_life)
 
     @property
     def min_kept(self) -> int:
         return self.window + self.n_sink + 1
 
+    def weights_of(self, window: int) -> Floats | None:
+        if self.half_life is None:
+            return None
+        return np.exp2(-np.arange(window - 1, -1, -1) / self.half_life).astype(np.float32)
+
     def head_scores(self, scores: LayerScores) -> Floats:
         """Pooled scores float32 [n_head_kv, n - n_sink - window] of the tokens that compete."""
-        n_competing = scores.attention.shape[-1] - scores.window
+        n_competing = scores.n_current - scores.window
         pooled = reference.average_pool(scores.attention[:, :n_competing], self.kernel_size)[:, self.n_sink :]
         if self.normalise_heads:
             pooled = pooled / np.maximum(pooled.sum(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
         return pooled
 
     def choose(self, competing: Floats, scores: LayerScores, n_kept: int) -> Indices:
-        """The n_kept tokens with the best scores, sinks and window among them, in order of position.
+        """The n_kept tokens with the best scores, sinks, window and protected tokens among them.
 
         Args:
             competing: [..., n - n_sink - window], before the span.
 
         Returns:
-            int32 [..., n_kept]
+            int32 [..., n_kept], in order of position
         """
-        n_tokens = scores.attention.shape[-1]
-        n_best = n_kept - self.n_sink - scores.window
         spanned = reference.span_maximum(competing, self.span_back, self.span_forward)
-        best = reference.order_by_score(spanned)[..., :n_best] + self.n_sink
-        fixed = np.concatenate([np.arange(self.n_sink), np.arange(n_tokens - scores.window, n_tokens)])
-        fixed = np.broadcast_to(fixed, (*best.shape[:-1], fixed.size))
-        return np.sort(np.concatenate([best, fixed], axis=-1), axis=-1).astype(np.int32)
+        around = [(0, 0)] * (spanned.ndim - 1) + [(self.n_sink, scores.window)]
+        fixed = fixed_tokens(scores, self.n_sink, scores.window)
+        return keep_best(np.pad(spanned, around), fixed, n_kept)
+
+
+@dataclass(frozen=True)
+class SelectingPolicy(ScoringPolicy):
+    """A policy that at one layer keeps the best tokens for all deeper ones, and K/V rows as SnapKV does."""
+
+    cache_k: int | Literal["select_k", "all"] = "select_k"
+    """K/V rows that a layer keeps per KV head (of the tokens it sees): as many as tokens are selected, all, or a
+    number. More than are selected makes the layers up to the selection layer larger than the deeper ones"""
+    evidence_layers: int = 1
+    """newest layers whose scores are added up to select tokens: neighbouring layers differ in what they look for"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_int(self.evidence_layers, "evidence_layers", 1)
+        if self.cache_k not in ("select_k", "all"):
+            require_int(self.cache_k, "cache_k", self.min_kept)
+
+    def max_rows(self, n_tokens: int, n_kept: int) -> int:
+        return self.n_rows(n_tokens, n_kept)
+
+    def n_rows(self, n_current: int, n_kept: int) -> int:
+        """K/V rows that a layer keeps when it sees n_current tokens."""
+        if self.cache_k == "select_k":
+            return min(n_kept, n_current)
+        return n_current if self.cache_k == "all" else min(int(self.cache_k), n_current)
+
+    def evidence(self) -> Callable[[Floats], Floats]:
+        """A function that takes each layer's token scores and returns the sum over the newest evidence_layers."""
+        newest: deque[Floats] = deque(maxlen=self.evidence_layers)
+
+        def add(per_token: Floats) -> Floats:
+            newest.append(per_token)
+            return per_token if len(newest) == 1 else np.sum(newest, axis=0)
+
+        return add
+
+    def rows(self, per_head: Floats, scores: LayerScores, n_kept: int) -> Indices | None:
+        """Rows of this layer, int32 [n_head_kv, n_rows]; None: all."""
+        n_rows = self.n_rows(scores.n_current, n_kept)
+        return None if n_rows == scores.n_current else self.choose(per_head, scores, n_rows)

@@ -16,6 +16,8 @@ class SnapKV(ScoringPolicy):
 
     name: ClassVar[str] = "snapkv"
 
+    kernel_size: int = 5
+
     def start(self, prompt: Prompt) -> Observer:
         def observe(scores: LayerScores) -> Decision:
             return Decision(self.choose(self.head_scores(scores), scores, prompt.n_kept))

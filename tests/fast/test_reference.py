@@ -89,14 +89,19 @@ def test_equal_ranks_have_no_variance(row, top, n_rows):
     assert reference.rank_variance([np.array(row, dtype=np.int32)] * n_rows, top) == 0
 
 
-@given(st.integers(0, 2**31), st.integers(1, 12), st.sampled_from([(1, 1), (2, 1), (4, 2), (6, 3)]), st.data())
-def test_window_scores(seed, n_tokens, heads, data):
-    """One softmax a query and head, over the keys up to the query's own."""
+HEADS = st.sampled_from([(1, 1), (2, 1), (4, 2), (6, 3)])
+
+
+@given(st.integers(0, 2**31), st.integers(1, 12), HEADS, st.booleans(), st.data())
+def test_window_scores(seed, n_tokens, heads, weighted, data):
+    """One softmax a query and head, over the keys up to the query's own, times the query's weight."""
     (n_head, n_head_kv), scale = heads, 0.3
     n_window = data.draw(st.integers(1, n_tokens))
     rng = np.random.default_rng(seed)
     queries = rng.standard_normal((n_window, n_head, 4), dtype=np.float32) * 3
     keys = rng.standard_normal((n_tokens, n_head_kv, 4), dtype=np.float32) * 3
+
+    factors = rng.uniform(0, 2, n_window).astype(np.float32) if weighted else np.ones(n_window, dtype=np.float32)
 
     expected = np.zeros((n_head_kv, n_tokens))
     for i in range(n_window):
@@ -105,12 +110,33 @@ def test_window_scores(seed, n_tokens, heads, data):
             seen = n_tokens - n_window + i + 1
             weights = [math.exp(scale * math.fsum((queries[i, head] * keys[j, kv]).tolist())) for j in range(seen)]
             for j in range(seen):
-                expected[kv, j] += weights[j] / sum(weights)
+                expected[kv, j] += factors[i] * weights[j] / sum(weights)
 
-    scores = reference.window_scores(queries, keys, scale)
+    scores = reference.window_scores(queries, keys, scale, factors if weighted else None)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-9)
-    np.testing.assert_allclose(scores.sum(axis=-1), n_window * n_head / n_head_kv, rtol=1e-5)
+    np.testing.assert_allclose(scores.sum(axis=-1), factors.sum() * n_head / n_head_kv, rtol=1e-5)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 12), HEADS)
+def test_last_query_products(seed, n_tokens, heads):
+    """Each query head of the last token with its KV head's keys; earlier queries count for nothing."""
+    n_head, n_head_kv = heads
+    rng = np.random.default_rng(seed)
+    queries = rng.standard_normal((3, n_head, 4), dtype=np.float32) * 3
+    keys = rng.standard_normal((n_tokens, n_head_kv, 4), dtype=np.float32) * 3
+    expected = [
+        math.fsum(
+            float(queries[-1, head, i]) * float(keys[j, head // (n_head // n_head_kv), i])
+            for head in range(n_head)
+            for i in range(4)
+        )
+        for j in range(n_tokens)
+    ]
+    products = reference.last_query_products(queries, keys)
+    assert products.shape == (n_tokens,) and products.dtype == np.float32
+    np.testing.assert_allclose(products, expected, rtol=1e-5, atol=1e-5)
+    assert np.array_equal(products, reference.last_query_products(queries[-1:], keys))
 
 
 @given(st.integers(1, 20), st.integers(1, 3), st.booleans(), st.data())

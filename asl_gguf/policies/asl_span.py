@@ -1,0 +1,33 @@
+"""ASL-span: ASL with a ranking that finds what small models copy. Ours; docs/POLICIES.md has the evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from .asl import ASL
+
+
+@dataclass(frozen=True)
+class SpanASL(ASL):
+    """The default policy.
+
+    Its ranking: the first 4 tokens (attention sinks) leave it and are always kept; the newest queries count most,
+    those 8 tokens older half as much; each KV head's scores are divided by their sum; a token's score reaches 12
+    tokens forward and 3 back, so that what follows an attended token is kept with it; deeper layers get the tokens
+    with the best sum over the newest 3 layers. Its stopping rule compares the 64 leading tokens only and refers to the
+    variance's running peak.
+    """
+
+    name: ClassVar[str] = "asl-span"
+
+    n_sink: int = 4
+    normalise_heads: bool = True
+    span_forward: int = 12
+    span_back: int = 3
+    half_life: float | None = 8
+    evidence_layers: int = 3
+    min_depth: float = 0.56
+    obs_tokens: int | None = 64
+    tau: float = 0.9
+    variance_reference: Literal["first", "peak"] = "peak"

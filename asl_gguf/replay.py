@@ -1,0 +1,171 @@
+"""One full pass over a prompt, many policies: layers that a policy would run as they were are taken from a record.
+
+K/V, hidden states and scores of a layer do not depend on the policy until tokens are dropped. A `Recording` keeps
+them; a `Replay` stands in for a `Session` and loads them instead of running layers. What follows a selection runs
+as ever, so the results are those of a prefill of its own, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import _native
+from .policies import Policy, ScoringPolicy
+from .session import Session
+from .types import Floats, Indices
+
+_WINDOW = 32
+"""of a pass for policies that have none of their own"""
+
+
+@dataclass(frozen=True)
+class RecordedLayer:
+    """What one layer made of all tokens."""
+
+    state: np.ndarray
+    """uint8 of `Session.save_layer`"""
+    scores: Floats
+    queries: Floats
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A full pass over a prompt."""
+
+    tokens: tuple[int, ...]
+    window: int
+    weights: Floats | None
+    """of the window's queries; None: 1"""
+    layers: tuple[RecordedLayer, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Host memory it takes."""
+        return sum(layer.state.nbytes + layer.scores.nbytes + layer.queries.nbytes for layer in self.layers)
+
+
+def record(session: Session, tokens: Sequence[int], window: int = 32, weights: Floats | None = None) -> Recording:
+    """Runs all layers over a prompt, with scores of this window; the decode context is left empty."""
+    layers = []
+    session.begin(tokens, window)
+    try:
+        session.set_window(min(window, len(tokens)), weights)
+        for _ in range(session.info().n_layer):
+            session.run(1, True)
+            layers.append(RecordedLayer(session.save_layer(), session.scores(), session.queries()))
+    finally:
+        session.abort()
+    return Recording(tuple(tokens), min(window, len(tokens)), weights, tuple(layers))
+
+
+class Replay:
+    """A session that has run this prompt before. Takes the place of a `Session` in `engine.prefill`."""
+
+    def __init__(self, session: Session, recording: Recording) -> None:
+        self._session = session
+        self._recording = recording
+        self._layer = -1  # that ran last, as the caller sees it
+        self._loaded = -1  # that the session holds
+        self._intact = False  # all tokens of the recording are current
+        self._window = 0
+        self._weights: Floats | None = None
+        self._from_record = False  # scores and queries of the last layer are the recording's
+
+    def begin(self, tokens: Sequence[int], window: int, first_pos: int = 0) -> None:
+        """`Session.begin`; another prompt than the recorded one simply runs."""
+        self._session.begin(tokens, window, first_pos)
+        self._intact = first_pos == 0 and tuple(tokens) == self._recording.tokens
+        self._layer = self._loaded = -1
+        self._window, self._weights = min(window, len(tokens)), None
+
+    def set_window(self, window: int, weights: Floats | None = None) -> None:
+        """`Session.set_window`"""
+        self._session.set_window(window, weights)
+        self._window, self._weights = window, weights
+
+    def run(self, n_layers: int, with_scores: bool) -> None:
+        """`Session.run`, from the record where it has what is wanted."""
+        self._layer += n_layers
+        self._from_record = False
+        if not self._intact:
+            self._session.run(n_layers, with_scores)
+            self._loaded = self._layer
+            return
+        if with_scores and not self._recorded():
+            # another window than was recorded: this layer has to run
+            self._load(self._layer - 1)
+            self._session.run(1, True)
+            self._loaded = self._layer
+            return
+        self._load(self._layer)
+        self._from_record = True
+
+    def _recorded(self) -> bool:
+        """Whether the scores that are wanted are those of the record."""
+        theirs, ours = self._recording.weights, self._weights
+        if self._window != self._recording.window or (theirs is None) != (ours is None):
+            return False
+        return theirs is None or ours is None or np.array_equal(theirs, ours)
+
+    def _load(self, layer: int) -> None:
+        if layer > self._loaded:
+            self._session.load_layer(layer, self._recording.layers[layer].state)
+            self._loaded = layer
+
+    def scores(self) -> Floats:
+        """`Session.scores`"""
+        return self._recording.layers[self._layer].scores if self._from_record else self._session.scores()
+
+    def queries(self) -> Floats:
+        """`Session.queries`"""
+        return self._recording.layers[self._layer].queries if self._from_record else self._session.queries()
+
+    def keys(self) -> Floats:
+        """`Session.keys`"""
+        return self._session.keys()
+
+    def keep_rows(self, index: Indices | None) -> int:
+        """`Session.keep_rows`"""
+        return self._session.keep_rows(index)
+
+    def keep_tokens(self, index: Indices) -> None:
+        """`Session.keep_tokens`; from here on layers run."""
+        self._session.keep_tokens(index)
+        self._intact = False
+
+    def info(self) -> _native.session_info:
+        """`Session.info`"""
+        return self._session.info()
+
+    def finish(self) -> None:
+        """`Session.finish`"""
+        self._session.finish()
+
+    def abort(self) -> None:
+        """`Session.abort`"""
+        self._session.abort()
+        self._intact = False
+
+
+class Records:
+    """Records of one prompt: one full pass for each window and weighting that policies score with."""
+
+    def __init__(self, session: Session, tokens: Sequence[int]) -> None:
+        self._session = session
+        self._tokens = tuple(tokens)
+        self._replays: dict[tuple[int, bytes | None], Replay] = {}
+
+    def replay_for(self, policy: Policy) -> Replay:
+        """A session that has run the prompt as this policy would; one that is there already, if it scores nothing."""
+        scores = isinstance(policy, ScoringPolicy)
+        if self._replays and not scores:
+            return next(iter(self._replays.values()))
+        window = policy.window_of(len(self._tokens)) if scores else min(_WINDOW, len(self._tokens))
+        weights = policy.weights_of(window) if scores else None
+        key = (window, None if weights is None else weights.tobytes())
+        if key not in self._replays:
+            self._replays[key] = Replay(self._session, record(self._session, self._tokens, window, weights))
+        return self._replays[key]

@@ -1,0 +1,108 @@
+"""What policies are made of: names, the papers' parameters, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from asl_gguf.errors import AslError, OptionError
+from asl_gguf.policies import (
+    ASL,
+    DEFAULT,
+    REGISTRY,
+    FastKV,
+    Full,
+    GemFilter,
+    Policy,
+    PyramidInfer,
+    SnapKV,
+    SpanASL,
+    StreamingLLM,
+    TwoPassASL,
+    make_policy,
+)
+
+
+def test_published_parameters_of_asl():
+    policy = make_policy("asl")
+    assert (policy.window, policy.kernel_size, policy.obs_layers, policy.tau) == (32, 7, 8, 0.3)
+    assert (policy.min_layer, policy.min_depth, policy.obs_tokens) == (None, 10 / 32, None)
+    assert (policy.n_sink, policy.normalise_heads, policy.span_forward, policy.span_back) == (0, False, 0, 0)
+    assert policy.variance_reference == "first" and policy.min_kept == 33 and policy.cache_k == "select_k"
+    assert (policy.half_life, policy.evidence_layers) == (None, 1)
+    assert make_policy("asl-two-pass") == TwoPassASL() and TwoPassASL().two_pass and not policy.two_pass
+
+
+def test_published_parameters_of_the_others():
+    assert (SnapKV().window, SnapKV().kernel_size) == (32, 5)
+    assert (FastKV().window, FastKV().kernel_size, FastKV().tsp_depth) == (8, 7, 15 / 32)
+    assert (GemFilter().window, GemFilter().kernel_size, GemFilter().select_depth) == (1, 5, 13 / 32)
+    assert (StreamingLLM().n_sink, StreamingLLM().min_kept) == (4, 5)
+    pyramid = PyramidInfer()
+    assert (pyramid.recent_ratio, pyramid.recent_weight, pyramid.min_context, pyramid.decay) == (0.2, 1.2, 64, None)
+    for policy in (SnapKV(), FastKV()):
+        assert (policy.n_sink, policy.normalise_heads, policy.span_forward, policy.span_back) == (0, False, 0, 0)
+        assert policy.half_life is None and getattr(policy, "evidence_layers", 1) == 1
+
+
+def test_the_default():
+    assert DEFAULT == "asl-span" and make_policy(DEFAULT) == SpanASL() and next(iter(REGISTRY)) == DEFAULT
+    policy = SpanASL()
+    assert (policy.n_sink, policy.normalise_heads, policy.span_forward, policy.span_back) == (4, True, 12, 3)
+    assert (policy.half_life, policy.evidence_layers) == (8, 3)
+    assert (policy.min_depth, policy.obs_tokens, policy.tau, policy.variance_reference) == (0.56, 64, 0.9, "peak")
+    assert (policy.window, policy.kernel_size, policy.obs_layers, policy.min_kept) == (32, 7, 8, 37)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_registry(name):
+    policy = make_policy(name)
+    assert isinstance(policy, Policy) and make_policy(policy) is policy
+    assert policy.min_kept > policy.window
+    with pytest.raises(FrozenInstanceError):
+        policy.window = 3
+
+
+@pytest.mark.parametrize("unknown", ["", "ASL", "snap-kv", None, 3, SnapKV, ["asl"]])
+def test_unknown_policy(unknown):
+    with pytest.raises(OptionError, match=r"policy: expected one of asl-span, asl, .* or a Policy object, got"):
+        make_policy(unknown)
+
+
+BAD_PARAMETERS = [
+    (Full, {"window": 0}),
+    (SnapKV, {"window": -1}),
+    *[(SnapKV, {"kernel_size": value}) for value in (0, -1, 2, 6)],
+    *[(SnapKV, {name: -1}) for name in ("n_sink", "span_forward", "span_back")],
+    *[(ASL, {name: -1}) for name in ("window", "kernel_size", "n_sink", "obs_layers", "tau")],
+    *[(ASL, {"min_depth": value}) for value in (-0.1, 1, 1.5)],
+    *[(ASL, {"obs_tokens": value}) for value in (-1, 0)],
+    *[(ASL, {"tau": value}) for value in (-0.3, float("nan"), "0.3", True)],
+    (ASL, {"obs_layers": 1}),
+    (ASL, {"variance_reference": "last"}),
+    (ASL, {"variance_reference": None}),
+    *[(ASL, {"min_layer": value}) for value in (-1, 0, 6)],
+    (ASL, {"min_layer": 2, "obs_layers": 4}),
+    *[(kind, {"cache_k": value}) for kind in (ASL, FastKV) for value in (0, 8, "some", None, 40.0, True)],
+    *[(SnapKV, {"half_life": value}) for value in (0, -1, float("nan"), "8", True)],
+    *[(ASL, {"evidence_layers": value}) for value in (0, 1.5, None)],
+    *[(FastKV, {"tsp_layer": value}) for value in (-1, 1.5, "3")],
+    *[(FastKV, {"tsp_depth": value}) for value in (-0.1, 1, True)],
+    *[(GemFilter, {"kernel_size": value}) for value in (0, 4)],
+    *[(GemFilter, {"select_layer": value}) for value in (-1, 2.0)],
+    *[(GemFilter, {"select_depth": value}) for value in (-0.1, 1)],
+    (StreamingLLM, {"n_sink": -1}),
+    *[(PyramidInfer, {"recent_ratio": value}) for value in (-0.1, 1)],
+    *[(PyramidInfer, {"recent_weight": value}) for value in (0, -1, "1", float("nan"))],
+    *[(PyramidInfer, {"decay": value}) for value in (-0.1, 1.1, "0.9")],
+    (PyramidInfer, {"min_context": 0}),
+    (PyramidInfer, {"n_sink": -1}),
+]
+
+
+@pytest.mark.parametrize("kind, parameters", BAD_PARAMETERS, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_bad_parameters(kind, parameters):
+    with pytest.raises(OptionError, match=f"^({'|'.join(parameters)}): expected .*, got ") as caught:
+        kind(**parameters)
+    assert isinstance(caught.value, AslError) and isinstance(caught.value, ValueError)
