@@ -51,7 +51,7 @@ def make_document(
     topic = _pick(rng, demo_words.TOPICS)
     answer = str(1_000_000 + int(rng.random() * 9_000_000))
     fact = f"The special magic number for {topic} is: {answer}."
-    source = _sentences(rng)
+    source = sentences(rng)
     pieces: list[str] = []
 
     def text_of(n_sentences: int) -> str:
@@ -68,7 +68,7 @@ def make_document(
             f"tokens), got {n_tokens}; choose a larger n_tokens"
         )
     return DemoDocument(
-        text=text_of(_last_fit(fits, n_tokens)),
+        text=text_of(last_fit(fits, n_tokens)),
         question=f"What is the special magic number for {topic} mentioned in the provided text?",
         answer=answer,
         answer_prefix=f"The special magic number for {topic} mentioned in the provided text is:",
@@ -84,7 +84,7 @@ def _check_options(n_tokens: int, depth: float) -> None:
         )
 
 
-def _last_fit(fits: Callable[[int], bool], n_tokens: int) -> int:
+def last_fit(fits: Callable[[int], bool], n_tokens: int) -> int:
     """A number of sentences that fits while one more does not; 0 is known to fit.
 
     This holds for any counter, also one whose count is not monotonic in the text.
@@ -122,7 +122,7 @@ def _insert_at_depth(pieces: Sequence[str], fact: str, depth: float) -> str:
     return "".join([*pieces[:boundary], " " + fact, *pieces[boundary:]]).strip()
 
 
-def _sentences(rng: random.Random) -> Iterator[str]:
+def sentences(rng: random.Random) -> Iterator[str]:
     """Endless logbook entries: sentences, each with the white space that goes before it."""
     bags = {name: _draw(rng, words) for name, words in demo_words.WORDS.items()}
     openings, templates = _draw(rng, demo_words.OPENINGS), _draw(rng, demo_words.SENTENCES)
