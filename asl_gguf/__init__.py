@@ -22,11 +22,12 @@ from .errors import (
     OptionError,
     PrefillCancelled,
     PromptError,
+    PruningDisabledWarning,
     UnsupportedModelError,
 )
 
 if TYPE_CHECKING:
-    from .llama import Llama, PruningDisabledWarning
+    from .llama import Llama
     from .types import PrefillReport
 
 __version__ = "0.1.0"
@@ -35,7 +36,7 @@ __version__ = "0.1.0"
 # work without it.
 _library.select(__path__)
 
-_LAZY = {"Llama": "llama", "PruningDisabledWarning": "llama", "PrefillReport": "types"}
+_LAZY = {"Llama": "llama", "PrefillReport": "types"}
 
 
 def __getattr__(name: str) -> object:

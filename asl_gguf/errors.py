@@ -43,5 +43,17 @@ class PrefillCancelled(AslError, RuntimeError):
     """A prefill was cancelled by its progress callback; the object answers the next prompt."""
 
 
+class AttentionMassError(AslError, RuntimeError):
+    """The kept K/V hold less of the window's attention than was asked for. mass: the share they hold."""
+
+    def __init__(self, mass: float, guard: float) -> None:
+        super().__init__(f"expected kept K/V to hold {guard} of the window's attention, they hold {mass:.3f}")
+        self.mass = mass
+
+
 class NativeError(AslError, RuntimeError):
     """A native call failed for a reason outside the caller's control (memory, backend)."""
+
+
+class PruningDisabledWarning(UserWarning):
+    """This model or this use answers from the full KV cache; the text says why."""

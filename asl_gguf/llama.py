@@ -13,15 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from . import engine, gguf_header
+from . import gguf_header, guard, state, vocabulary
 from ._native import lib, llama_cpp
 from .budget import round_cells
-from .errors import ContextFullError, ModelError, OptionError, PromptError, UnsupportedModelError
+from .errors import (
+    ContextFullError,
+    ModelError,
+    OptionError,
+    PromptError,
+    PruningDisabledWarning,
+    UnsupportedModelError,
+)
 from .models import resolve
-from .options import AslOptions
+from .options import AslOptions, unprunable_use
 from .policies import Full
 from .session import Progress, Session, unsupported_reason
-from .types import DecodeReport, PrefillReport
+from .types import DecodeReport, Indices, PrefillReport
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +36,6 @@ _MIN_LAYERED = 256
 """shorter prompts that are not pruned gain nothing from running layer by layer"""
 
 
-class PruningDisabledWarning(UserWarning):
-    """This model or this use answers from the full KV cache; the text says why."""
-
-
-_STATE_PRUNED = "asl_pruned"
 _Tokens = Generator[int, Sequence[int] | None, None]
 
 
@@ -52,6 +54,13 @@ class Llama(llama_cpp.Llama):
         asl_min_prompt: prompts up to this many tokens are not pruned by a share (default 256).
         asl_dequant: expand weights without a fast matrix kernel to F16, once per layer and prompt, on
             CPUs: True or "auto" (default), "all", False or "off" (bit-identical to stock).
+        asl_protect: keep these tokens whatever their scores: "system", "tools" (all before the first user message),
+            "question" (the last user message), (begin, end) spans of token indices, compiled regular expressions,
+            or a list of these. They count towards the budget.
+        asl_guard: share of the window's attention in (0, 1] that kept K/V must hold, mean over the layers; a prompt
+            that falls short gets up to 4 times the budget, or the full cache if that is enough for it.
+        asl_calibration: False leaves min_layer and tau of a named policy as they are, whatever `asl-gguf calibrate`
+            has stored for this model file (default True). A policy object is never changed.
         asl_progress: called as (done, total) in token-layers during a prefill; False cancels it.
         **kwargs: those of llama_cpp.Llama.
 
@@ -78,6 +87,7 @@ class Llama(llama_cpp.Llama):
         self._asl_reason: str | None = None
         self._asl_pruned = False  # K/V in the decode context were dropped
         self._asl_max_tokens: int | None = None  # of the completion that is about to generate
+        self._asl_messages: Sequence[Any] | None = None  # of the chat whose prompt comes next
         self._asl_sampled: int | None = None  # last token of the answer; the parent does not evaluate it
         self.last_prefill = None
         self.last_decode = None
@@ -89,8 +99,9 @@ class Llama(llama_cpp.Llama):
         if self._asl.budget is None:
             self._init_parent(path, n_ctx, kwargs)
             return
+        self._asl = self._asl.calibrate(path)
         n_ctx = n_ctx or gguf_header.n_ctx_train(path)
-        self._asl_reason = _unprunable_use(kwargs)
+        self._asl_reason = unprunable_use(kwargs)
         if self._asl_reason is None:
             self._init_parent(path, self._decode_cells(n_ctx), kwargs)
             self._asl_reason = self._attach(n_ctx, kwargs)
@@ -119,7 +130,9 @@ class Llama(llama_cpp.Llama):
         policy = self._asl.policy
         if isinstance(policy, Full):
             return round_cells(n_ctx)
-        return self._asl.budget.cells(n_ctx, min(policy.min_kept, n_ctx), min(self._asl.room, n_ctx))
+        room = min(self._asl.room, n_ctx)
+        cells = self._asl.budget.cells(n_ctx, min(policy.min_kept, n_ctx), room, policy.max_rows)
+        return cells if self._asl.guard is None else min(round_cells(n_ctx), guard.CAP * cells)
 
     def _attach(self, n_ctx: int, kwargs: dict[str, Any]) -> str | None:
         """Puts a session on the decode context. Returns why the model cannot be pruned, if it cannot."""
@@ -244,15 +257,16 @@ class Llama(llama_cpp.Llama):
         """Runs a new prompt, so that the parent finds it evaluated."""
         assert self._asl_session is not None
         n_tokens, n_kept = len(tokens), self._plan(tokens)
+        n_rows = self._asl.policy.max_rows(n_tokens, n_kept) if n_kept < n_tokens else n_tokens
         if n_tokens >= self._n_ctx:
             raise PromptError(
                 f"expected fewer than n_ctx = {self._n_ctx} tokens, got a prompt of {n_tokens}; raise n_ctx"
             )
         n_answer = min(max_tokens or 1, self._n_ctx - n_tokens)
-        if n_kept + n_answer > self.n_cells:
+        if n_rows + n_answer > self.n_cells:
             raise ContextFullError(
-                f"expected at most {self.n_cells} KV cells to be needed, got {n_kept} for the prompt and {n_answer} for the "
-                f"answer; pass asl_decode_ctx={round_cells(n_kept + n_answer)} or more, or lower asl_budget or max_tokens"
+                f"expected at most {self.n_cells} KV cells to be needed, got {n_rows} for the prompt and {n_answer} for the "
+                f"answer; pass asl_decode_ctx={round_cells(n_rows + n_answer)} or more, or lower asl_budget or max_tokens"
             )
         self.reset()
         reason = "the prompt fits the budget" if n_kept == n_tokens else None
@@ -260,9 +274,20 @@ class Llama(llama_cpp.Llama):
             self._report_stock(tokens, reason)
             self._asl_pruned = False
             return
-        report = engine.prefill(self._asl_session, tokens, self._asl.policy, n_kept, reason=reason)
+        report = guard.prefill(
+            self._asl_session,
+            tokens,
+            self._asl.policy,
+            n_kept,
+            guard=self._asl.guard,
+            n_most=self.n_cells - n_answer,
+            reason=reason,
+            protected=self._protected(tokens) if self._asl.protect and n_kept < n_tokens else None,
+        )
         self.last_prefill = replace(
-            report, kv_bytes_full=round_cells(self._n_ctx) * self._asl_session.info().kv_bytes_cell
+            report,
+            kv_bytes_full=round_cells(self._n_ctx) * self._asl_session.info().kv_bytes_cell,
+            calibration=self._asl.calibration,
         )
         self.input_ids[:n_tokens] = tokens
         self.n_tokens = n_tokens
@@ -271,6 +296,12 @@ class Llama(llama_cpp.Llama):
         logger.info(
             "prefill: kept %d of %d tokens, selection layer %s", report.kept_tokens, n_tokens, report.selection_layer
         )
+
+    def _protected(self, tokens: list[int]) -> Indices:
+        def pieces() -> list[bytes]:
+            return [vocabulary.piece(self.model, token) for token in tokens]
+
+        return self._asl.protect.indices(len(tokens), pieces, self._asl_messages)
 
     def _report_stock(self, tokens: list[int], reason: str | None) -> None:
         """The report of a prompt that the parent evaluates, whole or from where the cached state ends."""
@@ -315,11 +346,23 @@ class Llama(llama_cpp.Llama):
                 return
             n_decoded += 1
 
+    def create_chat_completion(self, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
+        self._asl_messages = messages
+        try:
+            return super().create_chat_completion(messages, *args, **kwargs)
+        finally:
+            self._asl_messages = None
+
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        # a stream's prompt runs when its first chunk is asked for, long after create_chat_completion has returned
+        return self._completion(self._asl_messages, super()._create_completion(*args, **kwargs), kwargs)
+
+    def _completion(self, messages: Sequence[Any] | None, chunks: Iterator[Any], kwargs: Any) -> Iterator[Any]:
         max_tokens = kwargs.get("max_tokens", 16)
         self._asl_max_tokens = max_tokens if max_tokens is not None and max_tokens > 0 else None
+        self._asl_messages = messages
         try:
-            yield from super()._create_completion(*args, **kwargs)
+            yield from chunks
         except ValueError as err:
             # the parent names the decode context's cells, which are not what limits the prompt
             too_long = re.match(r"Requested tokens \((\d+)\) exceed context window", str(err))
@@ -329,24 +372,21 @@ class Llama(llama_cpp.Llama):
                 f"expected fewer than n_ctx = {self._n_ctx} tokens, got a prompt of {too_long[1]}; raise n_ctx"
             ) from err
         finally:
-            self._asl_max_tokens = None
+            self._asl_max_tokens = self._asl_messages = None
 
     def save_state(self) -> llama_cpp.LlamaState:
-        state = super().save_state()
-        setattr(state, _STATE_PRUNED, self._asl_pruned)
-        return state
+        return state.mark(super().save_state(), self.ctx, pruned=self._asl_pruned)
 
-    def load_state(self, state: llama_cpp.LlamaState) -> None:
-        super().load_state(state)
+    def load_state(self, saved: llama_cpp.LlamaState) -> None:
+        super().load_state(saved)
         self._asl_sampled = None
-        # of a state that does not say, the worst is assumed: it serves its own continuation only
-        self._asl_pruned = getattr(state, _STATE_PRUNED, True)
+        self._asl_pruned = state.restore(saved, self.ctx)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
+        fields = super().__getstate__()
         if self._asl.budget is not None:
-            state |= self._asl.to_kwargs() | {"n_ctx": self._n_ctx}
-        return state
+            fields |= self._asl.to_kwargs() | {"n_ctx": self._n_ctx}
+        return fields
 
 
 def _until_full(tokens: _Tokens) -> _Tokens:
@@ -355,16 +395,3 @@ def _until_full(tokens: _Tokens) -> _Tokens:
         yield from tokens
     except ContextFullError:
         return
-
-
-def _unprunable_use(kwargs: dict[str, Any]) -> str | None:
-    """Why this use of a model needs the full cache, None if it does not."""
-    for name, reason in {
-        "logits_all": "logits_all needs the logits of every prompt token",
-        "embedding": "embeddings need every prompt token",
-        "vocab_only": "the model is loaded without weights",
-        "draft_model": "speculative decoding with a draft model needs the logits of every token",
-    }.items():
-        if kwargs.get(name):
-            return f"{reason} ({name})"
-    return None

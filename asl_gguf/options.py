@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .budget import Budget
+from .calibration import calibrated
 from .errors import OptionError
-from .policies import Full, Policy, make_policy
+from .policies import DEFAULT, Full, Policy, make_policy
+from .protect import Protection
 from .session import DEQUANT_MODES, Progress
 
 
@@ -16,13 +18,20 @@ class AslOptions:
     """Options of one `Llama`, under their names without `asl_`."""
 
     budget: Budget | None = None
-    policy: Policy = field(default_factory=lambda: make_policy("asl"))
+    policy: Policy = field(default_factory=lambda: make_policy(DEFAULT))
     decode_ctx: int | None = None
     """KV cells of the decode context; None: the budget at n_ctx, and room"""
     room: int = 1024
     """KV cells beside the budget, for the answer and later turns, unless decode_ctx says otherwise"""
     dequant: str = "auto"
     progress: Progress | None = None
+    protect: Protection = field(default_factory=Protection)
+    guard: float | None = None
+    use_calibration: bool = True
+    """take min_layer and tau from a stored calibration, where the policy was not given as an object"""
+    policy_by_name: bool = True
+    calibration: str | None = None
+    """the calibration that the policy's parameters come from, for the report"""
 
     @classmethod
     def parse(cls, asl_budget: float | int | None, options: dict[str, Any]) -> AslOptions:
@@ -32,13 +41,14 @@ class AslOptions:
             OptionError: an unknown `asl_*` name, or a value outside its domain.
         """
         known = {"asl_policy", "asl_decode_ctx", "asl_dequant", "asl_progress", "asl_min_prompt", "asl_room"}
+        known |= {"asl_protect", "asl_guard", "asl_calibration"}
         if unknown := sorted(set(options) - known):
             raise OptionError(
                 f"{unknown[0]}: expected one of asl_budget, {', '.join(sorted(known))}, got an unknown option"
             )
         min_prompt = options.get("asl_min_prompt", Budget.min_prompt)
         budget = None if asl_budget is None else Budget(asl_budget, min_prompt)
-        policy = make_policy(options.get("asl_policy", "asl"))
+        policy = make_policy(options.get("asl_policy", DEFAULT))
         if budget is not None and not isinstance(policy, Full):
             budget.check(policy.min_kept)
         decode_ctx = options.get("asl_decode_ctx")
@@ -49,7 +59,16 @@ class AslOptions:
             room=_cells("asl_room", options.get("asl_room", cls.room)),
             dequant=_dequant(options.get("asl_dequant", "auto")),
             progress=_progress(options.get("asl_progress")),
+            protect=Protection.parse(options.get("asl_protect")),
+            guard=_guard(options.get("asl_guard")),
+            use_calibration=_flag("asl_calibration", options.get("asl_calibration", True)),
+            policy_by_name=not isinstance(options.get("asl_policy"), Policy),
         )
+
+    def calibrate(self, model_path: str) -> AslOptions:
+        """With what `asl-gguf calibrate` stored for this model file and policy, if anything."""
+        policy, found = calibrated(self.policy, model_path, by_name=self.policy_by_name, enabled=self.use_calibration)
+        return replace(self, policy=policy, calibration=found.summary if found else None)
 
     def to_kwargs(self) -> dict[str, Any]:
         """The keyword arguments that make these options again."""
@@ -62,12 +81,21 @@ class AslOptions:
             "asl_room": self.room,
             "asl_dequant": self.dequant,
             "asl_progress": self.progress,
+            "asl_protect": self.protect.to_list(),
+            "asl_guard": self.guard,
+            "asl_calibration": self.use_calibration,
         }
 
 
 def _cells(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(f"{name}: expected a number of KV cells, at least 1, got {value!r}")
+    return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"{name}: expected True or False, got {value!r}")
     return value
 
 
@@ -78,7 +106,26 @@ def _dequant(value: object) -> str:
     return mode
 
 
+def _guard(value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1):
+        raise OptionError(f"asl_guard: expected a share of the attention in (0, 1], or None, got {value!r}")
+    return value
+
+
 def _progress(value: Any) -> Progress | None:
     if value is not None and not callable(value):
         raise OptionError(f"asl_progress: expected a callable (done, total) -> bool or None, got {value!r}")
     return value
+
+
+def unprunable_use(kwargs: dict[str, Any]) -> str | None:
+    """Why this use of a model needs the full cache, None if it does not."""
+    for name, reason in {
+        "logits_all": "logits_all needs the logits of every prompt token",
+        "embedding": "embeddings need every prompt token",
+        "vocab_only": "the model is loaded without weights",
+        "draft_model": "speculative decoding with a draft model needs the logits of every token",
+    }.items():
+        if kwargs.get(name):
+            return f"{reason} ({name})"
+    return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 if TYPE_CHECKING:
     from harness import Model
+
+# A calibration of the developer's own must not change what tests see.
+os.environ["ASL_GGUF_CONFIG_DIR"] = tempfile.mkdtemp(prefix="asl-gguf-tests-")
 
 # Every run draws the same examples, however slow the machine is.
 settings.register_profile("fast", derandomize=True, deadline=None, max_examples=60)

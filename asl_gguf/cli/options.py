@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..errors import OptionError
+from ..policies import DEFAULT
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
@@ -65,7 +66,9 @@ def add_pruning_options(parser: argparse.ArgumentParser, budget: str) -> None:
         default=budget,
         help="0.2: share of the prompt; 512: tokens; none: full cache (default %(default)s)",
     )
-    parser.add_argument("--policy", default="asl", help="what to keep: asl, snapkv, none, ... (default %(default)s)")
+    parser.add_argument(
+        "--policy", default=DEFAULT, help="what to keep: name or name:parameter=value:... (default %(default)s)"
+    )
     parser.add_argument(
         "--dequant",
         choices=("auto", "off", "all"),

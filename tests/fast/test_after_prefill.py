@@ -8,10 +8,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from test_policies import FirstTokens
+from test_own_policy import FirstTokens
 
 from asl_gguf.engine import prefill
-from asl_gguf.policies import ASL, Policy, SnapKV
+from asl_gguf.policies import ASL, Policy, SnapKV, SpanASL
 from asl_gguf.types import PrefillReport
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
 
@@ -23,7 +23,7 @@ ANSWER = [70, 71, 72]
 
 POLICIES = {
     "asl": ASL(window=WINDOW, min_layer=2, obs_layers=2, tau=0.95),
-    "asl-never": ASL(window=WINDOW, min_layer=2, obs_layers=2, tau=1e-9),
+    "asl-span-never": SpanASL(window=WINDOW, min_layer=2, obs_layers=2, tau=0),
     "snapkv": SnapKV(window=WINDOW),
     "own": FirstTokens(window=WINDOW),
 }
@@ -61,7 +61,7 @@ def test_report(load_tiny, policy):
     assert report.kv_bytes_prefill_peak == 256 * info.kv_bytes_cell // N_LAYER
     assert info.kv_bytes_prefill == info.host_bytes == 0
     selects = {"asl": range(3, N_LAYER - 1), "first-tokens": [0]}.get(policy.name, [None])
-    assert report.selection_layer in selects or policy is POLICIES["asl-never"]
+    assert report.selection_layer in selects
     assert all(0 < mass <= 1 for mass in report.attention_mass_by_layer)
 
 

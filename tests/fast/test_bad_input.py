@@ -103,7 +103,7 @@ def test_budget_below_what_the_policy_needs(tiny_model):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"asl_policy": "slashkv"}, "policy: expected one of asl, .*snapkv, none.* got 'slashkv'"),
+        ({"asl_policy": "slashkv"}, "policy: expected one of asl-span, asl, .*snapkv, .*none.* got 'slashkv'"),
         ({"asl_policy": None}, "policy: expected one of .* got None"),
         ({"asl_policy": 3}, "policy: expected one of .* got 3"),
         ({"asl_polcy": "asl"}, "asl_polcy: expected one of asl_budget, .*asl_policy.*asl_room.* unknown option"),

@@ -29,6 +29,11 @@ REPORT_KEYS = {
     "variance",
 }
 COMMANDS = [
+    "inspect",
+    "compare",
+    "calibrate",
+    "eval",
+    "report",
     "demo",
     "run",
     "models",
@@ -57,10 +62,10 @@ def document(tmp_path) -> Path:
 
 @pytest.fixture
 def run(model, capsys):
-    """`run(*arguments)`: exit code, stdout and stderr of `asl-gguf run -m MODEL -n 6 ...`."""
+    """`run(*arguments)`: exit code, stdout and stderr of `asl-gguf run -m MODEL -n 6 -t 1 ...`."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        code = main(["run", "-m", model, "-n", "6", *map(str, arguments)])
+        code = main(["run", "-m", model, "-n", "6", "-t", "1", *map(str, arguments)])
         return code, *capsys.readouterr()
 
     return run
@@ -91,7 +96,9 @@ def test_sources_of_the_prompt(run, document, monkeypatch):
 
 @pytest.mark.parametrize("raw", [True, False], ids=["raw", "chat"])
 def test_json(run, document, raw):
-    found = run_json(run, "-f", document, *(["--raw"] if raw else []))
+    """Under a policy whose parameters are settled: a text that ends within a character would have more tokens."""
+    options = ["-f", document, "--policy", "asl", *(["--raw"] if raw else [])]
+    found = run_json(run, *options)
     assert set(found) == RUN_KEYS and REPORT_KEYS <= set(found["report"])
     report = found["report"]
     assert report["prompt_tokens"] == found["prompt_tokens"] > 256
@@ -99,7 +106,7 @@ def test_json(run, document, raw):
     assert found["completion_tokens"] == 6 and found["decode_tokens_per_second"] > 0
     assert 0 < report["kv_bytes"] < report["kv_bytes_full"] and 0 < report["attention_mass"] <= 1
     assert report["prefill_seconds"] > 0 and len(report["variance"][0]) == 3 and report["pruned"]
-    _, out, _ = run("-f", document, *(["--raw"] if raw else []))
+    _, out, _ = run(*options)
     assert out == found["text"] + "\n"
 
 
@@ -149,7 +156,7 @@ WRONG_USE = {
     "budget-large": (["-p", TEXT, "--budget", "1.5"], "expected .*, got 1.5"),
     "budget-nan": (["-p", TEXT, "--budget", "nan"], "expected .*, got nan"),
     "budget-small": (["-p", TEXT, "--budget", "3"], "expected at least 37 tokens.*, got 3"),
-    "policy": (["-p", TEXT, "--policy", "x"], "expected one of asl, .*, got 'x'"),
+    "policy": (["-p", TEXT, "--policy", "x"], "expected one of asl-span, asl, .*, got 'x'"),
     "prompt-empty": (["-p", ""], "expected a prompt .*, got an empty one"),
     "prompt-blank": (["-p", " \n"], "expected a prompt .*, got an empty one"),
     "file-missing": (["-f", "missing.txt"], "expected readable UTF-8 text, got missing.txt"),

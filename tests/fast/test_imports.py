@@ -1,4 +1,4 @@
-"""Imports flow down only: errors, types <- reference <- policies <- engine <- llama <- server, cli, bench."""
+"""Imports flow down only: errors, types <- reference <- policies <- engine <- llama <- server, bench, eval <- cli."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import asl_gguf
 
 ROOT = Path(asl_gguf.__file__).parent
-LAYERS = ["errors types", "reference", "policies", "engine", "llama", "server bench", "cli"]
+LAYERS = ["errors types", "reference", "policies", "engine calibration", "llama", "server bench eval", "cli"]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts.split()}
 LOWER = {"errors", "types", "reference", "policies"}
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
@@ -47,8 +47,14 @@ def test_direction(module):
 
 @pytest.mark.parametrize("module", [module for module in MODULES if part(module) in LOWER])
 def test_the_lower_modules_need_numpy_alone(module):
-    known = {"__future__", "abc", "collections", "dataclasses", "math", "typing", "numpy"}
+    known = {"__future__", "abc", "ast", "collections", "dataclasses", "math", "typing", "numpy"}
     assert {part(name) for name in imports(module)} <= known | LOWER
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("eval.tasks")])
+def test_the_tasks_need_no_engine(module):
+    outside = {"numpy", "llama_cpp", "gguf"} | set(map(part, MODULES))
+    assert set(map(part, imports(module))) & outside <= {"errors", "demo_text", "demo_words", "eval"}
 
 
 def test_llama_cpp_is_imported_through_our_library():

@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 
 from asl_gguf import ContextFullError, Llama
-from asl_gguf.policies import ASL
+from asl_gguf.policies import DEFAULT, REGISTRY, SpanASL, make_policy
 from harness import KVState, llama_cpp, prompt
 from tiny_gguf import EOS, FIRST_BYTE, IM_START
 
 N_CTX = 1024
 N_LAYER, N_HEAD_KV = 6, 2
-MIN_KEPT = ASL().min_kept
+MIN_KEPT = make_policy(DEFAULT).min_kept
 TEXT = "".join(
     f"On day {day} the keeper wrote {day * 37 % 101} lines about the weather in the log. " for day in range(9)
 )
 READABLE = dict.fromkeys((EOS, *range(FIRST_BYTE, FIRST_BYTE + 32), *range(FIRST_BYTE + 127, IM_START + 2)), -100.0)
 """logit bias: printable ASCII alone, which stays the same text however it is cut"""
-SETTLES = ASL(min_layer=2, obs_layers=2, tau=0.999, variance_reference="first")
-"""selects a layer even on random weights"""
+SETTLES = SpanASL(min_layer=3, obs_layers=2, tau=2)
+"""selects layer 3, even on random weights: the first ratio is 1"""
 
 Make = Callable[..., Any]
 
@@ -176,7 +176,7 @@ def test_short_prompts_are_left_alone(make, stock, min_prompt):
     assert llm.last_prefill.pruned and llm.last_prefill.kept_tokens == max(longer // 5, MIN_KEPT)
 
 
-@pytest.mark.parametrize("policy", ["asl", SETTLES, "snapkv"], ids=["asl", "asl-settles", "snapkv"])
+@pytest.mark.parametrize("policy", ["asl", DEFAULT, SETTLES, "snapkv"], ids=["asl", "default", "settles", "snapkv"])
 def test_report(make, policy):
     llm = make(asl_budget=0.2, asl_policy=policy, asl_room=64)
     complete(llm, prompt(400), 5)
@@ -186,16 +186,37 @@ def test_report(make, policy):
     assert report.kv_bytes_full == N_CTX * report.kv_bytes_prompt_full // 400
     assert 0 < report.kv_bytes_prefill_peak <= report.kv_bytes_full // N_LAYER
     assert (report.selection_layer is not None) == (policy is SETTLES)
-    assert report.selection_layer is None or 2 < report.selection_layer < N_LAYER - 1
+    assert report.selection_layer in (None, 3)
     n_scored = N_LAYER if report.selection_layer is None else report.selection_layer + 1
     assert len(report.attention_mass_by_layer) == n_scored
     assert 0 < report.attention_mass <= 1 and all(0 < mass <= 1 for mass in report.attention_mass_by_layer)
-    assert [layer for layer, _, _ in report.variance] == ([] if policy == "snapkv" else list(range(2, n_scored)))
+    monitored = {"snapkv": [], SETTLES: [3], DEFAULT: [3, 4, 5]}.get(policy, list(range(2, N_LAYER)))
+    assert [layer for layer, _, _ in report.variance] == monitored
     assert set(report.seconds) == {"setup", "layers", "policy", "rows", "finish"}
     assert 0.5 * report.prefill_seconds < sum(report.seconds.values()) <= report.prefill_seconds
     assert json.loads(json.dumps(report.to_dict()))["kept_tokens"] == 80
     assert report.reused_tokens == 0 and report.pruned
     assert llm.last_decode.tokens == 4 and llm.last_decode.tokens_per_second > 0
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_policy_by_its_name(make, name):
+    """It prunes, repeats itself after another prompt, and a turn goes on from what it left."""
+    llm, turn = make(asl_budget=100, asl_policy=name), prompt(20, seed=2)
+    first = greedy(llm, prompt(300))
+    report = llm.last_prefill
+    assert report.policy == name and report.pruned == (name != "none")
+    if name == "none":
+        return
+    assert report.passes == (2 if name == "gemfilter" else 1) and report.budget_tokens == 100
+    assert report.rows_by_layer == (100,) * N_LAYER or name == "pyramidinfer"
+    assert len(cells(llm).positions) == report.kept_tokens + len(first) - 1
+    json.dumps(report.to_dict())
+    expected = greedy(llm, [*prompt(300), *first, *turn])
+    assert llm.last_prefill.reused_tokens == 300 + len(first) - 1
+    greedy(llm, prompt(280, seed=1))
+    assert greedy(llm, prompt(300)) == first
+    assert greedy(llm, [*prompt(300), *first, *turn]) == expected
 
 
 def test_selection_says_so_in_the_cells(make):

@@ -205,6 +205,17 @@ def test_state_round_trip(make, options, pruned):
         assert greedy(target, stale) == greedy(make(**options), stale)
 
 
+def test_a_state_is_pickled(make, options):
+    """As LlamaDiskCache does."""
+    llm, other = make(**options), make(**options)
+    document = DOCUMENT + greedy(llm, DOCUMENT)
+    state = pickle.loads(pickle.dumps(llm.save_state()))
+    turn = document + QUESTIONS[0]
+    expected = greedy(llm, turn)
+    other.load_state(state)
+    assert greedy(other, turn) == expected
+
+
 def test_state_of_unknown_origin_serves_its_continuation_only(make, options):
     """One pickled by an older version, or saved by llama_cpp.Llama, says nothing about pruning."""
     llm = make(**options)

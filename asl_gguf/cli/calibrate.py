@@ -1,0 +1,145 @@
+"""`asl-gguf calibrate`: measures a model and stores the min_layer and tau that suit it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__, calibration
+from ..calibration import Calibration
+from ..errors import OptionError
+from ..eval.calibrating import EASY, HARD, choose, mean_profile, means
+from ..policies import ASL, make_policy
+from ..policies.base import require_share, scaled_layer
+from .calibration_picture import picture
+from .options import KV_TYPES, add_model_options, add_pruning_options, parse_budget
+from .progress import ProgressBar
+
+if TYPE_CHECKING:
+    from ..bench.stock import Model
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "calibrate",
+        help="find and store a model's selection layers",
+        description="Measures a model on made-up prompts and stores min_layer and tau of a policy for it. "
+        "Llama, and the commands run and demo, take them from then on.",
+    )
+    add_model_options(parser)
+    add_pruning_options(parser, budget="0.1")
+    parser.add_argument("--tokens", type=int, default=1024, help="longest prompt (default %(default)s)")
+    parser.add_argument("--samples", type=int, default=3, help="prompts of each task (default %(default)s)")
+    parser.add_argument(
+        "--tradeoff", type=float, default=0.3, help="0: most accurate, 1: fastest (default %(default)s)"
+    )
+    parser.add_argument("--step", type=int, default=1, help="measure every N-th layer (default %(default)s)")
+    parser.add_argument(
+        "--easy", default=",".join(EASY), help="tasks that count as easy, with commas (default %(default)s)"
+    )
+    parser.add_argument(
+        "--hard", default=",".join(HARD), help="tasks that count as hard, with commas (default %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE.svg", help="draw the profile")
+    parser.add_argument("--dry-run", action="store_true", help="store nothing")
+    parser.set_defaults(run=calibrate)
+
+
+def calibrate(args: argparse.Namespace) -> int:
+    from ..bench.stock import ContextOptions, Model
+
+    policy = _policy(args.policy)
+    require_share(args.tradeoff, "--tradeoff", one=True)
+    if args.out is not None and not args.out.parent.is_dir():
+        raise OptionError(f"--out: expected a file in a folder that exists, got {args.out}")
+    options = ContextOptions(args.threads or 2, args.n_ubatch, args.flash_attn, KV_TYPES[args.kv_type], args.gpu_layers)
+    model = Model(args.model, options)
+    try:
+        found = _measure(model, policy, args)
+        path = None if args.dry_run else calibration.save(model.path, found)
+    finally:
+        model.close()
+    _print_profile(found)
+    _print_choice(found, policy)
+    if path is not None:
+        print(f"\nstored in {path}")
+    if args.out is not None:
+        args.out.write_text(picture(found), encoding="utf-8")
+        print(f"drawn in {args.out}")
+    return 0
+
+
+def _policy(name: str) -> ASL:
+    policy = make_policy(name)
+    if not isinstance(policy, ASL):
+        raise OptionError(f"--policy: expected asl-span, asl or asl-two-pass, which choose their layer, got {name!r}")
+    return policy
+
+
+def _measure(model: Model, policy: ASL, args: argparse.Namespace) -> Calibration:
+    from ..eval.profiling import make_cases, profile
+
+    easy, hard = tuple(args.easy.split(",")), tuple(args.hard.split(","))
+    budget = parse_budget(args.budget)
+    if budget is None:
+        raise OptionError("--budget: expected a share or a number of tokens, got none, which prunes nothing")
+    cases = make_cases(model, args.tokens, args.samples, easy, hard)
+    print(f"{len(cases)} prompts of up to {args.tokens} tokens, budget {budget}, policy {policy.name}", flush=True)
+    bar = ProgressBar("calibrate")
+    try:
+        profiles = profile(model, policy, cases, budget=budget, step=args.step, dequant=args.dequant, progress=bar)
+    finally:
+        bar.clear()
+    choice = choose(profiles, args.tradeoff, policy.variance_reference)
+    return Calibration(
+        policy=policy.name,
+        min_layer=choice.min_layer,
+        tau=choice.tau,
+        settings=calibration.settings_of(policy),
+        before=means(profiles, [profile.before for profile in profiles]),
+        after=choice.means,
+        profile=mean_profile(profiles),
+        tradeoff=args.tradeoff,
+        budget=budget,
+        tokens=args.tokens,
+        samples=args.samples,
+        easy=easy,
+        hard=hard,
+        version=__version__,
+    )
+
+
+def _print_profile(found: Calibration) -> None:
+    """A line per layer: what the rule looks at, and what a selection there costs."""
+    profile = found.profile
+    outcomes = zip(profile.nll_loss_easy, profile.nll_loss_hard, profile.quality_loss, profile.prefill_share)
+    by_layer = dict(zip(profile.layers, outcomes))
+    print("\n       rank variance         more NLL, nats/token   probability  prefill")
+    print("layer  easy       hard       easy       hard       lost         share")
+    for layer in range(profile.first_layer, profile.n_layer):
+        index = layer - profile.first_layer
+        line = f"{layer:5}  {profile.variance_easy[index]:<9.0f}  {profile.variance_hard[index]:<9.0f}"
+        if layer in by_layer:
+            easy, hard, quality, share = by_layer[layer]
+            line += f"  {easy:<9.3f}  {hard:<9.3f}  {quality:<11.3f}  {share:.2f}"
+        print(line + ("  (nothing is selected)" if layer == profile.n_layer - 1 else ""))
+
+
+def _print_choice(found: Calibration, policy: ASL) -> None:
+    n_layer = found.profile.n_layer
+    min_layer = policy.min_layer if policy.min_layer is not None else scaled_layer(policy.min_depth, n_layer)
+    before, after = found.before, found.after
+    rows = [
+        ("", "before", "calibrated"),
+        ("min_layer", str(min_layer), str(found.min_layer)),
+        ("tau", f"{policy.tau:g}", f"{found.tau:g}"),
+        (f"selection layer of {n_layer}, easy", f"{before.layer_easy:.1f}", f"{after.layer_easy:.1f}"),
+        (f"selection layer of {n_layer}, hard", f"{before.layer_hard:.1f}", f"{after.layer_hard:.1f}"),
+        ("more NLL than the full cache, nats/token", f"{before.nll_loss:.3f}", f"{after.nll_loss:.3f}"),
+        ("probability of a reference token lost", f"{before.quality_loss:.3f}", f"{after.quality_loss:.3f}"),
+        ("prefill share", f"{before.prefill_share:.2f}", f"{after.prefill_share:.2f}"),
+    ]
+    print()
+    for name, *cells in rows:
+        print(f"{name:42}" + "".join(f"{cell:>12}" for cell in cells))

@@ -1,0 +1,118 @@
+"""`asl-gguf compare`: one question under several policies, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..budget import Budget
+from ..errors import OptionError
+from ..policies import REGISTRY, Full, Policy, parse_policy
+from .inspect import add_prompt_options, make_question
+from .options import add_model_options, parse_budget
+from .progress import ProgressBar
+
+if TYPE_CHECKING:
+    from ..comparison import Answer
+
+_POLICIES = ",".join(["none", *(name for name in REGISTRY if name != "none")])
+_ANSWER_WIDTH = 60
+_COLUMNS = ("policy", "selection layer", "kept tokens", "prefill", "KV MiB", "attention mass", "answer")
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="one question under several policies",
+        description="Answers one question under several policies. One full pass for each window of queries serves all policies; "
+        "with --measure each policy has a prefill of its own, which is timed.",
+    )
+    add_model_options(parser)
+    add_prompt_options(parser)
+    parser.add_argument(
+        "--policies", default=_POLICIES, help="name or name:parameter=value:..., with commas (default %(default)s)"
+    )
+    parser.add_argument(
+        "-b", "--budget", default="0.2", help="0.2: share of the prompt; 512: tokens (default %(default)s)"
+    )
+    parser.add_argument(
+        "--dequant",
+        choices=("auto", "off", "all"),
+        default="auto",
+        help="expand slow weight types to F16 while their layer runs (default %(default)s)",
+    )
+    parser.add_argument("--measure", action="store_true", help="a real prefill for each policy, with its seconds")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=compare)
+
+
+def compare(args: argparse.Namespace) -> int:
+    from ..comparison import measured, replayed
+
+    budget = parse_budget(args.budget)
+    if budget is None:
+        raise OptionError(
+            "--budget: expected a share or a number of tokens, got none (--policies none is the full cache)"
+        )
+    policies = _policies(args.policies, budget)
+    bar = ProgressBar("prefill")
+    question = make_question(args, bar)
+    try:
+        answers = list((measured if args.measure else replayed)(question, budget, policies))
+    finally:
+        bar.clear()
+    if args.json:
+        result = {"measured": args.measure, "budget": budget, "answers": [answer.to_dict() for answer in answers]}
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        print("\n".join(_lines(answers)))
+    return 0
+
+
+def _policies(text: str, budget: float | int) -> dict[str, Policy]:
+    """The policies by what was written.
+
+    Raises:
+        OptionError: one is unknown, or the budget is too small for one.
+    """
+    policies = {name: parse_policy(name) for name in text.split(",")}
+    for policy in policies.values():
+        Budget(budget).check(0 if isinstance(policy, Full) else policy.min_kept)
+    return policies
+
+
+def _lines(answers: Sequence[Answer]) -> list[str]:
+    """A table, one row per policy, and what there is to note."""
+    rows = [_COLUMNS, *map(_row, answers)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS) - 1)]
+    lines = []
+    for row in rows:
+        head = " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths))
+        blank = " | ".join(" " * width for width in widths)
+        for i, part in enumerate(textwrap.wrap(row[-1], _ANSWER_WIDTH) or [""]):
+            lines.append(f"{blank if i else head} | {part}".rstrip())
+    lines.insert(1, "-+-".join("-" * width for width in [*widths, _ANSWER_WIDTH]))
+    notes = [
+        f"{answer.policy}: {answer.report.reason}"
+        for answer in answers
+        if answer.report.reason and answer.report.policy != Full.name
+    ]
+    if answers[0].prefill_seconds is None:
+        notes.append("prefill: token-layers of a full prefill; --measure for seconds")
+    return [*lines, "", *notes] if notes else lines
+
+
+def _row(answer: Answer) -> tuple[str, ...]:
+    report, seconds = answer.report, answer.prefill_seconds
+    return (
+        answer.policy,
+        "-" if report.selection_layer is None else f"{report.selection_layer} of {report.n_layer}",
+        f"{report.kept_tokens} of {report.prompt_tokens}",
+        f"{answer.prefill_share:.0%}" + ("" if seconds is None else f", {seconds:.2f} s"),
+        f"{report.kv_bytes_prompt / 2**20:.1f}" if report.kv_bytes_prompt else "-",
+        "-" if report.attention_mass is None else f"{report.attention_mass:.3f}",
+        " ".join(answer.text.split()),
+    )
