@@ -23,6 +23,7 @@ from .errors import (
     PrefillCancelled,
     PromptError,
     PruningDisabledWarning,
+    StateError,
     UnsupportedModelError,
 )
 
@@ -58,6 +59,7 @@ __all__ = [
     "PrefillReport",
     "PromptError",
     "PruningDisabledWarning",
+    "StateError",
     "UnsupportedModelError",
     "__version__",
 ]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
     llama_cpp = _library.load(list(_package_paths))
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 OK = 0
 ERR_ARGUMENT = 1
@@ -72,6 +72,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_session_get_info": (c_int, [c_void_p, POINTER(session_info)]),
     "asl_context_get_first_cells": (c_bool, [c_void_p, POINTER(c_int32)]),
     "asl_context_set_first_cells": (c_bool, [c_void_p, POINTER(c_int32)]),
+    "asl_context_set_logits": (c_bool, [c_void_p, POINTER(c_float)]),
     "asl_session_begin": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_int32, c_int32]),
     "asl_session_set_window": (c_int, [c_void_p, c_int32, POINTER(c_float)]),
     "asl_session_run": (c_int, [c_void_p, c_int32, c_bool]),
@@ -96,15 +97,16 @@ class _Functions:
             raise LibraryError(
                 f"{library._name} is a llama.cpp without asl; unset LLAMA_CPP_LIB_PATH and reinstall asl_gguf"
             )
+        # before the rest: a library of another version may lack functions
+        if (found := library.asl_abi_version()) != ABI_VERSION:
+            raise LibraryError(
+                f"expected asl ABI version {ABI_VERSION}, {library._name} has {found}; reinstall asl_gguf"
+            )
         for name, (result, arguments) in SIGNATURES.items():
             function = getattr(library, name)
             function.restype = result
             function.argtypes = arguments
             setattr(self, name.removeprefix("asl_"), function)
-        if (found := self.abi_version()) != ABI_VERSION:
-            raise LibraryError(
-                f"expected asl ABI version {ABI_VERSION}, {library._name} has {found}; reinstall asl_gguf"
-            )
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         raise AttributeError(f"asl.h has no function asl_{name}")

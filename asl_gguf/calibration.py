@@ -10,13 +10,13 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import ModelError
-from .models import _sha256_of
+from .files import replacing
+from .models import sha256_of
 from .policies import ASL, Policy
 
 logger = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ def _sha256(path: Path, stores: list[_Store]) -> str:
     for entry in (entry for store in same_size for entry in store.files):
         if entry == _file_entry(path, entry["sha256"]):
             return str(entry["sha256"])
-    sha256 = _sha256_of(path)
+    sha256 = sha256_of(path)
     for store in same_size[:1]:
         store.files.append(_file_entry(path, sha256))
         with contextlib.suppress(OSError):  # a folder that cannot be written costs another hash the next time
@@ -270,15 +270,7 @@ def _write(store: _Store) -> Path:
     folder = config_dir()
     folder.mkdir(parents=True, exist_ok=True)
     data = {"format": _FORMAT, **asdict(store)}
-    handle, part = tempfile.mkstemp(prefix=".calibration-", suffix=".part", dir=folder)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, folder / _file_name(store.sha256))
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise
-    return folder / _file_name(store.sha256)
+    path = folder / _file_name(store.sha256)
+    with replacing(path) as file:
+        file.write(json.dumps(data, indent=1).encode("utf-8"))
+    return path

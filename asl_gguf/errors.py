@@ -43,6 +43,10 @@ class PrefillCancelled(AslError, RuntimeError):
     """A prefill was cancelled by its progress callback; the object answers the next prompt."""
 
 
+class StateError(AslError, RuntimeError):
+    """A saved state or prompt is damaged, or belongs to another model, version or setting."""
+
+
 class AttentionMassError(AslError, RuntimeError):
     """The kept K/V hold less of the window's attention than was asked for. mass: the share they hold."""
 

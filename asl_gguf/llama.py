@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import time
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from . import gguf_header, guard, state, vocabulary
-from ._native import lib, llama_cpp
+from . import gguf_header, guard, vocabulary
+from ._native import llama_cpp
 from .budget import round_cells
 from .errors import (
     ContextFullError,
@@ -27,7 +26,9 @@ from .errors import (
 from .models import resolve
 from .options import AslOptions, unprunable_use
 from .policies import Full
+from .saving import SavingLlama
 from .session import Progress, Session, unsupported_reason
+from .timing import Tokens, stock_report, timed, until_full
 from .types import DecodeReport, Indices, PrefillReport
 
 logger = logging.getLogger(__name__)
@@ -36,10 +37,7 @@ _MIN_LAYERED = 256
 """shorter prompts that are not pruned gain nothing from running layer by layer"""
 
 
-_Tokens = Generator[int, Sequence[int] | None, None]
-
-
-class Llama(llama_cpp.Llama):
+class Llama(SavingLlama):
     """Drop-in for `llama_cpp.Llama`.
 
     Args:
@@ -85,7 +83,7 @@ class Llama(llama_cpp.Llama):
         self._asl = AslOptions.parse(asl_budget, options)
         self._asl_session: Session | None = None
         self._asl_reason: str | None = None
-        self._asl_pruned = False  # K/V in the decode context were dropped
+        self._asl_n_pruned = 0
         self._asl_max_tokens: int | None = None  # of the completion that is about to generate
         self._asl_messages: Sequence[Any] | None = None  # of the chat whose prompt comes next
         self._asl_sampled: int | None = None  # last token of the answer; the parent does not evaluate it
@@ -169,8 +167,33 @@ class Llama(llama_cpp.Llama):
 
     def reset(self) -> None:
         super().reset()
-        self._asl_pruned = False
+        self._asl_n_pruned = 0
         self._asl_sampled = None
+
+    def prefill(self, prompt: str | Sequence[int]) -> PrefillReport:
+        """Prefills a prompt under the budget, without an answer: for `save_prompt`, or ahead of a question.
+
+        What is kept is chosen by the prompt's own last tokens. Prompts that go on from it need no prefill of it.
+
+        Args:
+            prompt: a text (special tokens are parsed), or token ids.
+
+        Raises:
+            PromptError, ContextFullError, PrefillCancelled: as `generate`.
+        """
+        self._asl_max_tokens = 1
+        answer = self.generate(self._tokens_of(prompt) if isinstance(prompt, str) else prompt)
+        next(answer)
+        answer.close()
+        self._asl_sampled = None
+        assert self.last_prefill is not None
+        return self.last_prefill
+
+    def _tokens_of(self, text: str) -> list[int]:
+        """As the parent's create_completion tokenises a prompt."""
+        bos = self.token_bos()
+        starts = [bos] if self._model.add_bos_token() and bos >= 0 else []
+        return starts + self.tokenize(text.encode("utf-8"), add_bos=False, special=True)
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluates tokens after those evaluated already; nothing is pruned.
@@ -181,6 +204,7 @@ class Llama(llama_cpp.Llama):
         if self._asl_session is not None:
             self._check_room(len(tokens))
         super().eval(tokens)
+        self._asl_sampled = None  # if there was one, it is among the tokens, or they take its place
 
     def _check_room(self, n_tokens: int) -> None:
         if n_tokens > (n_free := self._n_cells_free()):
@@ -197,7 +221,7 @@ class Llama(llama_cpp.Llama):
         llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.ctx), 0, self.n_tokens, -1)
         return min(self.n_cells - self._asl_session.info().n_cells_used, self._n_ctx - self.n_tokens)
 
-    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> _Tokens:
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Tokens:
         """`llama_cpp.Llama.generate`; a new prompt is prefilled under the budget first.
 
         Raises:
@@ -214,12 +238,14 @@ class Llama(llama_cpp.Llama):
             raise PromptError("expected at least one token, got an empty prompt")
         if self._asl_session is None:
             self._report_stock(tokens, self._asl_reason or "no budget")
-        elif self._can_extend(tokens, max_tokens):
+        elif self._can_extend(tokens, max_tokens) or (
+            self._load_cached(tokens) and self._can_extend(tokens, max_tokens)
+        ):
             self._report_stock(tokens, "the start of the prompt was in the cache")
         else:
             self._prefill(tokens, max_tokens)
-        answer = self._timed(super().generate(tokens, *args, **kwargs))
-        yield from answer if max_tokens is not None else _until_full(answer)
+        answer = timed(super().generate(tokens, *args, **kwargs), self._answer_started, self._answer_goes_on)
+        yield from answer if max_tokens is not None else until_full(answer)
 
     def _can_extend(self, tokens: list[int], max_tokens: int | None) -> bool:
         """Whether the state in the decode context serves this prompt.
@@ -229,22 +255,19 @@ class Llama(llama_cpp.Llama):
         """
         if self.n_tokens == 0:
             return False
-        held = self._input_ids.tolist() + self._unevaluated()
-        if tokens[: len(held)] == held:
+        if self._goes_on(tokens):
             n_new = len(tokens) - self.n_tokens
             room = self._n_cells_free() - n_new
             # a turn that is worth pruning is pruned, with all that came before, unless that was done already
-            small = self._asl_pruned or self._plan(tokens[self.n_tokens :]) == n_new
+            small = self._asl_n_pruned > 0 or self._plan(tokens[self.n_tokens :]) == n_new
             return small and room >= (max_tokens or 1) and (n_new > 0 or not self._requires_eval)
         fits_budget = self._plan(tokens) == len(tokens)
-        return not self._asl_pruned and fits_budget and self.n_cells - len(tokens) >= (max_tokens or 1)
+        return not self._asl_n_pruned and fits_budget and self.n_cells - len(tokens) >= (max_tokens or 1)
 
-    def _unevaluated(self) -> list[int]:
-        """The answer's last token, if it is text: it was sampled and given out, but never evaluated."""
-        token = self._asl_sampled
-        if token is None or llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
-            return []
-        return [token]
+    def _goes_on(self, tokens: list[int]) -> bool:
+        """Whether this prompt starts with all that was evaluated, the prompt that was pruned included."""
+        held = self._input_ids.tolist() + self._unevaluated()
+        return self.n_tokens >= max(self._asl_n_pruned, 1) and tokens[: len(held)] == held
 
     def _plan(self, tokens: list[int]) -> int:
         """Tokens of this prompt to keep."""
@@ -268,11 +291,12 @@ class Llama(llama_cpp.Llama):
                 f"expected at most {self.n_cells} KV cells to be needed, got {n_rows} for the prompt and {n_answer} for the "
                 f"answer; pass asl_decode_ctx={round_cells(n_rows + n_answer)} or more, or lower asl_budget or max_tokens"
             )
-        self.reset()
         reason = "the prompt fits the budget" if n_kept == n_tokens else None
+        if reason is None and self._asl_n_pruned and self._goes_on(tokens):
+            reason = "the K/V kept so far left no room for this turn: the whole prompt was pruned again"
+        self.reset()
         if n_kept == n_tokens and (self._asl.dequant == "off" or n_tokens < _MIN_LAYERED):
             self._report_stock(tokens, reason)
-            self._asl_pruned = False
             return
         report = guard.prefill(
             self._asl_session,
@@ -292,7 +316,7 @@ class Llama(llama_cpp.Llama):
         self.input_ids[:n_tokens] = tokens
         self.n_tokens = n_tokens
         self._requires_eval = False
-        self._asl_pruned = report.pruned
+        self._asl_n_pruned = n_tokens if report.pruned else 0
         logger.info(
             "prefill: kept %d of %d tokens, selection layer %s", report.kept_tokens, n_tokens, report.selection_layer
         )
@@ -304,47 +328,29 @@ class Llama(llama_cpp.Llama):
         return self._asl.protect.indices(len(tokens), pieces, self._asl_messages)
 
     def _report_stock(self, tokens: list[int], reason: str | None) -> None:
-        """The report of a prompt that the parent evaluates, whole or from where the cached state ends."""
         info = self._asl_session.info() if self._asl_session is not None else None
         n_reused = llama_cpp.Llama.longest_token_prefix(self._input_ids.tolist(), tokens) if self.n_tokens else 0
-        n_kept = (
-            info.n_cells_used + len(tokens) - n_reused if info and self.n_tokens and self._asl_pruned else len(tokens)
-        )
-        kv_bytes = lib.context_kv_bytes(self.ctx)
-        self.last_prefill = PrefillReport(
-            prompt_tokens=len(tokens),
-            kept_tokens=n_kept,
+        dropped = info is not None and self.n_tokens and self._asl_n_pruned
+        self.last_prefill = stock_report(
+            self.ctx,
+            n_tokens=len(tokens),
+            n_reused=n_reused,
+            n_kept=info.n_cells_used + len(tokens) - n_reused if info and dropped else len(tokens),
+            n_ctx=self._n_ctx,
+            info=info,
             policy=self._asl.policy.name,
-            budget_tokens=self._plan(tokens) if info else len(tokens),
+            budget=self._plan(tokens) if info else len(tokens),
             reason=reason,
-            n_layer=llama_cpp.llama_model_n_layer(self.model),
-            reused_tokens=n_reused,
-            kv_bytes=kv_bytes,
-            kv_bytes_full=round_cells(self._n_ctx) * info.kv_bytes_cell if info else kv_bytes,
-            kv_bytes_prompt=n_kept * info.kv_bytes_cell if info else 0,
-            kv_bytes_prompt_full=len(tokens) * info.kv_bytes_cell if info else 0,
         )
 
-    def _timed(self, tokens: _Tokens) -> _Tokens:
-        """Measures the answer, and the time to the first token of a prompt that the parent evaluates."""
-        started = time.perf_counter()
-        try:
-            token = next(tokens)
-        except StopIteration:
-            return
-        first = time.perf_counter()
+    def _answer_started(self, seconds: float) -> None:
+        """The time to the first token is the prefill's, where the parent evaluated the prompt."""
         if self.last_prefill is not None and not self.last_prefill.seconds:
-            self.last_prefill = replace(self.last_prefill, prefill_seconds=first - started)
-        n_decoded = 0
-        while True:
-            self.last_decode = DecodeReport(n_decoded, time.perf_counter() - first)
-            self._asl_sampled = token
-            sent = yield token
-            try:
-                token = tokens.send(sent)
-            except StopIteration:
-                return
-            n_decoded += 1
+            self.last_prefill = replace(self.last_prefill, prefill_seconds=seconds)
+
+    def _answer_goes_on(self, token: int, report: DecodeReport) -> None:
+        self.last_decode = report
+        self._asl_sampled = token
 
     def create_chat_completion(self, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
         self._asl_messages = messages
@@ -374,24 +380,8 @@ class Llama(llama_cpp.Llama):
         finally:
             self._asl_max_tokens = self._asl_messages = None
 
-    def save_state(self) -> llama_cpp.LlamaState:
-        return state.mark(super().save_state(), self.ctx, pruned=self._asl_pruned)
-
-    def load_state(self, saved: llama_cpp.LlamaState) -> None:
-        super().load_state(saved)
-        self._asl_sampled = None
-        self._asl_pruned = state.restore(saved, self.ctx)
-
     def __getstate__(self) -> dict[str, Any]:
         fields = super().__getstate__()
         if self._asl.budget is not None:
             fields |= self._asl.to_kwargs() | {"n_ctx": self._n_ctx}
         return fields
-
-
-def _until_full(tokens: _Tokens) -> _Tokens:
-    """An answer without a limit of its own ends where the cells do, as stock's ends at n_ctx."""
-    try:
-        yield from tokens
-    except ContextFullError:
-        return

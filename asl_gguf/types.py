@@ -79,7 +79,7 @@ class PrefillReport:
     budget_tokens: int
     """tokens the budget allows for this prompt"""
     reason: str | None = None
-    """why nothing was pruned; None if something was"""
+    """why nothing was pruned, or why it was done again; None otherwise"""
     selection_layer: int | None = None
     """last layer that saw all tokens; None: every layer did"""
     selected: tuple[int, ...] = ()

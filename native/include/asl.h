@@ -49,7 +49,7 @@ struct llama_context_params;
 typedef struct asl_session asl_session;
 
 // Raised with every incompatible change of this header.
-#define ASL_ABI_VERSION 2
+#define ASL_ABI_VERSION 3
 
 typedef enum asl_status {
     ASL_OK              = 0,
@@ -108,6 +108,11 @@ ASL_API int64_t asl_context_kv_bytes(const struct llama_context * ctx);
 // nothing, if the context has no plain KV cache or a value is none of its cells.
 ASL_API bool asl_context_get_first_cells(struct llama_context * ctx, int32_t * first);
 ASL_API bool asl_context_set_first_cells(struct llama_context * ctx, const int32_t * first);
+
+// Makes these the logits of the last output, as llama_decode leaves them: for states that were loaded by other means
+// (llama_state_set_data restores none). Returns false, and changes nothing, if there is no room for them.
+//   logits    f32 [n_vocab]
+ASL_API bool asl_context_set_logits(struct llama_context * ctx, const float * logits);
 
 // Creates a session for a decode context.
 //   ctx       one sequence stream (n_seq_max = 1, or kv_unified); outlives the session

@@ -4,6 +4,9 @@
 
 #include "llama-context.h"
 
+#include "llama-model.h"
+
+#include <algorithm>
 #include <utility>
 
 struct asl_context_access {
@@ -23,6 +26,19 @@ struct asl_context_access {
         for (size_t i = 0; i < ctx.backend_ptrs.size(); ++i) {
             ctx.backend_buf_exp_size[i] = ggml_backend_sched_get_buffer_size(ctx.sched.get(), ctx.backend_ptrs[i]);
         }
+    }
+
+    // as after a decode with one output
+    static bool set_logits(llama_context & ctx, const float * logits) {
+        ctx.synchronize();
+        if (ctx.output_reserve(1) == 0) {
+            return false;
+        }
+        ctx.n_outputs = 1;
+        ctx.output_swaps.clear();
+        ctx.output_ids[0] = 0;
+        std::copy_n(logits, ctx.model.vocab.n_tokens(), ctx.logits.data);
+        return true;
     }
 
     // control vectors own buffers: the prefill context borrows them for the time of a call

@@ -1,5 +1,6 @@
 // C functions of asl.h: exceptions become statuses here.
 
+#include "access.h"
 #include "asl.h"
 
 #include "cache.h"
@@ -83,6 +84,14 @@ bool asl_context_set_first_cells(llama_context * ctx, const int32_t * first) {
             asl_set_first_cell(*ctx, il, first[il]);
         }
         return true;
+    } catch (const std::exception &) {
+        return false;
+    }
+}
+
+bool asl_context_set_logits(llama_context * ctx, const float * logits) {
+    try {
+        return asl_context_access::set_logits(*ctx, logits);
     } catch (const std::exception &) {
         return false;
     }

@@ -204,9 +204,9 @@ def hashed(monkeypatch) -> list[str]:
 
     def sha256_of(path: Path) -> str:
         names.append(path.name)
-        return models._sha256_of(path)
+        return models.sha256_of(path)
 
-    monkeypatch.setattr(calibration, "_sha256_of", sha256_of)
+    monkeypatch.setattr(calibration, "sha256_of", sha256_of)
     return names
 
 

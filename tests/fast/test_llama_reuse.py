@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from test_llama import SETTLES, cells, chat, complete, greedy, logits, make_llam
 
 from asl_gguf import PrefillCancelled, PromptError
 from asl_gguf.llama import Llama
-from harness import llama_cpp, prompt
+from harness import prompt
 from tiny_gguf import FIRST_BYTE
 
 DOCUMENT = prompt(150)
@@ -38,8 +37,8 @@ def count_decoded(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-@pytest.fixture(params=["asl", "snapkv"])
-def options(request) -> dict[str, Any]:
+@pytest.fixture(params=["asl", "snapkv"], name="options")
+def make_options(request) -> dict[str, Any]:
     return {"asl_budget": 0.4, "asl_min_prompt": 80, "asl_policy": SETTLES if request.param == "asl" else request.param}
 
 
@@ -181,87 +180,6 @@ def test_history_does_not_matter(make, options, seed):
         assert answer == expected, (step, action, len(chain))
         assert (llm.last_prefill.reused_tokens > 0) or len(chain) == 1
         fresh.close()
-
-
-@pytest.mark.parametrize("pruned", [True, False])
-def test_state_round_trip(make, options, pruned):
-    """Into the same object after another prompt, and into a new one."""
-    document = DOCUMENT if pruned else DOCUMENT[:70]
-    llm, other = make(**options), make(**options)
-    document = document + greedy(llm, document)
-    state = llm.save_state()
-    turn = document + QUESTIONS[0]
-    expected = greedy(llm, turn)
-    assert llm.last_prefill.reused_tokens == len(document) - 1
-    greedy(llm, prompt(200, seed=9))
-    for target in (llm, other):
-        target.load_state(state)
-        assert greedy(target, turn) == expected
-        assert target.last_prefill.reused_tokens == len(document) - 1
-        target.load_state(state)
-        assert target.n_tokens == len(document) - 1
-        # a state of another question's pruning is never served
-        stale = document[:-20] + QUESTIONS[1]
-        assert greedy(target, stale) == greedy(make(**options), stale)
-
-
-def test_a_state_is_pickled(make, options):
-    """As LlamaDiskCache does."""
-    llm, other = make(**options), make(**options)
-    document = DOCUMENT + greedy(llm, DOCUMENT)
-    state = pickle.loads(pickle.dumps(llm.save_state()))
-    turn = document + QUESTIONS[0]
-    expected = greedy(llm, turn)
-    other.load_state(state)
-    assert greedy(other, turn) == expected
-
-
-def test_state_of_unknown_origin_serves_its_continuation_only(make, options):
-    """One pickled by an older version, or saved by llama_cpp.Llama, says nothing about pruning."""
-    llm = make(**options)
-    greedy(llm, DOCUMENT[:70])
-    state = llm.save_state()
-    del state.asl_pruned
-    llm.load_state(state)
-    stale = DOCUMENT[:40] + QUESTIONS[0]
-    greedy(llm, stale)
-    assert llm.last_prefill.reused_tokens == 0
-
-
-@pytest.mark.parametrize("cache_type", [llama_cpp.LlamaRAMCache], ids=["ram"])
-def test_cache_never_serves_another_question(make, options, cache_type):
-    llm = make(**options)
-    llm.set_cache(cache_type())
-    order = [0, 1, 0, 2, 1]
-    for question in order:
-        tokens = DOCUMENT + QUESTIONS[question]
-        assert complete(llm, tokens)["choices"] == complete(make(**options), tokens)["choices"]
-        assert llm.last_prefill.kept_tokens == n_kept(len(tokens))
-
-
-def test_cache_serves_a_conversation_again(make, options):
-    """A turn of the first conversation finds its state although another prompt ran since."""
-    llm, alone = make(**options), make(**options)
-    llm.set_cache(llama_cpp.LlamaRAMCache())
-    expected = []
-    for target in (alone, llm):
-        first = [FIRST_BYTE + ord("!")] * 8
-        complete(target, DOCUMENT, logit_bias=EXCLAIM)
-        if target is llm:
-            complete(llm, prompt(200, seed=3))
-        expected.append(complete(target, DOCUMENT + first + QUESTIONS[0])["choices"])
-        assert target.last_prefill.reused_tokens == len(DOCUMENT) + 7
-    assert expected[0] == expected[1]
-
-
-def test_pickle(make, options):
-    llm = make(asl_decode_ctx=300, **options)
-    copy = pickle.loads(pickle.dumps(llm))
-    assert (copy.n_ctx(), copy.n_cells) == (llm.n_ctx(), llm.n_cells)
-    for tokens in (DOCUMENT, DOCUMENT[:81]):
-        assert greedy(copy, tokens) == greedy(llm, tokens)
-        assert copy.last_prefill.kept_tokens == llm.last_prefill.kept_tokens
-    copy.close()
 
 
 def test_an_abandoned_stream(make, options):

@@ -1,0 +1,75 @@
+"""`Llama.save_prompt`: a pruned prompt in a file that holds numbers and JSON, no pickled objects."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import StateError
+from .files import replacing
+from .origin import check_origin
+from .state import Held, State
+
+_FORMAT = 1
+_KIND = "asl_gguf prompt"
+
+
+def save(path: Path, state: State) -> int:
+    """Writes a state. Returns the file's bytes.
+
+    Raises:
+        OSError: the folder cannot be written; an existing file is as it was.
+    """
+    held = state.held
+    about = {
+        "kind": _KIND,
+        "format": _FORMAT,
+        "origin": state.origin,
+        "n_pruned": held.n_pruned,
+        "sampled": held.sampled,
+        "seed": state.seed,
+    }
+    arrays: dict[str, Any] = {
+        "about": np.frombuffer(json.dumps(about).encode("utf-8"), dtype=np.uint8),
+        "tokens": np.array(held.tokens, dtype=np.int32),
+        "first_cells": np.array(held.first_cells, dtype=np.int32),
+        "logits": np.empty(0, np.float32) if held.logits is None else held.logits,
+        "cells": np.frombuffer(state.llama_state, dtype=np.uint8),
+    }
+    with replacing(path) as file:
+        np.savez(file, **arrays)
+    return path.stat().st_size
+
+
+def load(path: Path, expected: Any) -> State:
+    """Reads a state that `save` has written.
+
+    Args:
+        expected: the origin that it must have.
+
+    Raises:
+        StateError: the file is missing or damaged, or belongs to another model, version or setting.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            about = json.loads(arrays["about"].tobytes())
+            if about["kind"] != _KIND or about["format"] != _FORMAT:
+                raise ValueError(f"{about['kind']!r} of format {about['format']}")
+            check_origin(about["origin"], expected)
+            logits = arrays["logits"]
+            held = Held(
+                tokens=tuple(arrays["tokens"].tolist()),
+                sampled=about["sampled"],
+                n_pruned=int(about["n_pruned"]),
+                first_cells=tuple(arrays["first_cells"].tolist()),
+                logits=logits if logits.size else None,
+            )
+            return State(held, arrays["cells"].tobytes(), int(about["seed"]), about["origin"])
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as err:
+        raise StateError(
+            f"expected a prompt saved by save_prompt in {path}, got {type(err).__name__}: {err}; prefill the prompt again"
+        ) from err

@@ -1,0 +1,125 @@
+"""What outlives a prompt: saved states, caches and prompt files of a `Llama`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import prompt_file, state
+from ._native import llama_cpp
+from .caches import SettingsCache
+from .errors import StateError
+from .options import AslOptions
+from .origin import Origin, check_origin, origin_of, settings_number
+from .session import Session
+from .state import Held, State
+
+
+class SavingLlama(llama_cpp.Llama):
+    """`llama_cpp.Llama` whose saved states know what was pruned, for which settings."""
+
+    _asl: AslOptions
+    _asl_session: Session | None
+    _asl_n_pruned: int
+    """tokens of the prompt whose K/V in the decode context were dropped in part; 0: nothing was dropped"""
+    _asl_sampled: int | None
+    """last token of the answer; the parent does not evaluate it"""
+
+    def _unevaluated(self) -> list[int]:
+        """The answer's last token, if it is text: it was sampled and given out, but never evaluated."""
+        token = self._asl_sampled
+        if token is None or llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
+            return []
+        return [token]
+
+    def set_cache(self, cache: Any) -> None:
+        """`llama_cpp.Llama.set_cache`; under pruning, states are found only by prompts that they serve."""
+        if cache is not None and self._asl_session is not None:
+            cache = SettingsCache(cache, settings_number(self._origin()))
+        super().set_cache(cache)
+
+    def _load_cached(self, tokens: Sequence[int]) -> bool:
+        """Whether the cache has a state that serves this prompt; it is loaded then.
+
+        The parent looks there too, but takes a state only if more tokens of it than of what the context holds stand
+        at the prompt's start, whether they can be used or not.
+        """
+        if not isinstance(self.cache, SettingsCache):
+            return False
+        try:
+            self.load_state(self.cache[tokens])
+        except KeyError:
+            return False
+        return True
+
+    def _origin(self) -> Origin:
+        lora = (self.lora_path, self.lora_scale) if self.lora_path else None
+        return origin_of(
+            self.model, self.model_path, self.context_params, self._n_ctx, lora, self._asl.deciding_what_is_kept()
+        )
+
+    def save_state(self) -> llama_cpp.LlamaState:
+        """`llama_cpp.Llama.save_state`; under pruning: the kept cells and the next logits, without a matrix of scores."""
+        return super().save_state() if self._asl_session is None else self._saved()
+
+    def _saved(self) -> State:
+        # cells of tokens that were given up, such as an abandoned stream's
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.ctx), 0, self.n_tokens, -1)
+        unevaluated = self._unevaluated()
+        held = Held(
+            tokens=tuple(self._input_ids.tolist()),
+            sampled=unevaluated[0] if unevaluated else None,
+            n_pruned=self._asl_n_pruned,
+            first_cells=state.first_cells(self.ctx),
+            logits=None if self._requires_eval else state.last_logits(self.ctx, self._n_vocab),
+        )
+        return State(held, state.take(self.ctx), self._seed, self._origin())
+
+    def load_state(self, saved: llama_cpp.LlamaState) -> None:
+        """`llama_cpp.Llama.load_state`, for states of the same model file, versions and settings.
+
+        Raises:
+            StateError: the state belongs elsewhere; this object stays as it was. Or llama.cpp refuses its cells; then
+                this object is reset.
+        """
+        if self._asl_session is None and not isinstance(saved, State):
+            super().load_state(saved)
+            return
+        if self._asl_session is None or not isinstance(saved, State):
+            ours, theirs = ("with", "without") if self._asl_session else ("without", "with")
+            raise StateError(f"expected a state saved {ours} pruning, got one saved {theirs}; prefill the prompt again")
+        check_origin(saved.origin, self._origin())
+        if len(saved.held.text_tokens) >= self._n_ctx:
+            raise StateError(
+                f"expected fewer than n_ctx = {self._n_ctx} tokens, got a state of {len(saved.held.text_tokens)}; raise n_ctx"
+            )
+        self.reset()
+        state.put(self.ctx, saved.held, saved.llama_state)
+        self.input_ids[: saved.n_tokens] = saved.input_ids
+        self.n_tokens = saved.n_tokens
+        self._seed = saved.seed
+        self._requires_eval = saved.held.logits is None
+        self._asl_sampled = saved.held.sampled
+        self._asl_n_pruned = saved.held.n_pruned
+
+    def save_prompt(self, path: str | Path) -> None:
+        """Writes what was evaluated last, pruned as it is, to a file that `load_prompt` reads in no time.
+
+        Raises:
+            StateError: nothing was evaluated yet, or this object does not prune.
+            OSError: the folder cannot be written; an existing file is as it was.
+        """
+        if self._asl_session is None or self.n_tokens == 0:
+            raise StateError("expected an evaluated prompt on a Llama with asl_budget, got none; run a prompt first")
+        prompt_file.save(Path(path), self._saved())
+
+    def load_prompt(self, path: str | Path) -> list[int]:
+        """Reads a file of `save_prompt`. Prompts that go on from its tokens, which it returns, need no prefill of them.
+
+        Raises:
+            StateError: no such file, it is damaged, or belongs to another model, version or setting.
+        """
+        saved = prompt_file.load(Path(path), self._origin() if self._asl_session else {})
+        self.load_state(saved)
+        return list(saved.held.text_tokens)

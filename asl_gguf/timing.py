@@ -1,0 +1,80 @@
+"""Reports beside a prefill's own: of prompts that llama_cpp evaluates, and of answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from ._native import lib, llama_cpp
+from .budget import round_cells
+from .errors import ContextFullError
+from .types import DecodeReport, PrefillReport
+
+Tokens = Generator[int, Sequence[int] | None, None]
+
+
+def stock_report(
+    ctx: Any,
+    n_tokens: int,
+    n_reused: int,
+    n_kept: int,
+    n_ctx: int,
+    info: Any | None,
+    policy: str,
+    budget: int,
+    reason: str | None,
+) -> PrefillReport:
+    """The report of a prompt that the parent evaluates, whole or from where the cached state ends.
+
+    Args:
+        n_kept: tokens whose K/V it ends up with.
+        info: of the session; None without one.
+    """
+    kv_bytes = lib.context_kv_bytes(ctx)
+    return PrefillReport(
+        prompt_tokens=n_tokens,
+        kept_tokens=n_kept,
+        policy=policy,
+        budget_tokens=budget,
+        reason=reason,
+        n_layer=llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(ctx)),
+        reused_tokens=n_reused,
+        kv_bytes=kv_bytes,
+        kv_bytes_full=round_cells(n_ctx) * info.kv_bytes_cell if info else kv_bytes,
+        kv_bytes_prompt=n_kept * info.kv_bytes_cell if info else 0,
+        kv_bytes_prompt_full=n_tokens * info.kv_bytes_cell if info else 0,
+    )
+
+
+def timed(tokens: Tokens, started: Callable[[float], None], sampled: Callable[[int, DecodeReport], None]) -> Tokens:
+    """The same tokens.
+
+    Args:
+        started: called with the seconds to the first one.
+        sampled: called with each token before it is given out, and the answer's report up to it.
+    """
+    begin = time.perf_counter()
+    try:
+        token = next(tokens)
+    except StopIteration:
+        return
+    first = time.perf_counter()
+    started(first - begin)
+    n_decoded = 0
+    while True:
+        sampled(token, DecodeReport(n_decoded, time.perf_counter() - first))
+        sent = yield token
+        try:
+            token = tokens.send(sent)
+        except StopIteration:
+            return
+        n_decoded += 1
+
+
+def until_full(tokens: Tokens) -> Tokens:
+    """An answer without a limit of its own ends where the cells do, as stock's ends at n_ctx."""
+    try:
+        yield from tokens
+    except ContextFullError:
+        return
