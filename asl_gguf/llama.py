@@ -21,6 +21,7 @@ from .errors import (
     OptionError,
     PromptError,
     PruningDisabledWarning,
+    StateError,
     UnsupportedModelError,
 )
 from .models import resolve
@@ -200,8 +201,16 @@ class Llama(SavingLlama):
 
         Raises:
             ContextFullError: the decode context has no cells left for them.
+            StateError: n_tokens was set to less than the pruned prompt, of which only parts are there.
         """
         if self._asl_session is not None:
+            if self.n_tokens == 0:
+                self._asl_n_pruned = 0
+            if self.n_tokens < self._asl_n_pruned:
+                raise StateError(
+                    f"expected to go on from all {self._asl_n_pruned} tokens of the pruned prompt, got n_tokens = "
+                    f"{self.n_tokens}; call reset()"
+                )
             self._check_room(len(tokens))
         super().eval(tokens)
         self._asl_sampled = None  # if there was one, it is among the tokens, or they take its place

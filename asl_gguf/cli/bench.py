@@ -19,6 +19,7 @@ def add_parser(commands: Any) -> None:
         ("prefill", "0.2", 2048, "seconds of a prefill, unpruned and pruned"),
         ("decode", "0.1", 4096, "tokens per second after a pruned prefill"),
         ("memory", "0.2", 8000, "peak resident memory of a prefill"),
+        ("saved", "0.1", 4096, "a pruned prompt on disk: bytes, seconds to load"),
     ):
         kind = kinds.add_parser(name, help=text)
         add_model_options(kind)
@@ -35,6 +36,7 @@ def bench(args: argparse.Namespace) -> int:
     from ..bench.decode import bench_decode
     from ..bench.memory import bench_memory
     from ..bench.prefill import bench_prefill
+    from ..bench.saved import bench_saved
     from ..bench.stock import ContextOptions, Model
 
     budget = parse_budget(args.budget)
@@ -46,6 +48,8 @@ def bench(args: argparse.Namespace) -> int:
     shared = {"n_tokens": args.tokens, "budget": budget, "policy": args.policy, "dequant": args.dequant}
     if args.kind == "memory":
         result = bench_memory(args.model, options, **shared)
+    elif args.kind == "saved":
+        result = bench_saved(args.model, options, runs=args.runs, **shared)
     else:
         model = Model(args.model, options)
         if args.kind == "prefill":

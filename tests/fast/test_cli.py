@@ -44,6 +44,7 @@ COMMANDS = [
     "bench prefill",
     "bench decode",
     "bench memory",
+    "bench saved",
     "doctor",
 ]
 
@@ -291,6 +292,16 @@ def test_doctor_finds_a_missing_library(tmp_path):
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert re.search(r"problem: expected .*, found none. Unset LLAMA_CPP_LIB_PATH", done.stdout)
+
+
+def test_bench_saved(capsys, model):
+    arguments = ["--tokens", "300", "--runs", "1", "-t", "1", "--policy", "snapkv", "--json"]
+    assert main(["bench", "saved", "-m", model, *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["prompt_tokens"], found["kept_tokens"]) == (300, 33)
+    assert 0 < found["pruned_bytes"] < found["stock_bytes"]
+    steps = ("prefill", "save", "load")
+    assert all(found[f"{name}_{step}_seconds"] > 0 for name in ("pruned", "stock") for step in steps)
 
 
 def test_bench_prefill(capsys, model):
