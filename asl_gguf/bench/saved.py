@@ -74,9 +74,7 @@ def _load_stock(llm: Any, file: Path, last_token: int) -> None:
     llm.eval([last_token])
 
 
-def _measure(
-    actions: Mapping[str, Sequence[Callable[[], Any]]], objects: Sequence[Any], runs: int
-) -> dict[str, float]:
+def _measure(actions: Mapping[str, Sequence[Callable[[], Any]]], objects: Sequence[Any], runs: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {}
     for _ in range(runs):
         for name, steps in actions.items():

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import AslError, OptionError, PromptError
-from . import bench, calibrate, compare, demo, doctor, evaluate, inspect, models, run
+from . import bench, calibrate, chat, compare, demo, doctor, evaluate, inspect, models, run
 from .options import check_counts
 
 
@@ -19,7 +19,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for module in (demo, run, models, bench, evaluate, doctor, inspect, compare, calibrate):
+    for module in (demo, run, chat, models, bench, evaluate, doctor, inspect, compare, calibrate):
         module.add_parser(commands)
     return parser
 

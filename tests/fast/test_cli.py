@@ -45,6 +45,7 @@ COMMANDS = [
     "bench decode",
     "bench memory",
     "bench saved",
+    "chat",
     "doctor",
 ]
 

@@ -1,0 +1,364 @@
+"""`asl-gguf chat`: questions and answers, in a terminal or from a script of lines."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..calibration import config_dir
+from ..errors import AslError, ModelError, OptionError, PromptError
+from .options import add_model_options, add_pruning_options, llama_kwargs, parse_budget
+from .progress import ProgressBar
+
+if TYPE_CHECKING:
+    from ..chat_session import ChatSession
+    from ..types import DecodeReport, PrefillReport
+
+_N_CTX = 16384
+"""longest conversation unless --n-ctx says otherwise: the KV cells of longer ones are allocated whether used or not"""
+_ROOM_ANSWERS = 4
+"""answers of --max-tokens that find room beside the budget, before a turn is prefilled anew with all that came before"""
+_PROMPT, _MORE = "> ", ". "
+_BLOCK = '"""'
+_HISTORY_FILE = "chat_history"
+_HISTORY_LINES = 1000
+
+_USAGE = f"""\
+A line is a question. One that ends in a backslash goes on in the next line; lines between two lines of {_BLOCK}
+are one question, whatever is in them.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "chat",
+        help="talk with a model, also about documents",
+        description="Talks with a model on a pruned KV cache. Lines come from a terminal or a script; /help lists the "
+        "commands. Exit code 1: a line of a script failed.",
+    )
+    add_model_options(parser)
+    add_pruning_options(parser, budget="0.2")
+    parser.add_argument("-f", "--file", type=Path, help="text to put in front of the first question")
+    parser.add_argument("--system", help="system message")
+    parser.add_argument(
+        "-c",
+        "--n-ctx",
+        type=int,
+        default=None,
+        help=f"longest conversation + answer (default: the model's training context, at most {_N_CTX:,}; more if "
+        "--file needs it)",
+    )
+    parser.add_argument(
+        "--decode-ctx",
+        type=int,
+        default=None,
+        help=f"KV cells of the decode context (default: budget + {_ROOM_ANSWERS} answers)",
+    )
+    parser.add_argument(
+        "-n", "--max-tokens", type=int, default=512, help="longest answer in tokens (default %(default)s)"
+    )
+    parser.add_argument("--temp", type=float, default=0.0, help="temperature (default %(default)s: greedy)")
+    parser.add_argument("-s", "--seed", type=int, default=None, help="seed of the sampler")
+    parser.set_defaults(run=chat)
+
+
+def chat(args: argparse.Namespace) -> int:
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    session = _make_session(args)
+    try:
+        with _history() if terminal else contextlib.nullcontext():
+            return Chat(session, terminal).run()
+    finally:
+        session.close()
+
+
+def _make_session(args: argparse.Namespace) -> ChatSession:
+    from ..chat_session import ChatSession, read_text
+
+    document = read_text(args.file) if args.file else ""
+    llama_options = llama_kwargs(args) | {
+        "n_ctx": args.n_ctx or _default_context(args, document),
+        "asl_policy": args.policy,
+        "asl_dequant": args.dequant,
+        "asl_decode_ctx": args.decode_ctx,
+        "asl_room": _ROOM_ANSWERS * args.max_tokens,
+    }
+    answer_options = {"max_tokens": args.max_tokens, "temperature": args.temp, "seed": args.seed}
+    session = ChatSession(args.model, parse_budget(args.budget), llama_options, answer_options, args.system)
+    if document:
+        session.add_document(document)
+    return session
+
+
+def _default_context(args: argparse.Namespace, document: str) -> int:
+    from ..gguf_header import n_ctx_train
+    from ..models import resolve
+    from .run import needed_context
+
+    n_usual = min(n_ctx_train(str(resolve(args.model))), _N_CTX)
+    return max(n_usual, needed_context(args.model, document, _ROOM_ANSWERS * args.max_tokens)) if document else n_usual
+
+
+@contextlib.contextmanager
+def _history() -> Iterator[None]:
+    """Line editing with the lines of earlier chats, where Python has readline."""
+    try:
+        import readline
+    except ImportError:  # Windows
+        yield
+        return
+    path = None
+    # a chat without its history is better than none
+    with contextlib.suppress(OSError, ModelError):
+        path = config_dir() / _HISTORY_FILE
+        readline.read_history_file(path)
+    readline.set_history_length(_HISTORY_LINES)
+    try:
+        yield
+    finally:
+        if path is not None:
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                readline.write_history_file(path)
+
+
+@contextlib.contextmanager
+def _interrupting(session: ChatSession) -> Iterator[None]:
+    """Ctrl-C goes through the session, unless this process ignores it or handles it in another way."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: session.interrupt())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Chat:
+    """Reads lines, runs commands, prints answers.
+
+    Args:
+        terminal: prompt, say what commands did, and go on after Ctrl-C; else a script is read.
+    """
+
+    def __init__(self, session: ChatSession, terminal: bool) -> None:
+        self._session = session
+        self._terminal = terminal
+
+    def run(self) -> int:
+        """Until the lines end. Returns the exit code."""
+        failed = False
+        self._say(f"asl_gguf {__version__}, n_ctx {self._session.n_ctx}. /help lists the commands, Ctrl-D ends.")
+        while True:
+            try:
+                self._turn()
+            except _Quit:
+                break
+            except EOFError:
+                self._say("")
+                break
+            except KeyboardInterrupt:
+                if not self._terminal:
+                    raise
+                print()
+            except AslError as err:
+                failed = True
+                print(f"asl-gguf: {err}", file=sys.stderr)
+        return int(failed and not self._terminal)
+
+    def _turn(self) -> None:
+        text, is_command = read_turn(self._read_line)
+        if is_command:
+            self._command(text)
+        elif text.strip():
+            self._ask(text)
+
+    def _read_line(self, prompt: str) -> str:
+        """Raises EOFError after the last line, PromptError for one that is no UTF-8."""
+        try:
+            if self._terminal:
+                return input(prompt)
+            line = sys.stdin.buffer.readline().decode("utf-8")
+        except UnicodeDecodeError as err:
+            raise PromptError(f"expected lines of UTF-8 text, got {err}") from err
+        if not line:
+            raise EOFError
+        return line.rstrip("\r\n")
+
+    def _say(self, text: str) -> None:
+        """What only somebody at a terminal wants to know."""
+        if self._terminal:
+            print(text)
+
+    def _ask(self, question: str) -> None:
+        bar = ProgressBar("prefill")
+        shown = False
+
+        def show(part: str) -> None:
+            nonlocal shown
+            shown = True
+            print(part, end="", flush=True)
+
+        try:
+            with _interrupting(self._session):
+                complete = self._session.ask(question, show, bar)
+        except BaseException as err:
+            # the bar's line is erased, the answer's ends
+            if shown:
+                print()
+            else:
+                bar.clear()
+            if isinstance(err, KeyboardInterrupt):
+                self._say("stopped; the question is withdrawn")
+            raise
+        print()
+        if not complete:
+            self._say("stopped")
+            if not self._terminal:
+                raise KeyboardInterrupt
+
+    def _command(self, line: str) -> None:
+        name, _, argument = line.partition(" ")
+        argument = argument.strip()
+        command = _COMMANDS.get(name)
+        if command is None:
+            raise OptionError(
+                f"expected one of {', '.join(_COMMANDS)}, got {name}; a space in front makes the line a question"
+            )
+        if bool(argument) != bool(command.argument):
+            raise OptionError(f"expected {name} {command.argument or 'alone'}, got {line.rstrip()}")
+        command.run(self, argument)
+
+    def file(self, argument: str) -> None:
+        from ..chat_session import read_text
+
+        n_tokens = self._session.add_document(read_text(_path(argument)))
+        self._say(f"{n_tokens} tokens, in front of the next question")
+
+    def budget(self, argument: str) -> None:
+        self._session.set_budget(parse_budget(argument))
+        self._say(f"budget {argument}; the next question is prefilled with all that came before")
+
+    def report(self, _argument: str) -> None:
+        report = self._session.report
+        print("\n".join(_report_lines(report, self._session.speed)) if report else "no prompt was prefilled yet")
+
+    def kept(self, _argument: str) -> None:
+        print(self._session.kept_text() or "no prefill dropped tokens of its prompt; /report says more")
+
+    def save(self, argument: str) -> None:
+        self._session.save(_path(argument))
+        self._say(f"saved {len(self._session.messages)} messages")
+
+    def load(self, argument: str) -> None:
+        self._session.load(_path(argument))
+        self._say(f"loaded {len(self._session.messages)} messages")
+
+    def clear(self, _argument: str) -> None:
+        self._session.clear()
+
+    def help(self, _argument: str) -> None:
+        print(_USAGE)
+        for name, command in _COMMANDS.items():
+            print(f"{name + ' ' + command.argument:14}{command.help}")
+
+    def quit(self, _argument: str) -> None:
+        raise _Quit
+
+
+class _Quit(Exception):
+    """/quit"""
+
+
+@dataclass(frozen=True)
+class _Command:
+    run: Callable[[Chat, str], None]
+    help: str
+    argument: str = ""
+    """its name, for commands that take one"""
+
+
+_COMMANDS = {
+    "/file": _Command(Chat.file, "put the text of a file in front of the next question", "PATH"),
+    "/budget": _Command(Chat.budget, "0.2: share of the prompt; 512: tokens; none: full cache", "X"),
+    "/report": _Command(Chat.report, "what the last prefill kept, and what it took"),
+    "/kept": _Command(Chat.kept, "text of the tokens that the last pruned prefill kept"),
+    "/save": _Command(Chat.save, "write the conversation as JSON", "PATH"),
+    "/load": _Command(Chat.load, "go on from a saved conversation", "PATH"),
+    "/clear": _Command(Chat.clear, "forget the conversation and the files for the next question"),
+    "/help": _Command(Chat.help, "this list"),
+    "/quit": _Command(Chat.quit, "end, as Ctrl-D does"),
+}
+
+
+def read_turn(read_line: Callable[[str], str]) -> tuple[str, bool]:
+    """The next question or command, and whether it is a command.
+
+    Args:
+        read_line: the next line, given the text to prompt with.
+
+    Raises:
+        EOFError: there are no more lines.
+        PromptError: a block does not end.
+    """
+    line = read_line(_PROMPT)
+    if line.strip() == _BLOCK:
+        return _read_block(read_line), False
+    if line.startswith("/"):
+        return line, True
+    lines = [line]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1][:-1]
+        try:
+            lines.append(read_line(_MORE))
+        except EOFError:
+            break
+    return "\n".join(lines), False
+
+
+def _read_block(read_line: Callable[[str], str]) -> str:
+    lines: list[str] = []
+    while True:
+        try:
+            line = read_line(_MORE)
+        except EOFError:
+            raise PromptError(f"expected a line of {_BLOCK} after the block, got the end of the lines") from None
+        if line.strip() == _BLOCK:
+            return "\n".join(lines)
+        lines.append(line)
+
+
+def _path(argument: str) -> Path:
+    """Raises OptionError for the home folder of somebody unknown."""
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError as err:
+        raise OptionError(f"expected a path, got {argument}: {err}") from err
+
+
+def _report_lines(report: PrefillReport, speed: DecodeReport | None) -> list[str]:
+    n_new = report.prompt_tokens - report.reused_tokens
+    rates = [f"{report.prefill_seconds:.2f} s"]
+    if report.prefill_seconds > 0:
+        rates.append(f"{n_new / report.prefill_seconds:.0f} tokens/s")
+    if report.reused_tokens:
+        rates.append(f"{report.reused_tokens} tokens were in the cache")
+    rows = {
+        "kept tokens": f"{report.kept_tokens} of {report.prompt_tokens} ({report.policy}, budget {report.budget_tokens})",
+        "selection layer": "-" if report.selection_layer is None else f"{report.selection_layer} of {report.n_layer}",
+        "prefill": ", ".join(rates),
+        "answer": f"{speed.tokens_per_second:.1f} tokens/s" if speed and speed.tokens_per_second else "-",
+        "KV MiB": f"{report.kv_bytes / 2**20:.1f} now, {report.kv_bytes_full / 2**20:.1f} full",
+        "attention mass": "-" if report.attention_mass is None else f"{report.attention_mass:.3f}",
+    }
+    if report.reason is not None:
+        rows["note" if report.pruned else "nothing pruned"] = report.reason
+    return [f"{name:16}{value}" for name, value in rows.items()]
