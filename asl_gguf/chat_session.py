@@ -62,8 +62,6 @@ class ChatSession:
         self._system = system
         self._documents: list[str] = []  # texts for the next question
         self._kept: tuple[list[int], tuple[int, ...]] = ([], ())  # prompt and selected indices of a pruned prefill
-        self._interrupted = False  # `interrupt` was called during this question
-        self._report_before: PrefillReport | None = None  # the model's own, when this question came
         self._llm: Llama | None = None
         self.clear()
         self.load_model()
@@ -142,32 +140,14 @@ class ChatSession:
         self.speed = llm.last_decode
         return complete
 
-    def interrupt(self) -> None:
-        """For a handler of Ctrl-C during `ask`: raises KeyboardInterrupt, at once or as soon as it would not be lost.
-
-        Native code calls Python during a prefill layer by layer. What a signal handler raises on the way into that
-        callback is dropped by ctypes; what the callback raises itself is not.
-        """
-        self._interrupted = True
-        if self._llm is None or self._llm.last_prefill is not self._report_before:
-            raise KeyboardInterrupt
-
     def _answer(self, llm: Llama, messages: list[Message], progress: Progress | None) -> Generator[str, None, None]:
         """The parts of the answer that have text in them."""
 
-        def report_progress(done: int, total: int) -> bool | None:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            return progress(done, total) if progress else None
-
-        self._interrupted, self._report_before = False, llm.last_prefill
-        llm.set_progress(report_progress)
+        llm.set_progress(progress)
         # a prompt that is too long for the full cache, a template that refuses a role
         with _typed(PromptError, "a conversation that the model can answer"):
             chunks = llm.create_chat_completion(messages, stream=True, **self._answer_options)
             for i, chunk in enumerate(chunks):
-                if self._interrupted:  # after the last call of report_progress
-                    raise KeyboardInterrupt
                 if i == 0:
                     self._note(llm)
                 if text := chunk["choices"][0]["delta"].get("content"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 
 from ._native import llama_cpp
 from .errors import ModelError
@@ -23,8 +24,11 @@ _SIGNATURES = {
 }
 
 
-def n_ctx_train(path: str) -> int:
+def n_ctx_train(path: str, overrides: Mapping[str, object] | None = None) -> int:
     """Training context of a model in tokens.
+
+    Args:
+        overrides: of metadata, as in `kv_overrides` of llama_cpp.Llama.
 
     Raises:
         ModelError: the file is no readable GGUF, or does not say.
@@ -39,6 +43,8 @@ def n_ctx_train(path: str) -> int:
     try:
         key = lib.gguf_find_key(header, b"general.architecture")
         architecture = lib.gguf_get_val_str(header, key) if key >= 0 else b"?"
+        if (length := (overrides or {}).get(f"{architecture.decode()}.context_length")) is not None:
+            return int(str(length))
         key = lib.gguf_find_key(header, architecture + b".context_length")
         if key < 0:
             raise ModelError(f"{path} does not name its training context; pass n_ctx")

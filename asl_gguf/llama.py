@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import re
 import warnings
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 _MIN_LAYERED = 256
 """shorter prompts that are not pruned gain nothing from running layer by layer"""
+
+
+_GENERATE = inspect.signature(llama_cpp.Llama.generate)
 
 
 class Llama(SavingLlama):
@@ -99,7 +103,7 @@ class Llama(SavingLlama):
             self._init_parent(path, n_ctx, kwargs)
             return
         self._asl = self._asl.calibrate(path)
-        n_ctx = n_ctx or gguf_header.n_ctx_train(path)
+        n_ctx = n_ctx or gguf_header.n_ctx_train(path, kwargs.get("kv_overrides"))
         self._asl_reason = unprunable_use(kwargs)
         if self._asl_reason is None:
             self._init_parent(path, self._decode_cells(n_ctx), kwargs)
@@ -240,7 +244,7 @@ class Llama(SavingLlama):
         """
         tokens = list(tokens)
         max_tokens, self._asl_max_tokens = self._asl_max_tokens, None
-        if not kwargs.get("reset", True):
+        if not _GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True):
             yield from super().generate(tokens, *args, **kwargs)
             return
         if not tokens:
@@ -393,4 +397,7 @@ class Llama(SavingLlama):
         fields = super().__getstate__()
         if self._asl.budget is not None:
             fields |= self._asl.to_kwargs() | {"n_ctx": self._n_ctx}
+        if self._asl_session is not None:
+            # the parent's are cut to the KV cells
+            fields |= self._asl_session.chunks
         return fields

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ._native import llama_cpp
 from .budget import Budget
 from .calibration import calibrated
 from .errors import OptionError
@@ -127,6 +128,8 @@ def _progress(value: Any) -> Progress | None:
 
 def unprunable_use(kwargs: dict[str, Any]) -> str | None:
     """Why this use of a model needs the full cache, None if it does not."""
+    if kwargs.get("attention_type") == llama_cpp.LLAMA_ATTENTION_TYPE_NON_CAUSAL:
+        return "attention that is not causal needs every token in every layer (attention_type)"
     for name, reason in {
         "logits_all": "logits_all needs the logits of every prompt token",
         "embedding": "embeddings need every prompt token",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +51,7 @@ class Session:
         self._pointer: int | None = lib.session_init(context, ctypes.byref(params), n_ctx, error, len(error))
         self._progress = _native.progress_callback()  # NULL
         self._raised: BaseException | None = None
+        self._interrupted = False
         if not self._pointer:
             raise UnsupportedModelError(error.value.decode("utf-8", "replace"))
 
@@ -72,7 +77,8 @@ class Session:
 
         def report(_user_data: int, done: int, total: int) -> bool:
             try:
-                return progress is None or progress(done, total) is not False
+                goes_on = progress is None or progress(done, total) is not False
+                return goes_on and not self._interrupted
             except BaseException as err:  # KeyboardInterrupt too: ctypes would print and drop it
                 self._raised = err
                 return False
@@ -85,6 +91,11 @@ class Session:
         if mode not in DEQUANT_MODES:
             raise OptionError(f"asl_dequant: expected one of {', '.join(DEQUANT_MODES)}, got {mode!r}")
         self._check(lib.session_set_dequant(self._handle, DEQUANT_MODES[mode]))
+
+    @property
+    def chunks(self) -> dict[str, int]:
+        """n_batch and n_ubatch of prefills."""
+        return {"n_batch": self._params.n_batch, "n_ubatch": self._params.n_ubatch}
 
     def info(self) -> _native.session_info:
         """Sizes and progress, see `asl_session_info`."""
@@ -110,7 +121,34 @@ class Session:
 
     def run(self, n_layers: int, with_scores: bool) -> None:
         """Runs the next layers over the current tokens; the last of them has scores."""
-        self._check(lib.session_run(self._handle, n_layers, with_scores))
+        with self._interruptible():
+            self._check(lib.session_run(self._handle, n_layers, with_scores))
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C ends a native call after its chunk and reaches its own handler then.
+
+        Python runs handlers on entry to the progress callback as well, before any try of ours: ctypes would print
+        and drop what they raise.
+        """
+        handler = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(handler):
+            yield
+            return
+        caught: list[Any] = []
+
+        def note(*arguments: Any) -> None:
+            self._interrupted = True
+            caught.append(arguments)
+
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            self._interrupted = False
+            if caught:
+                handler(*caught[0])
 
     def scores(self) -> Floats:
         """float32 [n_head_kv, n_current]: the window's attention in the layer that ran last."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -129,19 +128,6 @@ def _history() -> Iterator[None]:
                 readline.write_history_file(path)
 
 
-@contextlib.contextmanager
-def _interrupting(session: ChatSession) -> Iterator[None]:
-    """Ctrl-C goes through the session, unless this process ignores it or handles it in another way."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda *_: session.interrupt())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 class Chat:
     """Reads lines, runs commands, prints answers.
 
@@ -208,8 +194,7 @@ class Chat:
             print(part, end="", flush=True)
 
         try:
-            with _interrupting(self._session):
-                complete = self._session.ask(question, show, bar)
+            complete = self._session.ask(question, show, bar)
         except BaseException as err:
             # the bar's line is erased, the answer's ends
             if shown:

@@ -222,6 +222,24 @@ def test_ctrl_c(make, expected, how, request):
     assert greedy(llm, NEXT) == expected
 
 
+def test_ctrl_c_from_outside(make, expected):
+    """A signal that comes while native code runs is handled on the way into the callback, before its first line."""
+    llm = make(asl_budget=0.2)
+    session = llm._asl_session
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), session._interruptible():
+            assert session._progress(None, 1, 9) is True
+            signal.raise_signal(signal.SIGINT)  # handled without raising: ctypes would drop what is raised here
+            assert session._progress(None, 2, 9) is False
+            raise PrefillCancelled("what the native call then returns")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert session._progress(None, 1, 9) is True
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert greedy(llm, NEXT) == expected
+
+
 def test_an_error_in_the_progress_callback_comes_out(make, expected):
     llm = make(asl_budget=0.2, asl_progress=lambda done, total: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -131,10 +131,7 @@ def test_generate_and_eval_and_sample(make, stock, options, reset):
     "arguments",
     [
         {"temp": 0.0, "reset": False},
-        pytest.param(
-            (40, 0.95, 0.05, 1.0, 0.0, 1.0, False),
-            marks=pytest.mark.xfail(strict=True, reason="generate looks for reset among the keywords alone"),
-        ),
+        (40, 0.95, 0.05, 1.0, 0.0, 1.0, False),
     ],
     ids=["keyword", "positional"],
 )
@@ -178,16 +175,7 @@ def fallback_answer(llm: Any, name: str) -> Any:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(
-            name,
-            marks=[pytest.mark.xfail(strict=True, reason="the prefill is causal, unannounced")]
-            if name == "attention_type"
-            else [],
-        )
-        for name, row in INIT.items()
-        if row.status == surface.FALLBACK
-    ],
+    [name for name, row in INIT.items() if row.status == surface.FALLBACK],
 )
 def test_a_fallback_is_announced_and_answers_as_the_parent(make, stock, name):
     theirs = fallback_answer(stock(**FALLBACKS[name]), name)

@@ -203,13 +203,11 @@ def test_verbose(tiny_model, capfd, arguments, silent):
         assert (capfd.readouterr().err == "") == silent
 
 
-@pytest.mark.xfail(strict=True, reason="the training context is read from the file, before overrides")
 def test_an_overridden_training_context_is_what_n_ctx_0_takes(make, stock):
     arguments = {"n_ctx": 0, "kv_overrides": {"llama.context_length": 2048}}
     assert make(**arguments, **PRUNED).n_ctx() == stock(**arguments).n_ctx() == 2048
 
 
-@pytest.mark.xfail(strict=True, reason="pickled is the parent's n_batch, which was cut to the KV cells")
 def test_a_pickled_copy_has_the_same_chunks(make):
     llm = make(asl_budget=40, asl_room=64, n_batch=400)
     with contextlib.closing(pickle.loads(pickle.dumps(llm))) as copy:
