@@ -27,10 +27,11 @@ demo: build ## a long prompt with and without pruning, on a small model (downloa
 	$(VENV)/bin/asl-gguf demo
 
 test: build ## all tests: the fast ones, then the slow ones
-	$(PY) -m pytest tests/fast tests/slow
+	$(PY) -m pytest -n auto tests/fast
+	$(PY) -m pytest tests/slow
 
 test-fast: build ## the tests that need no model
-	$(PY) -m pytest tests/fast
+	$(PY) -m pytest -n auto tests/fast
 
 bench: build ## speed and memory of prefill and decoding
 	$(VENV)/bin/asl-gguf bench prefill
