@@ -56,9 +56,12 @@ def document(rows: Sequence[Row]) -> str:
         return ", ".join(str(value) for value in dict.fromkeys(row[name] for row in rows))
 
     lengths = sorted({row["length"] for row in rows})
+    budgets = sorted({row["budget"] for row in rows if row["policy"] != FULL})
+    policies = dict.fromkeys(row["policy"] for row in rows if row["policy"] != FULL)
     command = (
         f"asl-gguf eval --tasks {','.join(dict.fromkeys(row['task'] for row in rows))} "
-        f"--lengths {','.join(map(str, lengths))} --seed {used('seed')}"
+        f"--lengths {','.join(map(str, lengths))} --seed {used('seed')} "
+        f"--budgets {','.join(str(budget) for budget in budgets)} --policies {','.join(policies)}"
     )
     head = (
         "# Answers under pruning\n\n"
