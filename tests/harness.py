@@ -140,10 +140,16 @@ class Context:
 
 
 class Model:
-    """A llama_model."""
+    """A llama_model.
 
-    def __init__(self, path: Path) -> None:
-        self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+    Args:
+        repack: let llama.cpp bring weights into the form of a kernel (AMX, repacked): those are never expanded.
+    """
+
+    def __init__(self, path: Path, repack: bool = True) -> None:
+        params = llama_cpp.llama_model_default_params()
+        params.use_extra_bufts = repack
+        self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         assert self.handle, path
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.handle))
         self.n_layer = llama_cpp.llama_model_n_layer(self.handle)

@@ -28,6 +28,16 @@ struct asl_context_access {
         }
     }
 
+    // what llama_context::decode does before and after the ubatch of a batch without outputs
+    static ggml_status process(llama_context & ctx, llama_memory_context_i & mctx) {
+        ctx.sched_reserve();
+        ctx.n_outputs = 0;
+
+        ggml_status status = GGML_STATUS_SUCCESS;
+        ctx.process_ubatch(mctx.get_ubatch(), LLM_GRAPH_TYPE_DEFAULT, &mctx, status);
+        return status;
+    }
+
     // as after a decode with one output
     static bool set_logits(llama_context & ctx, const float * logits) {
         ctx.synchronize();

@@ -16,6 +16,8 @@
 
 // nodes of replace_mask per layer
 static const size_t N_MASK_NODES = 2;
+// the view of the hidden states
+static const size_t N_INPUT_NODES = 1;
 
 static std::string layer_name(const char * prefix, int32_t il) {
     return std::string(prefix) + "-" + std::to_string(il);
@@ -124,8 +126,9 @@ void asl_check_graph(const llm_graph_result & res, int32_t n_layer) {
 }
 
 asl_layer_cutter::asl_layer_cutter(
-        llama_context & ctx, asl_dequantiser & dequantiser, asl_causal_mask & mask, const asl_layer_range & range, asl_chunk & chunk)
-    : ctx(ctx), dequantiser(dequantiser), mask(mask), range(range), chunk(chunk) {
+        llama_context & ctx, asl_dequantiser & dequantiser, asl_causal_mask & mask, const asl_hidden & hidden,
+        const asl_layer_range & range, asl_chunk & chunk)
+    : ctx(ctx), dequantiser(dequantiser), mask(mask), hidden(hidden), range(range), chunk(chunk) {
 }
 
 // The computed nodes from begin to last, which read `input` where they read `prev`.
@@ -148,6 +151,10 @@ static std::vector<ggml_tensor *> take_nodes(ggml_cgraph * gf, int begin, int la
     return nodes;
 }
 
+static bool is_cpu_only(const llama_context & ctx) {
+    return ctx.get_model().devices.empty();
+}
+
 ggml_cgraph * asl_layer_cutter::cut(llm_graph_result & res, const llama_ubatch & ubatch) {
     try {
         return cut_impl(res, ubatch);
@@ -166,23 +173,22 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     const int i_prev = range.first > 0 ? find_layer_output(gf, range.first - 1) : -1;
     const int i_last = range.head ? ggml_graph_n_nodes(gf) - 1 : find_layer_output(gf, range.last);
 
-    ggml_tensor * prev = i_prev >= 0 ? ggml_graph_node(gf, i_prev) : nullptr;
-    if (prev && !(ggml_are_same_shape(prev, res.t_inp_embd) && res.t_inp_embd->type == prev->type)) {
-        throw std::runtime_error("the output of layer " + std::to_string(range.first - 1) + " has another shape than the model's input");
-    }
-
-    const std::vector<ggml_tensor *> nodes = take_nodes(gf, i_prev + 1, i_last, prev, res.t_inp_embd);
-    if (chunk.first) {
-        dequantiser.prepare(nodes);
-    }
-
     // the capacity of the full graph bounds the part as well
     const auto & hparams = ctx.get_model().hparams;
-    const size_t n_extra = n_score_nodes(hparams.n_head_kv(range.last)) + N_MASK_NODES*hparams.n_layer();
+    const size_t n_extra = n_score_nodes(hparams.n_head_kv(range.last)) + N_MASK_NODES*hparams.n_layer() + N_INPUT_NODES;
     const size_t n_nodes = res.get_max_nodes() + n_extra;
     ctx_part.reset(ggml_init({ n_extra*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
     ggml_cgraph * part = ggml_new_graph_custom(ctx_part.get(), n_nodes, false);
 
+    ggml_tensor * prev  = i_prev >= 0 ? ggml_graph_node(gf, i_prev) : nullptr;
+    ggml_tensor * input = prev ? hidden.view(ctx_part.get(), chunk.n_past, chunk.n_tokens) : nullptr;
+    if (prev && !(ggml_are_same_shape(prev, input) && prev->type == input->type)) {
+        throw std::runtime_error("the output of layer " + std::to_string(range.first - 1) + " is not one row of F32 per token");
+    }
+    const std::vector<ggml_tensor *> nodes = take_nodes(gf, i_prev + 1, i_last, prev, input);
+    if (chunk.first) {
+        dequantiser.prepare(nodes);
+    }
     const ggml_tensor * input_mask = replace_mask(res);
 
     // every other input stays, used or not: the set_input of each writes to its buffer
@@ -204,6 +210,11 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     if (!range.head) {
         out = ggml_graph_node(gf, i_last);
         ggml_set_output(out);
+        // the last node may overwrite the rows that the layer read, if it adds element by element
+        in_place = is_cpu_only(ctx) && !range.is_last(hparams.n_layer()) && out->op == GGML_OP_ADD && !out->view_src;
+        if (in_place) {
+            hidden.take(out, chunk.n_past);
+        }
         res.t_logits = nullptr;
         res.t_embd   = nullptr;
         res.t_sampled.clear();
@@ -222,7 +233,7 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
 // buffer, llm_graph_input_attn_kv::set_input does not fill it.
 ggml_tensor * asl_layer_cutter::replace_mask(llm_graph_result & res) {
     // kernels of CPUs take rows that lie apart, those of other devices may not
-    const bool strided = ctx.get_model().devices.empty();
+    const bool strided = is_cpu_only(ctx);
 
     std::unordered_map<ggml_backend_buffer_type_t, ggml_tensor *> masks;
     ggml_tensor * input = asl_find_attention(res, range.last).mask;
@@ -247,7 +258,7 @@ void asl_layer_cutter::verify(const llm_graph_result & res, ggml_cgraph * part, 
     for (int i = 0; i < begin; ++i) {
         const ggml_tensor * node = ggml_graph_node(res.get_gf(), i);
         for (const ggml_tensor * src : node->src) {
-            if (src && (tainted.count(src) || src == res.t_inp_embd)) {
+            if (src && tainted.count(src)) {
                 tainted.insert(node);
             }
         }
@@ -263,7 +274,7 @@ void asl_layer_cutter::verify(const llm_graph_result & res, ggml_cgraph * part, 
 void asl_layer_cutter::read(const llama_ubatch & ubatch) {
     ggml_backend_sched_synchronize(ctx.get_sched());
 
-    if (out && chunk.hidden) {
+    if (out && chunk.hidden && !in_place) {
         chunk.n_hidden_rows = std::min<int64_t>(out->ne[1], ubatch.n_tokens);
         if (chunk.n_hidden_rows > 0) {
             ggml_backend_tensor_get(out, chunk.hidden, 0, chunk.n_hidden_rows*out->nb[1]);

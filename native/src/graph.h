@@ -4,6 +4,7 @@
 
 #include "asl-hooks.h"
 #include "dequant.h"
+#include "hidden.h"
 #include "mask.h"
 
 #include "ggml-cpp.h"
@@ -20,6 +21,9 @@ struct asl_layer_range {
     int32_t first = 0; // 0: from token ids. else: from the output of layer first - 1. n_layer: the head alone
     int32_t last  = 0;
     bool    head  = false; // run on to the logits
+
+    // ends with the model's last layer, whose rows are the batch's outputs
+    bool is_last(int32_t n_layer) const { return last == n_layer - 1; }
 };
 
 // What a chunk asks for, and receives, beside the range.
@@ -50,7 +54,9 @@ struct asl_attention {
 
 class asl_layer_cutter : public asl_graph_hook {
 public:
-    asl_layer_cutter(llama_context & ctx, asl_dequantiser & dequantiser, asl_causal_mask & mask, const asl_layer_range & range, asl_chunk & chunk);
+    // hidden: of the current tokens, where the range does not begin with layer 0
+    asl_layer_cutter(llama_context & ctx, asl_dequantiser & dequantiser, asl_causal_mask & mask, const asl_hidden & hidden,
+            const asl_layer_range & range, asl_chunk & chunk);
 
     ggml_cgraph * cut(llm_graph_result & res, const llama_ubatch & ubatch) override;
     void read(const llama_ubatch & ubatch) override;
@@ -70,6 +76,7 @@ private:
     llama_context   & ctx;
     asl_dequantiser & dequantiser;
     asl_causal_mask & mask;
+    const asl_hidden & hidden;
 
     const asl_layer_range range;
     asl_chunk & chunk;
@@ -77,6 +84,7 @@ private:
     ggml_context_ptr ctx_part; // the cut graph and the score nodes
 
     ggml_tensor * out     = nullptr; // l_out-<last>
+    bool in_place = false;          // out lies in the hidden states
     ggml_tensor * queries = nullptr;
     std::vector<ggml_tensor *> scores; // per KV head: F32 [1, n_kv]
 

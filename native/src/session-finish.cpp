@@ -79,28 +79,18 @@ void asl_session::mark_cells() {
 
 // Adds cells [begin, end) to the decode context's cell map without computing anything.
 void asl_session::mark_cells(int32_t begin, int32_t end) {
-    const auto & model = ctx.get_model();
-    llama_batch_ext batch(&ctx);
+    std::vector<llama_token> ids;
     for (int32_t i = begin; i < end; ++i) {
-        const int32_t idx = batch.add_token(0);
-        if (idx < 0 || !batch.set_token_id(idx, tokens[cells[i] - first_pos]) || !batch.set_token_pos(idx, &cells[i])) {
-            throw asl_error(ASL_ERR_INTERNAL, "cell " + str(i) + " was refused by llama_batch_ext");
-        }
+        ids.push_back(tokens[cells[i] - first_pos]);
     }
-    llama_batch_allocr balloc(model.hparams.n_pos_per_embd());
-    balloc.asl_allow_pos_gaps = true;
-    if (!balloc.init(batch, model.vocab, false)) {
-        throw asl_error(ASL_ERR_INTERNAL, "the positions of the kept tokens were refused");
-    }
-    const auto mctx = ctx.get_memory()->init_batch(balloc, end - begin, false);
-    if (!mctx || mctx->get_status() != LLAMA_MEMORY_STATUS_SUCCESS || !mctx->apply()) {
-        throw asl_error(ASL_ERR_INTERNAL, "no cells for the kept tokens");
+    if (!asl_place_tokens(ctx, ids, cells.data() + begin)->apply()) {
+        throw asl_error(ASL_ERR_INTERNAL, "the cells of the kept tokens could not be taken");
     }
 }
 
 void asl_session::run_head() {
     const llama_pos last = positions.back();
-    hidden.assign(output.begin(), output.end());
+    std::copy(output.begin(), output.end(), hidden.row(0));
     positions.assign(1, last);
 
     asl_layer_range range;
@@ -115,9 +105,9 @@ void asl_session::run_head() {
     llama_seq_id seq_id = 0;
     llama_seq_id * seq_ids = &seq_id;
     int8_t logits = 1;
-    llama_batch batch = { 1, nullptr, hidden.data(), positions.data(), &n_seq_id, &seq_ids, &logits };
+    llama_batch batch = { 1, &tokens.back(), nullptr, positions.data(), &n_seq_id, &seq_ids, &logits };
 
-    asl_layer_cutter cutter(ctx, dequantiser, mask, range, chunk);
+    asl_layer_cutter cutter(ctx, dequantiser, mask, hidden, range, chunk);
     asl_hook_scope scope(ctx, ctx, cutter);
     const int32_t status = llama_decode(&ctx, batch);
     if (!cutter.get_error().empty() || status != 0) {

@@ -86,10 +86,11 @@ void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected the window's " + str(n_window) + " tokens to be kept");
     }
     for (int32_t i = 0; i < n_index; ++i) {
-        memmove(hidden.data() + (size_t) i*n_embd, hidden.data() + (size_t) kept[i]*n_embd, n_embd*sizeof(float));
+        memmove(hidden.row(i), hidden.row(kept[i]), n_embd*sizeof(float));
         positions[i] = positions[kept[i]];
     }
     positions.resize(n_index);
+    plan.clear();
     has_scores = false;
     n_work_total = n_work_done + (int64_t) n_index*(n_layer - next_layer);
 }
@@ -100,8 +101,8 @@ size_t asl_session::layer_bytes(int32_t il) const {
         throw asl_error(ASL_ERR_ARGUMENT, "expected a layer from 0 to " + str(n_layer - 1) + ", got " + str(il));
     }
     // after the last layer, one row is left
-    const size_t n_hidden = il == n_layer - 1 ? n_embd : hidden.size();
-    return asl_rows_size(*prefill, il, n_tokens) + n_hidden*sizeof(float);
+    const size_t n_rows = il == n_layer - 1 ? 1 : n_tokens;
+    return asl_rows_size(*prefill, il, n_tokens) + n_rows*n_embd*sizeof(float);
 }
 
 static void check_size(size_t expected, size_t n_bytes) {
@@ -116,9 +117,10 @@ void asl_session::save_layer(uint8_t * dst, size_t n_bytes) const {
     if ((int32_t) positions.size() != n_tokens) {
         throw asl_error(ASL_ERR_STATE, "expected all " + str(n_tokens) + " tokens to be current, " + str(positions.size()) + " are left");
     }
-    const auto & state = il == n_layer - 1 ? output : hidden;
+    const float * state = il == n_layer - 1 ? output.data() : hidden.row(0);
+    const size_t n_rows = asl_rows_size(*prefill, il, n_tokens);
     asl_save_rows(*prefill, il, n_tokens, dst);
-    memcpy(dst + n_bytes - state.size()*sizeof(float), state.data(), state.size()*sizeof(float));
+    memcpy(dst + n_rows, state, n_bytes - n_rows);
 }
 
 void asl_session::load_layer(int32_t il, const uint8_t * src, size_t n_bytes) {
@@ -128,10 +130,11 @@ void asl_session::load_layer(int32_t il, const uint8_t * src, size_t n_bytes) {
         throw asl_error(ASL_ERR_STATE, "expected a layer that has not run, with no token dropped; layer " + str(next_layer) +
                 " is next and " + str(positions.size()) + " of " + str(n_tokens) + " tokens are current");
     }
-    auto & state = il == n_layer - 1 ? output : hidden;
-    state.resize(il == n_layer - 1 ? n_embd : state.size());
+    output.resize(n_embd);
+    float * state = il == n_layer - 1 ? output.data() : hidden.row(0);
+    const size_t n_rows = asl_rows_size(*prefill, il, n_tokens);
     asl_load_rows(*prefill, il, n_tokens, src);
-    memcpy(state.data(), src + n_bytes - state.size()*sizeof(float), state.size()*sizeof(float));
+    memcpy(state, src + n_rows, n_bytes - n_rows);
 
     n_work_done += (int64_t) n_tokens*(il + 1 - next_layer);
     next_layer = il + 1;

@@ -41,6 +41,12 @@ void asl_check_model(const llama_model & model) {
     }
 }
 
+// Memory that graphs read in place on CPUs and that other devices copy fast.
+static ggml_backend_buffer_type_t host_buffer_type(const llama_model & model) {
+    ggml_backend_buffer_type_t buft = model.devices.empty() ? nullptr : ggml_backend_dev_host_buffer_type(model.devices[0].dev);
+    return buft ? buft : ggml_backend_cpu_buffer_type();
+}
+
 asl_session::asl_session(llama_context & ctx, const llama_context_params & params, uint32_t n_ctx)
     : ctx(ctx), params(params), n_ctx(n_ctx),
       n_layer(ctx.get_model().hparams.n_layer()), n_embd(ctx.get_model().hparams.n_embd) {
@@ -112,7 +118,7 @@ void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_wind
     for (int32_t i = 0; i < n_tokens; ++i) {
         positions[i] = first_pos + i;
     }
-    hidden.resize((size_t) n_tokens*n_embd);
+    hidden.reset(n_embd, n_tokens, host_buffer_type(ctx.get_model()));
     kv_bytes_prefill_peak = asl_kv_bytes(*prefill);
     n_work_total = (int64_t) n_tokens*n_layer;
 }
@@ -177,10 +183,10 @@ void asl_session::run_layer(llama_context & ctx, const asl_layer_range & range, 
         chunk.scores    = with_scores;
         chunk.weights   = weights.empty() ? nullptr : weights.data() + std::max(0, n_done - (n_current - n_window));
         chunk.first     = n_done == 0;
-        chunk.hidden    = range.head ? nullptr : hidden.data() + (size_t) n_done*n_embd;
+        chunk.hidden    = range.head ? nullptr : hidden.row(n_done);
 
         // the output rows of the last layer are not those of the chunk's tokens: at most the last one
-        const bool is_last = range.last == n_layer - 1 && !range.head;
+        const bool is_last = range.is_last(n_layer) && !range.head;
         std::vector<float> last_rows(is_last ? (size_t) chunk.n_tokens*n_embd : 0);
         if (is_last) {
             chunk.hidden = last_rows.data();
@@ -202,30 +208,17 @@ void asl_session::run_layer(llama_context & ctx, const asl_layer_range & range, 
 void asl_session::run_chunk(llama_context & ctx, const asl_layer_range & range, asl_chunk & chunk) {
     const int32_t n = chunk.n_tokens;
 
-    std::vector<int32_t>        n_seq_id(n, 1);
-    std::vector<llama_seq_id>   seq_id(n, 0);
-    std::vector<llama_seq_id *> seq_ids(n);
-    std::vector<int8_t>         logits(n, 0);
+    std::vector<llama_token> ids(n); // deeper layers read hidden
     for (int32_t i = 0; i < n; ++i) {
-        seq_ids[i] = &seq_id[i];
+        ids[i] = tokens[positions[chunk.n_past + i] - first_pos];
     }
-    logits[n - 1] = range.last == n_layer - 1 && chunk.n_past + n == (int32_t) positions.size();
-
-    llama_batch batch = {
-        /*.n_tokens =*/ n,
-        /*.token    =*/ range.first == 0 ? tokens.data() + chunk.n_past : nullptr,
-        /*.embd     =*/ range.first == 0 ? nullptr : hidden.data() + (size_t) chunk.n_past*n_embd,
-        /*.pos      =*/ positions.data() + chunk.n_past,
-        /*.n_seq_id =*/ n_seq_id.data(),
-        /*.seq_id   =*/ seq_ids.data(),
-        /*.logits   =*/ logits.data(),
-    };
-
-    asl_layer_cutter cutter(ctx, dequantiser, mask, range, chunk);
+    asl_layer_cutter cutter(ctx, dequantiser, mask, hidden, range, chunk);
     int32_t status;
     {
         asl_hook_scope scope(ctx, this->ctx, cutter);
-        status = llama_decode(&ctx, batch);
+        const bool output = range.is_last(n_layer) && chunk.n_past + n == (int32_t) positions.size();
+        const bool again  = &ctx == prefill.get() && !range.is_last(n_layer);
+        status = again ? compute_chunk(ctx, ids, chunk) : decode_chunk(ctx, ids, chunk, output);
     }
     if (!cutter.get_error().empty()) {
         throw asl_error(ASL_ERR_UNSUPPORTED, cutter.get_error());
@@ -244,6 +237,37 @@ void asl_session::run_chunk(llama_context & ctx, const asl_layer_range & range, 
     const int32_t i_last = chunk.n_past + n - 1;
     if (cells.is_empty(i_last) || cells.pos_get(i_last) != positions[i_last] || (int32_t) cells.get_used() != i_last + 1) {
         throw asl_error(ASL_ERR_INTERNAL, "token " + str(i_last) + " does not lie in cell " + str(i_last));
+    }
+}
+
+int32_t asl_session::decode_chunk(llama_context & ctx, std::vector<llama_token> & ids, const asl_chunk & chunk, bool output) {
+    const int32_t n = ids.size();
+    llama_seq_id seq_id = 0;
+
+    std::vector<int32_t>        n_seq_id(n, 1);
+    std::vector<llama_seq_id *> seq_ids(n, &seq_id);
+    std::vector<int8_t>         logits(n, 0);
+    logits[n - 1] = output;
+
+    llama_batch batch = {
+        /*.n_tokens =*/ n,
+        /*.token    =*/ ids.data(),
+        /*.embd     =*/ nullptr,
+        /*.pos      =*/ positions.data() + chunk.n_past,
+        /*.n_seq_id =*/ n_seq_id.data(),
+        /*.seq_id   =*/ seq_ids.data(),
+        /*.logits   =*/ logits.data(),
+    };
+    return llama_decode(&ctx, batch);
+}
+
+// As decode_chunk without an output, for a chunk whose cells are known from the layer before. Returns its statuses.
+int32_t asl_session::compute_chunk(llama_context & ctx, const std::vector<llama_token> & ids, const asl_chunk & chunk) {
+    auto & mctx = plan.get(ctx, chunk.n_past, ids, positions.data() + chunk.n_past);
+    switch (asl_context_access::process(ctx, mctx)) {
+        case GGML_STATUS_SUCCESS: return 0;
+        case GGML_STATUS_ABORTED: return 2;
+        default:                  return -2;
     }
 }
 
@@ -273,6 +297,7 @@ void asl_session::report_progress(int64_t n_done) {
 void asl_session::release() {
     asl_context_access::expect_buffer_sizes(*prefill);
     asl_context_access::expect_buffer_sizes(ctx);
+    plan.clear();
     prefill.reset();
     dequantiser.release();
     mask.reset(0, 0);
@@ -282,7 +307,8 @@ void asl_session::release() {
     for (auto * v : { &tokens, &rows_kept }) {
         std::vector<int32_t>().swap(*v);
     }
-    for (auto * v : { &hidden, &output, &scores, &queries, &weights }) {
+    hidden.reset(0, 0, nullptr);
+    for (auto * v : { &output, &scores, &queries, &weights }) {
         std::vector<float>().swap(*v);
     }
     positions.clear();

@@ -3,8 +3,10 @@
 #pragma once
 
 #include "asl.h"
+#include "chunks.h"
 #include "dequant.h"
 #include "graph.h"
+#include "hidden.h"
 #include "mask.h"
 
 #include "llama.h"
@@ -58,6 +60,8 @@ struct asl_session {
 private:
     void run_layer(llama_context & ctx, const asl_layer_range & range, bool with_scores);
     void run_chunk(llama_context & ctx, const asl_layer_range & range, asl_chunk & chunk);
+    int32_t decode_chunk(llama_context & ctx, std::vector<llama_token> & ids, const asl_chunk & chunk, bool output);
+    int32_t compute_chunk(llama_context & ctx, const std::vector<llama_token> & ids, const asl_chunk & chunk);
     void run_head();
     void finish_layers();
     void finish_uneven();
@@ -83,6 +87,7 @@ private:
     std::unique_ptr<llama_context> prefill; // NULL outside a prefill
     asl_dequantiser dequantiser;
     asl_causal_mask mask;
+    asl_chunk_plan plan; // of the current tokens in the prefill context
 
     int32_t n_tokens = 0;
     int32_t n_window = 0;
@@ -95,7 +100,7 @@ private:
     std::vector<int32_t>   tokens;    // of the prompt
     std::vector<llama_pos> positions; // of the current tokens
     std::vector<float>     weights;   // [n_window] of the window's queries, empty for 1
-    std::vector<float>     hidden;    // [n_current, n_embd]
+    asl_hidden             hidden;    // [n_current, n_embd]
     std::vector<float>     output;    // [n_embd] of the last token after the last layer
     std::vector<int32_t>   rows_kept; // per layer that has run: rows copied to the decode context, 0 for none
     std::vector<llama_pos> cells;     // position each cell stands for when all layers have run

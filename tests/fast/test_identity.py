@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 
@@ -139,10 +141,10 @@ def test_dequantised_weights_of_exact_types(load_tiny, dequant):
 
 
 @pytest.mark.parametrize("weight_type", ["Q8_0", "Q4_1"])
-def test_dequantised_weights_are_put_back(load_tiny, weight_type):
+def test_dequantised_weights_are_put_back(tiny_model, weight_type):
     """Expanding changes a prompt's logits a little, and nothing of what is decoded or prefilled later."""
-    model, tokens, policy = load_tiny("llama", weight_type=weight_type), prompt(110), make_policy("none")
-    with model.context() as stock, model.context() as ours:
+    path, tokens, policy = tiny_model("llama", weight_type=weight_type), prompt(110), make_policy("none")
+    with closing(Model(path, repack=False)) as model, model.context() as stock, model.context() as ours:
         session, expected = ours.session(), stock_logits(stock, tokens)
         session.set_dequant("all")
         report = prefill(session, tokens, policy, len(tokens))
