@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
     llama_cpp = _library.load(list(_package_paths))
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 OK = 0
 ERR_ARGUMENT = 1
@@ -75,6 +75,10 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_context_set_logits": (c_bool, [c_void_p, POINTER(c_float)]),
     "asl_session_begin": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_int32, c_int32]),
     "asl_session_set_window": (c_int, [c_void_p, c_int32, POINTER(c_float)]),
+    "asl_session_set_past": (c_int, [c_void_p, c_int32]),
+    "asl_session_row_bytes": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),
+    "asl_session_save_rows": (c_int, [c_void_p, c_int32, c_int32, c_void_p, c_int64]),
+    "asl_session_load_rows": (c_int, [c_void_p, c_void_p, c_int64]),
     "asl_session_run": (c_int, [c_void_p, c_int32, c_bool]),
     "asl_session_get_scores": (c_int, [c_void_p, POINTER(c_float)]),
     "asl_session_get_queries": (c_int, [c_void_p, POINTER(c_float)]),

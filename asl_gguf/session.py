@@ -119,6 +119,37 @@ class Session:
             raise OptionError(f"weights: expected shape [{window}], got {list(factors.shape)}")
         self._check(lib.session_set_window(self._handle, window, None if factors is None else _float_p(factors)))
 
+    def set_past(self, n_past: int) -> None:
+        """The first n_past tokens are not computed: `load_rows` gives their K/V before each layer runs.
+
+        Tokens cannot be dropped then, and all layers have to run, one by one.
+        """
+        self._check(lib.session_set_past(self._handle, n_past))
+
+    def row_bytes(self, layer: int) -> int:
+        """Bytes of one token's K/V in a layer."""
+        n_bytes = ctypes.c_int64()
+        self._check(lib.session_row_bytes(self._handle, layer, ctypes.byref(n_bytes)))
+        return n_bytes.value
+
+    def save_rows(self, begin: int, end: int) -> np.ndarray:
+        """uint8 [end - begin, row bytes]: K/V of these tokens in the layer that ran last, for `load_rows`."""
+        n_row = self.row_bytes(max(0, self.info().next_layer - 1))
+        result = np.empty((max(0, end - begin), n_row), dtype=np.uint8)
+        self._check(lib.session_save_rows(self._handle, begin, end, result.ctypes.data, result.nbytes))
+        return result
+
+    def load_rows(self, rows: np.ndarray) -> None:
+        """K/V of the first n_past tokens in the layer that runs next.
+
+        Args:
+            rows: uint8 [n_past, row bytes], as from `save_rows` for the same first tokens.
+        """
+        if rows.dtype != np.uint8 or rows.ndim != 2:
+            raise OptionError(f"rows: expected uint8 [n_past, row bytes], got {rows.dtype} {list(rows.shape)}")
+        data = np.ascontiguousarray(rows)
+        self._check(lib.session_load_rows(self._handle, data.ctypes.data, data.nbytes))
+
     def run(self, n_layers: int, with_scores: bool) -> None:
         """Runs the next layers over the current tokens; the last of them has scores."""
         with self._interruptible():

@@ -49,7 +49,7 @@ struct llama_context_params;
 typedef struct asl_session asl_session;
 
 // Raised with every incompatible change of this header.
-#define ASL_ABI_VERSION 3
+#define ASL_ABI_VERSION 4
 
 typedef enum asl_status {
     ASL_OK              = 0,
@@ -150,6 +150,25 @@ ASL_API asl_status asl_session_begin(asl_session * session, const int32_t * toke
 //   n_window  1 <= n_window <= n_current
 //   weights   float [n_window]: factors on the attention of each query. NULL: 1
 ASL_API asl_status asl_session_set_window(asl_session * session, int32_t n_window, const float * weights);
+
+// The first n_past tokens are not computed: their K/V, of an earlier prefill that began with the same tokens, are
+// loaded before each layer runs (asl_session_load_rows), one layer per asl_session_run. The others attend to them.
+// Tokens cannot be dropped then, and every layer has to run before asl_session_finish. To be called before any layer
+// ran; makes the window at most n_tokens - n_past tokens.
+//   n_past    0 <= n_past < n_tokens
+ASL_API asl_status asl_session_set_past(asl_session * session, int32_t n_past);
+
+// K/V of one token in one layer: its K row, then its V row, as the cache stores them.
+ASL_API asl_status asl_session_row_bytes(const asl_session * session, int32_t il, int64_t * n_bytes);
+
+// K/V rows of tokens begin..end-1 in the layer that ran last, for asl_session_load_rows in a session over the same
+// model with the same KV types.
+//   dst       uint8 [end - begin, row bytes]
+ASL_API asl_status asl_session_save_rows(const asl_session * session, int32_t begin, int32_t end, void * dst, int64_t n_bytes);
+
+// K/V rows of the first n_past tokens in the layer that runs next.
+//   src       uint8 [n_past, row bytes]
+ASL_API asl_status asl_session_load_rows(asl_session * session, const void * src, int64_t n_bytes);
 
 // Runs the next n_layers layers over the current tokens. Only the last of them has scores, and only
 // its K/V rows can be kept: earlier ones are overwritten.

@@ -166,6 +166,22 @@ asl_status asl_session_keep_tokens(asl_session * session, const int32_t * index,
     return guard(session, [&] { session->keep_tokens(index, n_index); });
 }
 
+asl_status asl_session_set_past(asl_session * session, int32_t n_past) {
+    return guard(session, [&] { session->set_past(n_past); });
+}
+
+asl_status asl_session_row_bytes(const asl_session * session, int32_t il, int64_t * n_bytes) {
+    return guard(const_cast<asl_session *>(session), [&] { *n_bytes = session->row_bytes(il); });
+}
+
+asl_status asl_session_save_rows(const asl_session * session, int32_t begin, int32_t end, void * dst, int64_t n_bytes) {
+    return guard(const_cast<asl_session *>(session), [&] { session->save_rows(begin, end, (uint8_t *) dst, n_bytes); });
+}
+
+asl_status asl_session_load_rows(asl_session * session, const void * src, int64_t n_bytes) {
+    return guard(session, [&] { session->load_rows((const uint8_t *) src, n_bytes); });
+}
+
 asl_status asl_session_layer_bytes(const asl_session * session, int32_t il, int64_t * n_bytes) {
     return guard(const_cast<asl_session *>(session), [&] { *n_bytes = session->layer_bytes(il); });
 }

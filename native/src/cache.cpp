@@ -250,3 +250,81 @@ void asl_load_rows(llama_context & ctx, int32_t il, int64_t n_rows, const uint8_
         ggml_backend_tensor_set(t, src + at, offset, size);
     });
 }
+
+// Cells of a layer, and the bytes of a row of the array that holds them token by token.
+struct asl_row_range {
+    int64_t begin;
+    int64_t end;
+    size_t  n_row;
+};
+
+size_t asl_row_bytes(llama_context & ctx, int32_t il) {
+    const asl_kv_layer layer = asl_get_kv_layer(ctx, il);
+    return ggml_row_size(layer.k->type, layer.k->ne[0]) + ggml_row_size(layer.v->type, layer.v->ne[0]);
+}
+
+// The part of each row at byte `at`, n_bytes long, to or from contiguous memory.
+static void copy_rows(const asl_row_range & r, ggml_tensor * t, size_t n_bytes, size_t at, uint8_t * dst, const uint8_t * src) {
+    std::vector<uint8_t> part((r.end - r.begin)*n_bytes);
+    if (dst) {
+        ggml_backend_tensor_get(t, part.data(), r.begin*n_bytes, part.size());
+    }
+    for (int64_t i = 0; i < r.end - r.begin; ++i) {
+        uint8_t * here = part.data() + i*n_bytes;
+        dst ? memcpy(dst + i*r.n_row + at, here, n_bytes) : memcpy(here, src + i*r.n_row + at, n_bytes);
+    }
+    if (src) {
+        ggml_backend_tensor_set(t, part.data(), r.begin*n_bytes, part.size());
+    }
+}
+
+// The same for V stored transposed, [n_cells] per channel, in elements of type T. In squares, because one of the two
+// sides is always far apart.
+template <typename T>
+static void copy_columns(const asl_row_range & r, ggml_tensor * t, size_t at, uint8_t * dst, const uint8_t * src) {
+    const int64_t N_SQUARE = 32;
+    const int64_t n = r.end - r.begin;
+    const int64_t n_channels = t->ne[0];
+
+    std::vector<T> part(n*n_channels); // [n_channels][n]
+    for (int64_t c = 0; dst && c < n_channels; ++c) {
+        ggml_backend_tensor_get(t, part.data() + c*n, (c*t->ne[1] + r.begin)*sizeof(T), n*sizeof(T));
+    }
+    for (int64_t i0 = 0; i0 < n; i0 += N_SQUARE) {
+        for (int64_t c0 = 0; c0 < n_channels; c0 += N_SQUARE) {
+            for (int64_t i = i0; i < std::min(n, i0 + N_SQUARE); ++i) {
+                for (int64_t c = c0; c < std::min(n_channels, c0 + N_SQUARE); ++c) {
+                    const size_t there = i*r.n_row + at + c*sizeof(T);
+                    T & here = part[c*n + i];
+                    dst ? memcpy(dst + there, &here, sizeof(T)) : memcpy(&here, src + there, sizeof(T));
+                }
+            }
+        }
+    }
+    for (int64_t c = 0; src && c < n_channels; ++c) {
+        ggml_backend_tensor_set(t, part.data() + c*n, (c*t->ne[1] + r.begin)*sizeof(T), n*sizeof(T));
+    }
+}
+
+static void copy_kv(llama_context & ctx, int32_t il, int64_t begin, int64_t end, uint8_t * dst, const uint8_t * src) {
+    const asl_kv_layer layer = asl_get_kv_layer(ctx, il);
+    const asl_row_range range = { begin, end, asl_row_bytes(ctx, il) };
+    const size_t n_k = ggml_row_size(layer.k->type, layer.k->ne[0]);
+
+    copy_rows(range, layer.k, n_k, 0, dst, src);
+    if (!layer.v_trans) {
+        copy_rows(range, layer.v, range.n_row - n_k, n_k, dst, src);
+    } else if (ggml_type_size(layer.v->type) == sizeof(uint16_t)) {
+        copy_columns<uint16_t>(range, layer.v, n_k, dst, src);
+    } else {
+        copy_columns<uint32_t>(range, layer.v, n_k, dst, src);
+    }
+}
+
+void asl_get_rows(llama_context & ctx, int32_t il, int64_t begin, int64_t end, uint8_t * dst) {
+    copy_kv(ctx, il, begin, end, dst, nullptr);
+}
+
+void asl_set_rows(llama_context & ctx, int32_t il, int64_t begin, int64_t end, const uint8_t * src) {
+    copy_kv(ctx, il, begin, end, nullptr, src);
+}

@@ -57,5 +57,10 @@ size_t asl_rows_size(llama_context & ctx, int32_t il, int64_t n_rows);
 void   asl_save_rows(llama_context & ctx, int32_t il, int64_t n_rows, uint8_t * dst);
 void   asl_load_rows(llama_context & ctx, int32_t il, int64_t n_rows, const uint8_t * src);
 
+// K/V of cells begin..end-1 of a layer, token by token: dst is [end - begin][K row, V row] in the cache's types.
+size_t asl_row_bytes(llama_context & ctx, int32_t il);
+void   asl_get_rows(llama_context & ctx, int32_t il, int64_t begin, int64_t end, uint8_t * dst);
+void   asl_set_rows(llama_context & ctx, int32_t il, int64_t begin, int64_t end, const uint8_t * src);
+
 // dst: [n_rows][n_head_kv][n_embd_head_k], the keys of cells 0..n_rows-1
 void asl_read_keys(llama_context & ctx, int32_t il, int64_t n_rows, float * dst);

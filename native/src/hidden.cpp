@@ -4,15 +4,17 @@
 
 #include <new>
 
-void asl_hidden::reset(int64_t n_embd, int64_t n_tokens, ggml_backend_buffer_type_t buft) {
+void asl_hidden::release() {
     tensor = nullptr;
     buffer.reset();
     ctx.reset();
-    if (n_tokens == 0) {
-        return;
-    }
+}
+
+void asl_hidden::reset(int64_t n_embd, int64_t begin, int64_t end, ggml_backend_buffer_type_t buft) {
+    release();
+    first = begin;
     ctx.reset(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
-    tensor = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_embd, n_tokens);
+    tensor = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_embd, end - begin);
     ggml_set_name(tensor, "asl_hidden");
     buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft));
     if (!buffer) {
@@ -21,11 +23,11 @@ void asl_hidden::reset(int64_t n_embd, int64_t n_tokens, ggml_backend_buffer_typ
 }
 
 float * asl_hidden::row(int64_t i) {
-    return (float *) tensor->data + i*tensor->ne[0];
+    return (float *) tensor->data + (i - first)*tensor->ne[0];
 }
 
 const float * asl_hidden::row(int64_t i) const {
-    return (const float *) tensor->data + i*tensor->ne[0];
+    return (const float *) tensor->data + (i - first)*tensor->ne[0];
 }
 
 ggml_tensor * asl_hidden::view(ggml_context * ctx, int64_t begin, int64_t n_tokens) const {
@@ -38,7 +40,7 @@ ggml_tensor * asl_hidden::view(ggml_context * ctx, int64_t begin, int64_t n_toke
 }
 
 void asl_hidden::take(ggml_tensor * node, int64_t begin) const {
-    ggml_backend_tensor_alloc(buffer.get(), node, (char *) tensor->data + begin*tensor->nb[1]);
+    ggml_backend_tensor_alloc(buffer.get(), node, (char *) tensor->data + (begin - first)*tensor->nb[1]);
 }
 
 size_t asl_hidden::size_bytes() const {

@@ -10,17 +10,19 @@
 
 class asl_hidden {
 public:
-    // Room for n_tokens rows of n_embd values; 0 tokens: none. What was there is lost.
+    // Room for tokens begin..end-1, n_embd values each. What was there is lost.
     //   buft: of host memory
-    void reset(int64_t n_embd, int64_t n_tokens, ggml_backend_buffer_type_t buft);
+    void reset(int64_t n_embd, int64_t begin, int64_t end, ggml_backend_buffer_type_t buft);
+
+    void release();
 
     float * row(int64_t i);
     const float * row(int64_t i) const;
 
-    // A tensor F32 [n_embd, n_tokens]: the rows from begin on.
+    // A tensor F32 [n_embd, n_tokens]: the tokens from begin on.
     ggml_tensor * view(ggml_context * ctx, int64_t begin, int64_t n_tokens) const;
 
-    // Has a node of a graph without memory yet write its result to the rows from begin on.
+    // Has a node of a graph without memory yet write its result to the tokens from begin on.
     void take(ggml_tensor * node, int64_t begin) const;
 
     size_t size_bytes() const;
@@ -29,4 +31,6 @@ private:
     ggml_context_ptr        ctx;
     ggml_backend_buffer_ptr buffer;
     ggml_tensor * tensor = nullptr; // [n_embd, n_tokens]
+
+    int64_t first = 0; // the token of row 0
 };

@@ -21,6 +21,9 @@ void asl_session::finish() {
             throw asl_error(ASL_ERR_STATE, "expected every layer to keep rows, layer " + str(il) + " kept none");
         }
     }
+    if (next_layer < n_layer) {
+        check_computed();
+    }
     const bool even = std::all_of(rows_kept.begin(), rows_kept.end(), [n_current](int32_t n) { return n == n_current; });
     if (next_layer < n_layer && even) {
         finish_layers();
@@ -90,6 +93,7 @@ void asl_session::mark_cells(int32_t begin, int32_t end) {
 
 void asl_session::run_head() {
     const llama_pos last = positions.back();
+    hidden.reset(n_embd, 0, 1, ggml_backend_cpu_buffer_type());
     std::copy(output.begin(), output.end(), hidden.row(0));
     positions.assign(1, last);
 

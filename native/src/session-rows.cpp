@@ -13,6 +13,19 @@
 
 static std::string str(int64_t value) { return std::to_string(value); }
 
+static void check_size(size_t expected, size_t n_bytes) {
+    if (n_bytes != expected) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected a buffer of " + str(expected) + " bytes, got " + str(n_bytes));
+    }
+}
+
+// Hidden states are there of computed tokens only.
+void asl_session::check_computed() const {
+    if (n_past > 0) {
+        throw asl_error(ASL_ERR_STATE, "not possible where K/V were loaded: the first " + str(n_past) + " tokens have no hidden states");
+    }
+}
+
 std::vector<int32_t> asl_session::check_index(const int32_t * index, int32_t n_rows, int32_t n_lists) const {
     const int32_t n_current = positions.size();
     if (n_rows < 1 || n_rows > n_current) {
@@ -78,6 +91,7 @@ void asl_session::keep_rows(const int32_t * index, int32_t n_rows, bool per_head
 
 void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
     check_open(true);
+    check_computed();
     if (next_layer == n_layer) {
         throw asl_error(ASL_ERR_STATE, "all layers have run: no deeper layer is left to see fewer tokens");
     }
@@ -95,6 +109,35 @@ void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
     n_work_total = n_work_done + (int64_t) n_index*(n_layer - next_layer);
 }
 
+size_t asl_session::row_bytes(int32_t il) const {
+    check_open(false);
+    if (il < 0 || il >= n_layer) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected a layer from 0 to " + str(n_layer - 1) + ", got " + str(il));
+    }
+    return asl_row_bytes(*prefill, il);
+}
+
+void asl_session::save_rows(int32_t begin, int32_t end, uint8_t * dst, size_t n_bytes) const {
+    const int32_t il = check_open(true);
+    const int32_t n_current = positions.size();
+    if (begin < 0 || begin >= end || end > n_current) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected tokens between 0 and " + str(n_current) + ", got " + str(begin) + " to " + str(end));
+    }
+    check_size((end - begin)*asl_row_bytes(*prefill, il), n_bytes);
+    asl_get_rows(*prefill, il, begin, end, dst);
+}
+
+void asl_session::load_rows(const uint8_t * src, size_t n_bytes) {
+    check_open(false);
+    if (n_past == 0 || next_layer == n_layer) {
+        throw asl_error(ASL_ERR_STATE, "expected tokens to load (asl_session_set_past) and a layer left to run, got " + str(n_past) +
+                " tokens and layer " + str(next_layer) + " of " + str(n_layer));
+    }
+    check_size(n_past*asl_row_bytes(*prefill, next_layer), n_bytes);
+    asl_set_rows(*prefill, next_layer, 0, n_past, src);
+    past_ready = true;
+}
+
 size_t asl_session::layer_bytes(int32_t il) const {
     check_open(false);
     if (il < 0 || il >= n_layer) {
@@ -105,14 +148,9 @@ size_t asl_session::layer_bytes(int32_t il) const {
     return asl_rows_size(*prefill, il, n_tokens) + n_rows*n_embd*sizeof(float);
 }
 
-static void check_size(size_t expected, size_t n_bytes) {
-    if (n_bytes != expected) {
-        throw asl_error(ASL_ERR_ARGUMENT, "expected a buffer of " + str(expected) + " bytes, got " + str(n_bytes));
-    }
-}
-
 void asl_session::save_layer(uint8_t * dst, size_t n_bytes) const {
     const int32_t il = check_open(true);
+    check_computed();
     check_size(layer_bytes(il), n_bytes);
     if ((int32_t) positions.size() != n_tokens) {
         throw asl_error(ASL_ERR_STATE, "expected all " + str(n_tokens) + " tokens to be current, " + str(positions.size()) + " are left");
@@ -125,6 +163,7 @@ void asl_session::save_layer(uint8_t * dst, size_t n_bytes) const {
 
 void asl_session::load_layer(int32_t il, const uint8_t * src, size_t n_bytes) {
     check_open(false);
+    check_computed();
     check_size(layer_bytes(il), n_bytes);
     if (il < next_layer || (int32_t) positions.size() != n_tokens) {
         throw asl_error(ASL_ERR_STATE, "expected a layer that has not run, with no token dropped; layer " + str(next_layer) +

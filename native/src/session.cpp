@@ -118,7 +118,7 @@ void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_wind
     for (int32_t i = 0; i < n_tokens; ++i) {
         positions[i] = first_pos + i;
     }
-    hidden.reset(n_embd, n_tokens, host_buffer_type(ctx.get_model()));
+    hidden.reset(n_embd, 0, n_tokens, host_buffer_type(ctx.get_model()));
     kv_bytes_prefill_peak = asl_kv_bytes(*prefill);
     n_work_total = (int64_t) n_tokens*n_layer;
 }
@@ -135,13 +135,28 @@ int32_t asl_session::check_open(bool layer_ran) const {
 
 void asl_session::set_window(int32_t n_window, const float * weights) {
     check_open(false);
-    const int32_t n_current = positions.size();
-    if (n_window < 1 || n_window > n_current) {
-        throw asl_error(ASL_ERR_ARGUMENT, "expected a window of 1 to " + str(n_current) + " tokens, got " + str(n_window));
+    const int32_t n_computed = (int32_t) positions.size() - n_past;
+    if (n_window < 1 || n_window > n_computed) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected a window of 1 to " + str(n_computed) + " tokens, got " + str(n_window));
     }
     this->n_window = n_window;
     this->weights.assign(weights, weights ? weights + n_window : nullptr);
     has_scores = false;
+}
+
+void asl_session::set_past(int32_t n_past) {
+    check_open(false);
+    if (next_layer > 0) {
+        throw asl_error(ASL_ERR_STATE, "expected a prefill of which no layer has run, layer " + str(next_layer) + " is next");
+    }
+    if (n_past < 0 || n_past >= n_tokens) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected 0 to " + str(n_tokens - 1) + " tokens whose K/V are loaded, got " + str(n_past));
+    }
+    this->n_past = n_past;
+    n_window = std::min(n_window, n_tokens - n_past);
+    weights.clear();
+    hidden.reset(n_embd, n_past, n_tokens, host_buffer_type(ctx.get_model()));
+    n_work_total = (int64_t) (n_tokens - n_past)*n_layer;
 }
 
 void asl_session::run(int32_t n_layers, bool with_scores) {
@@ -149,12 +164,28 @@ void asl_session::run(int32_t n_layers, bool with_scores) {
     if (n_layers < 1 || n_layers > n_layer - next_layer) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected 1 to " + str(n_layer - next_layer) + " layers, got " + str(n_layers));
     }
+    if (n_past > 0 && (n_layers != 1 || !past_ready)) {
+        throw asl_error(ASL_ERR_STATE, "expected the K/V of the first " + str(n_past) + " tokens in layer " + str(next_layer) +
+                " (asl_session_load_rows), and that one layer to run");
+    }
+    past_ready = false;
     for (int32_t i = 0; i < n_layers; ++i) {
         asl_layer_range range;
         range.first = range.last = next_layer;
         run_layer(*prefill, range, with_scores && i == n_layers - 1);
         ++next_layer;
         rows_kept.push_back(0);
+    }
+}
+
+// The cells of the tokens whose K/V were loaded.
+void asl_session::take_past_cells() {
+    for (int32_t begin = 0; begin < n_past; begin += prefill->n_batch()) {
+        const int32_t end = std::min<int32_t>(n_past, begin + prefill->n_batch());
+        const std::vector<llama_token> ids(tokens.begin() + begin, tokens.begin() + end);
+        if (!plan.get(*prefill, begin, ids, positions.data() + begin).apply()) {
+            throw asl_error(ASL_ERR_INTERNAL, "the cells of loaded K/V could not be taken");
+        }
     }
 }
 
@@ -171,10 +202,11 @@ void asl_session::run_layer(llama_context & ctx, const asl_layer_range & range, 
     ctx.get_memory()->clear(false);
     dequantiser.next_layer();
 
-    int32_t n_done = 0;
+    take_past_cells();
+    int32_t n_done = n_past;
     while (n_done < n_current) {
         // chunks end where stock llama.cpp ends its ubatches: at every n_ubatch tokens of every n_batch
-        const int32_t n_left_batch = n_batch - n_done % n_batch;
+        const int32_t n_left_batch = n_batch - (n_done - n_past) % n_batch;
 
         asl_chunk chunk;
         chunk.n_past    = n_done;
@@ -182,7 +214,7 @@ void asl_session::run_layer(llama_context & ctx, const asl_layer_range & range, 
         chunk.n_queries = std::max(0, n_done + chunk.n_tokens - std::max(n_done, n_current - n_window));
         chunk.scores    = with_scores;
         chunk.weights   = weights.empty() ? nullptr : weights.data() + std::max(0, n_done - (n_current - n_window));
-        chunk.first     = n_done == 0;
+        chunk.first     = n_done == n_past;
         chunk.hidden    = range.head ? nullptr : hidden.row(n_done);
 
         // the output rows of the last layer are not those of the chunk's tokens: at most the last one
@@ -301,13 +333,14 @@ void asl_session::release() {
     prefill.reset();
     dequantiser.release();
     mask.reset(0, 0);
-    n_tokens = n_window = first_pos = next_layer = 0;
+    n_tokens = n_window = first_pos = next_layer = n_past = 0;
+    past_ready = false;
     n_work_done = n_work_total = 0;
     has_scores = false;
     for (auto * v : { &tokens, &rows_kept }) {
         std::vector<int32_t>().swap(*v);
     }
-    hidden.reset(0, 0, nullptr);
+    hidden.release();
     for (auto * v : { &output, &scores, &queries, &weights }) {
         std::vector<float>().swap(*v);
     }

@@ -35,6 +35,7 @@ struct asl_session {
 
     void begin(const int32_t * tokens, int32_t n_tokens, int32_t n_window, int32_t first_pos);
     void set_window(int32_t n_window, const float * weights);
+    void set_past(int32_t n_past);
     void run(int32_t n_layers, bool with_scores);
     void keep_rows(const int32_t * index, int32_t n_rows, bool per_head);
     void keep_tokens(const int32_t * index, int32_t n_index);
@@ -44,6 +45,10 @@ struct asl_session {
     size_t layer_bytes(int32_t il) const;
     void save_layer(uint8_t * dst, size_t n_bytes) const;
     void load_layer(int32_t il, const uint8_t * src, size_t n_bytes);
+
+    size_t row_bytes(int32_t il) const;
+    void save_rows(int32_t begin, int32_t end, uint8_t * dst, size_t n_bytes) const;
+    void load_rows(const uint8_t * src, size_t n_bytes);
 
     void get_scores (float * dst) const;
     void get_queries(float * dst) const;
@@ -58,6 +63,7 @@ struct asl_session {
     std::string last_error;
 
 private:
+    void take_past_cells();
     void run_layer(llama_context & ctx, const asl_layer_range & range, bool with_scores);
     void run_chunk(llama_context & ctx, const asl_layer_range & range, asl_chunk & chunk);
     int32_t decode_chunk(llama_context & ctx, std::vector<llama_token> & ids, const asl_chunk & chunk, bool output);
@@ -71,6 +77,7 @@ private:
     void report_progress(int64_t n_done);
     void release();
 
+    void check_computed() const;
     int32_t check_open(bool layer_ran) const; // returns the layer that ran last
     std::vector<int32_t> check_index(const int32_t * index, int32_t n_rows, int32_t n_lists) const;
 
@@ -93,6 +100,8 @@ private:
     int32_t n_window = 0;
     int32_t first_pos = 0;
     int32_t next_layer = 0;
+    int32_t n_past = 0;       // tokens whose K/V are loaded
+    bool    past_ready = false; // those of the next layer are
     int64_t n_work_done  = 0; // token-layers
     int64_t n_work_total = 0;
     int64_t kv_bytes_prefill_peak = 0;
