@@ -25,13 +25,14 @@ from .errors import (
     StateError,
     UnsupportedModelError,
 )
+from .full_kv import FullKV, KeepingSession
 from .models import resolve
 from .options import AslOptions, unprunable_use
 from .policies import Full
 from .saving import SavingLlama
 from .session import Progress, Session, unsupported_reason
 from .timing import Tokens, stock_report, timed, until_full
-from .types import DecodeReport, Indices, PrefillReport
+from .types import DecodeReport, Indices
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,9 @@ class Llama(SavingLlama):
             that falls short gets up to 4 times the budget, or the full cache if that is enough for it.
         asl_calibration: False leaves min_layer and tau of a named policy as they are, whatever `asl-gguf calibrate`
             has stored for this model file (default True). A policy object is never changed.
+        asl_full_kv: keep K/V of all tokens of the last prompt in host memory. Prompts that start alike, such as the
+            next question about a document, select anew from them and run their other tokens alone. In return no
+            token is dropped while a prompt runs: prefills save no time but what they share (default False).
         asl_progress: called as (done, total) in token-layers during a prefill; False cancels it.
         **kwargs: those of llama_cpp.Llama.
 
@@ -75,8 +79,6 @@ class Llama(SavingLlama):
         PruningDisabledWarning: the model or the use cannot be pruned; answers come from the full cache.
     """
 
-    last_prefill: PrefillReport | None
-    """what happened to the last prompt; None before the first one"""
     last_decode: DecodeReport | None
     """speed of the last answer; None before the first one"""
 
@@ -87,6 +89,7 @@ class Llama(SavingLlama):
         options = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("asl_")}
         self._asl = AslOptions.parse(asl_budget, options)
         self._asl_session: Session | None = None
+        self._asl_full = FullKV() if self._asl.full_kv else None
         self._asl_reason: str | None = None
         self._asl_n_pruned = 0
         self._asl_max_tokens: int | None = None  # of the completion that is about to generate
@@ -175,31 +178,6 @@ class Llama(SavingLlama):
         self._asl_n_pruned = 0
         self._asl_sampled = None
 
-    def prefill(self, prompt: str | Sequence[int]) -> PrefillReport:
-        """Prefills a prompt under the budget, without an answer: for `save_prompt`, or ahead of a question.
-
-        What is kept is chosen by the prompt's own last tokens. Prompts that go on from it need no prefill of it.
-
-        Args:
-            prompt: a text (special tokens are parsed), or token ids.
-
-        Raises:
-            PromptError, ContextFullError, PrefillCancelled: as `generate`.
-        """
-        self._asl_max_tokens = 1
-        answer = self.generate(self._tokens_of(prompt) if isinstance(prompt, str) else prompt)
-        next(answer)
-        answer.close()
-        self._asl_sampled = None
-        assert self.last_prefill is not None
-        return self.last_prefill
-
-    def _tokens_of(self, text: str) -> list[int]:
-        """As the parent's create_completion tokenises a prompt."""
-        bos = self.token_bos()
-        starts = [bos] if self._model.add_bos_token() and bos >= 0 else []
-        return starts + self.tokenize(text.encode("utf-8"), add_bos=False, special=True)
-
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluates tokens after those evaluated already; nothing is pruned.
 
@@ -269,6 +247,8 @@ class Llama(SavingLlama):
         if self.n_tokens == 0:
             return False
         if self._goes_on(tokens):
+            if self._selects_again(tokens):
+                return False
             n_new = len(tokens) - self.n_tokens
             room = self._n_cells_free() - n_new
             # a turn that is worth pruning is pruned, with all that came before, unless that was done already
@@ -276,6 +256,11 @@ class Llama(SavingLlama):
             return small and room >= (max_tokens or 1) and (n_new > 0 or not self._requires_eval)
         fits_budget = self._plan(tokens) == len(tokens)
         return not self._asl_n_pruned and fits_budget and self.n_cells - len(tokens) >= (max_tokens or 1)
+
+    def _selects_again(self, tokens: list[int]) -> bool:
+        """Whether a longer prompt chooses anew among all K/V of the one that was pruned."""
+        n_pruned, longer = self._asl_n_pruned, len(tokens) > self.n_tokens
+        return bool(self._asl_full and n_pruned and longer and self._asl_full.n_common(tokens) >= n_pruned)
 
     def _goes_on(self, tokens: list[int]) -> bool:
         """Whether this prompt starts with all that was evaluated, the prompt that was pruned included."""
@@ -306,13 +291,15 @@ class Llama(SavingLlama):
             )
         reason = "the prompt fits the budget" if n_kept == n_tokens else None
         if reason is None and self._asl_n_pruned and self._goes_on(tokens):
-            reason = "the K/V kept so far left no room for this turn: the whole prompt was pruned again"
+            no_room = "the K/V kept so far left no room for this turn: the whole prompt was pruned again"
+            reason = "selected again for this turn, from K/V of all tokens" if self._selects_again(tokens) else no_room
         self.reset()
         if n_kept == n_tokens and (self._asl.dequant == "off" or n_tokens < _MIN_LAYERED):
             self._report_stock(tokens, reason)
             return
+        session: Any = KeepingSession(self._asl_session, self._asl_full) if self._asl_full else self._asl_session
         report = guard.prefill(
-            self._asl_session,
+            session,
             tokens,
             self._asl.policy,
             n_kept,
@@ -322,7 +309,7 @@ class Llama(SavingLlama):
             protected=self._protected(tokens) if self._asl.protect and n_kept < n_tokens else None,
         )
         self.last_prefill = replace(
-            report,
+            session.corrected(report) if self._asl_full else report,
             kv_bytes_full=round_cells(self._n_ctx) * self._asl_session.info().kv_bytes_cell,
             calibration=self._asl.calibration,
         )

@@ -13,7 +13,7 @@ from .policies import DEFAULT, Full, Policy, make_policy
 from .protect import Protection
 from .session import DEQUANT_MODES, Progress
 
-_DECIDING = ("asl_budget", "asl_min_prompt", "asl_policy", "asl_protect", "asl_guard")
+_DECIDING = ("asl_budget", "asl_min_prompt", "asl_policy", "asl_protect", "asl_guard", "asl_full_kv")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class AslOptions:
     use_calibration: bool = True
     """take min_layer and tau from a stored calibration, where the policy was not given as an object"""
     policy_by_name: bool = True
+    full_kv: bool = False
+    """keep K/V of all tokens of the last prompt on the host"""
     calibration: str | None = None
     """the calibration that the policy's parameters come from, for the report"""
 
@@ -44,7 +46,7 @@ class AslOptions:
             OptionError: an unknown `asl_*` name, or a value outside its domain.
         """
         known = {"asl_policy", "asl_decode_ctx", "asl_dequant", "asl_progress", "asl_min_prompt", "asl_room"}
-        known |= {"asl_protect", "asl_guard", "asl_calibration"}
+        known |= {"asl_protect", "asl_guard", "asl_calibration", "asl_full_kv"}
         if unknown := sorted(set(options) - known):
             raise OptionError(
                 f"{unknown[0]}: expected one of asl_budget, {', '.join(sorted(known))}, got an unknown option"
@@ -65,6 +67,7 @@ class AslOptions:
             protect=Protection.parse(options.get("asl_protect")),
             guard=_guard(options.get("asl_guard")),
             use_calibration=_flag("asl_calibration", options.get("asl_calibration", True)),
+            full_kv=_flag("asl_full_kv", options.get("asl_full_kv", False)),
             policy_by_name=not isinstance(options.get("asl_policy"), Policy),
         )
 
@@ -92,6 +95,7 @@ class AslOptions:
             "asl_protect": self.protect.to_list(),
             "asl_guard": self.guard,
             "asl_calibration": self.use_calibration,
+            "asl_full_kv": self.full_kv,
         }
 
 

@@ -14,6 +14,7 @@ from .options import AslOptions
 from .origin import Origin, check_origin, origin_of, settings_number
 from .session import Session
 from .state import Held, State
+from .types import PrefillReport
 
 
 class SavingLlama(llama_cpp.Llama):
@@ -25,6 +26,10 @@ class SavingLlama(llama_cpp.Llama):
     """tokens of the prompt whose K/V in the decode context were dropped in part; 0: nothing was dropped"""
     _asl_sampled: int | None
     """last token of the answer; the parent does not evaluate it"""
+    _asl_max_tokens: int | None
+    """of the completion that is about to generate"""
+    last_prefill: PrefillReport | None
+    """what happened to the last prompt; None before the first one"""
 
     def _unevaluated(self) -> list[int]:
         """The answer's last token, if it is text: it was sampled and given out, but never evaluated."""
@@ -102,6 +107,31 @@ class SavingLlama(llama_cpp.Llama):
         self._requires_eval = saved.held.logits is None
         self._asl_sampled = saved.held.sampled
         self._asl_n_pruned = saved.held.n_pruned
+
+    def prefill(self, prompt: str | Sequence[int]) -> PrefillReport:
+        """Prefills a prompt under the budget, without an answer: for `save_prompt`, or ahead of a question.
+
+        What is kept is chosen by the prompt's own last tokens. Prompts that go on from it need no prefill of it.
+
+        Args:
+            prompt: a text (special tokens are parsed), or token ids.
+
+        Raises:
+            PromptError, ContextFullError, PrefillCancelled: as `generate`.
+        """
+        self._asl_max_tokens = 1
+        answer = self.generate(self._tokens_of(prompt) if isinstance(prompt, str) else prompt)
+        next(answer)
+        answer.close()
+        self._asl_sampled = None
+        assert self.last_prefill is not None
+        return self.last_prefill
+
+    def _tokens_of(self, text: str) -> list[int]:
+        """As the parent's create_completion tokenises a prompt."""
+        bos = self.token_bos()
+        starts = [bos] if self._model.add_bos_token() and bos >= 0 else []
+        return starts + self.tokenize(text.encode("utf-8"), add_bos=False, special=True)
 
     def save_prompt(self, path: str | Path) -> None:
         """Writes what was evaluated last, pruned as it is, to a file that `load_prompt` reads in no time.

@@ -117,6 +117,8 @@ class PrefillReport:
     """KV buffers of the prefill context, released since"""
     n_dequantised: int = 0
     """weight matrices expanded to F16 during the prefill"""
+    full_kv_bytes: int = 0
+    """host memory of the K/V of all tokens that asl_full_kv keeps"""
     reused_tokens: int = 0
     """tokens at the start of the prompt that were in the cache already"""
 
