@@ -11,6 +11,7 @@ import numpy as np
 
 from .errors import StateError
 from .files import replacing
+from .full_kv import FullKV
 from .origin import check_origin
 from .state import Held, State
 
@@ -18,8 +19,8 @@ _FORMAT = 1
 _KIND = "asl_gguf prompt"
 
 
-def save(path: Path, state: State) -> int:
-    """Writes a state. Returns the file's bytes.
+def save(path: Path, state: State, full: FullKV | None = None) -> int:
+    """Writes a state, and K/V of all tokens where they are kept. Returns the file's bytes.
 
     Raises:
         OSError: the folder cannot be written; an existing file is as it was.
@@ -40,13 +41,16 @@ def save(path: Path, state: State) -> int:
         "logits": np.empty(0, np.float32) if held.logits is None else held.logits,
         "cells": np.frombuffer(state.llama_state, dtype=np.uint8),
     }
+    if full is not None:
+        arrays["full_tokens"] = np.array(full.tokens, dtype=np.int32)
+        arrays |= {f"full_{layer}": rows for layer, rows in enumerate(full.layers)}
     with replacing(path) as file:
         np.savez(file, **arrays)
     return path.stat().st_size
 
 
-def load(path: Path, expected: Any) -> State:
-    """Reads a state that `save` has written.
+def load(path: Path, expected: Any) -> tuple[State, FullKV]:
+    """Reads what `save` has written; without K/V of all tokens, `FullKV` is empty.
 
     Args:
         expected: the origin that it must have.
@@ -68,8 +72,17 @@ def load(path: Path, expected: Any) -> State:
                 first_cells=tuple(arrays["first_cells"].tolist()),
                 logits=logits if logits.size else None,
             )
-            return State(held, arrays["cells"].tobytes(), int(about["seed"]), about["origin"])
+            state = State(held, arrays["cells"].tobytes(), int(about["seed"]), about["origin"])
+            return state, _full(arrays)
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as err:
         raise StateError(
             f"expected a prompt saved by save_prompt in {path}, got {type(err).__name__}: {err}; prefill the prompt again"
         ) from err
+
+
+def _full(arrays: Any) -> FullKV:
+    full = FullKV()
+    layers = [arrays[f"full_{layer}"] for layer in range(sum(name.startswith("full_") for name in arrays) - 1)]
+    if layers:
+        full.put(arrays["full_tokens"].tolist(), 0, layers)
+    return full

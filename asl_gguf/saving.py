@@ -10,6 +10,7 @@ from . import prompt_file, state
 from ._native import llama_cpp
 from .caches import SettingsCache
 from .errors import StateError
+from .full_kv import FullKV
 from .options import AslOptions
 from .origin import Origin, check_origin, origin_of, settings_number
 from .session import Session
@@ -22,6 +23,7 @@ class SavingLlama(llama_cpp.Llama):
 
     _asl: AslOptions
     _asl_session: Session | None
+    _asl_full: FullKV | None
     _asl_n_pruned: int
     """tokens of the prompt whose K/V in the decode context were dropped in part; 0: nothing was dropped"""
     _asl_sampled: int | None
@@ -136,13 +138,15 @@ class SavingLlama(llama_cpp.Llama):
     def save_prompt(self, path: str | Path) -> None:
         """Writes what was evaluated last, pruned as it is, to a file that `load_prompt` reads in no time.
 
+        With `asl_full_kv` K/V of all tokens go along: later questions about the prompt select from them.
+
         Raises:
             StateError: nothing was evaluated yet, or this object does not prune.
             OSError: the folder cannot be written; an existing file is as it was.
         """
         if self._asl_session is None or self.n_tokens == 0:
             raise StateError("expected an evaluated prompt on a Llama with asl_budget, got none; run a prompt first")
-        prompt_file.save(Path(path), self._saved())
+        prompt_file.save(Path(path), self._saved(), self._asl_full)
 
     def load_prompt(self, path: str | Path) -> list[int]:
         """Reads a file of `save_prompt`. Prompts that go on from its tokens, which it returns, need no prefill of them.
@@ -150,6 +154,7 @@ class SavingLlama(llama_cpp.Llama):
         Raises:
             StateError: no such file, it is damaged, or belongs to another model, version or setting.
         """
-        saved = prompt_file.load(Path(path), self._origin() if self._asl_session else {})
+        saved, full = prompt_file.load(Path(path), self._origin() if self._asl_session else {})
         self.load_state(saved)
+        self._asl_full = full if self._asl_full is not None else None
         return list(saved.held.text_tokens)
