@@ -20,6 +20,7 @@ def add_parser(commands: Any) -> None:
         ("decode", "0.1", 4096, "tokens per second after a pruned prefill"),
         ("memory", "0.2", 8000, "peak resident memory of a prefill"),
         ("saved", "0.1", 4096, "a pruned prompt on disk: bytes, seconds to load"),
+        ("turns", "0.1", 2048, "chats about a document: right answers and seconds by turn (--runs chats)"),
     ):
         kind = kinds.add_parser(name, help=text)
         add_model_options(kind)
@@ -28,6 +29,8 @@ def add_parser(commands: Any) -> None:
         kind.add_argument("--runs", type=int, default=5, help="measured runs (default %(default)s)")
         kind.add_argument("--json", action="store_true", help="print one JSON object")
         kind.set_defaults(run=bench)
+        if name == "turns":
+            kind.add_argument("--turns", type=int, default=4, help="questions of a chat (default %(default)s)")
         if name == "decode":
             kind.add_argument("--decode", type=int, default=64, help="tokens to decode (default %(default)s)")
 
@@ -38,6 +41,7 @@ def bench(args: argparse.Namespace) -> int:
     from ..bench.prefill import bench_prefill
     from ..bench.saved import bench_saved
     from ..bench.stock import ContextOptions, Model
+    from ..bench.turns import bench_turns
 
     budget = parse_budget(args.budget)
     if budget is None:
@@ -48,6 +52,8 @@ def bench(args: argparse.Namespace) -> int:
     shared = {"n_tokens": args.tokens, "budget": budget, "policy": args.policy, "dequant": args.dequant}
     if args.kind == "memory":
         result = bench_memory(args.model, options, **shared)
+    elif args.kind == "turns":
+        result = bench_turns(args.model, options, runs=args.runs, n_turns=args.turns, **shared)
     elif args.kind == "saved":
         result = bench_saved(args.model, options, runs=args.runs, **shared)
     else:
@@ -63,13 +69,14 @@ def bench(args: argparse.Namespace) -> int:
 
 def _lines(result: dict[str, Any], prefix: str = "") -> list[str]:
     lines = []
+    separator = " to " if prefix == "spreads." else ", "
     for name, value in result.items():
         if isinstance(value, dict):
             lines += _lines(value, f"{prefix}{name}.")
         elif name.find("_bytes") >= 0:
             lines.append(f"{prefix}{name:32} {value / 2**20:.1f} MiB")
         elif isinstance(value, list):
-            lines.append(f"{prefix}{name:32} {' to '.join(f'{item:.3f}' for item in value)}")
+            lines.append(f"{prefix}{name:32} {separator.join(f'{item:.3f}' for item in value)}")
         else:
             lines.append(f"{prefix}{name:32} {value:.3f}" if isinstance(value, float) else f"{prefix}{name:32} {value}")
     return lines
