@@ -76,7 +76,7 @@ class ReplayingLlama(Llama):
         if self._records is None:
             self._records = Records(session, tokens)
         started = time.perf_counter()
-        replay: Any = self._records.replay_for(self._asl.policy)
+        replay: Any = self._records.replay_for(self._asl.policy, self._plan(tokens))
         self.record_seconds = self.record_seconds or time.perf_counter() - started
         try:
             self._asl_session = replay

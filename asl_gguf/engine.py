@@ -158,7 +158,8 @@ def _plan(n_cells: int, n_layer: int, n_tokens: int, policy: Policy, n_kept: int
     if protected.size and not (np.all(np.diff(protected) > 0) and 0 <= protected[0] and protected[-1] < n_tokens):
         raise OptionError(f"protected: expected increasing indices from 0 to {n_tokens - 1}, got {protected}")
     n_sink = getattr(policy, "n_sink", 0)
-    fixed = np.union1d(protected, np.r_[0 : min(n_sink, n_tokens), max(0, n_tokens - policy.window) : n_tokens])
+    window = min(policy.window, policy.window_of(n_tokens, n_kept))
+    fixed = np.union1d(protected, np.r_[0 : min(n_sink, n_tokens), n_tokens - window : n_tokens])
     at_least = max(policy.min_kept, fixed.size if protected.size else 0)
     if at_least > n_kept and n_kept < n_tokens:
         raise OptionError(
@@ -187,7 +188,7 @@ def _run_layers(session: Session, policy: Policy, prompt: Prompt, trace: _Trace,
         if not (with_scores or with_rows) and layer < prompt.n_layer - 1:
             continue
         with trace.phase("layers"):
-            window = policy.window_of(trace.current.size)
+            window = policy.window_of(trace.current.size, prompt.n_kept)
             session.set_window(window, policy.weights_of(window))
             session.run(n_waiting, with_scores)
             trace.token_layers += n_waiting * trace.current.size

@@ -148,7 +148,7 @@ def kept_by_layer(seen: Sequence[tuple[LayerScores, Decision]], n_tokens: int, n
 
 def _always(policy: Policy, watch: Watch, report: PrefillReport) -> dict[str, frozenset[int]]:
     n_tokens = report.prompt_tokens
-    window = policy.window_of(len(report.selected) or n_tokens)
+    window = policy.window_of(len(report.selected) or n_tokens, report.budget_tokens)
     protected = watch.prompt.protected.tolist() if watch.prompt else []
     return {
         "protected": frozenset(protected),

@@ -158,12 +158,12 @@ class Records:
         self._tokens = tuple(tokens)
         self._replays: dict[tuple[int, bytes | None], Replay] = {}
 
-    def replay_for(self, policy: Policy) -> Replay:
+    def replay_for(self, policy: Policy, n_kept: int) -> Replay:
         """A session that has run the prompt as this policy would; one that is there already, if it scores nothing."""
         scores = isinstance(policy, ScoringPolicy)
         if self._replays and not scores:
             return next(iter(self._replays.values()))
-        window = policy.window_of(len(self._tokens)) if scores else min(_WINDOW, len(self._tokens))
+        window = policy.window_of(len(self._tokens), n_kept) if scores else min(_WINDOW, len(self._tokens))
         weights = policy.weights_of(window) if scores else None
         key = (window, None if weights is None else weights.tobytes())
         if key not in self._replays:

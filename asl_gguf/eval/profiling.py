@@ -96,7 +96,7 @@ def _profile(model: Model, policy: ASL, case: Case, budget: Budget, step: int, d
     n_cells = round_cells(len(tokens) + _ANSWER_CELLS)
     example = replace(case.example, max_new_tokens=0)  # the likelihood of the right answer is enough
     with model.context(n_cells) as ctx, model.session(ctx, n_cells, n_cells, dequant) as session:
-        window = policy.window_of(len(tokens))
+        window = policy.window_of(len(tokens), n_kept)
         replay: Any = Replay(session, record(session, tokens, window, policy.weights_of(window)))
 
         def run(policy: Policy) -> tuple[Outcome, tuple[float, ...]]:

@@ -126,12 +126,13 @@ def _answers(
     with model.context(n_cells) as ctx, model.session(ctx, n_cells, n_cells, dequant) as session:
         records = Records(session, tokens)
         started = time.perf_counter()
-        records.replay_for(policies.get(wanted[0][0], Full()))
+        first, first_budget = wanted[0]
+        records.replay_for(policies.get(first, Full()), _kept(policies.get(first, Full()), first_budget, len(tokens)))
         full_seconds = time.perf_counter() - started
         for text, budget in wanted:
             policy = policies.get(text, Full())
-            replay: Any = records.replay_for(policy)
-            n_kept = len(tokens) if budget is None else Budget(budget, 0).kept(len(tokens), policy.min_kept)
+            n_kept = _kept(policy, budget, len(tokens))
+            replay: Any = records.replay_for(policy, n_kept)
             report = engine.prefill(replay, tokens, policy, n_kept)
             measures = measure(model, ctx, len(tokens), task, example)
             yield {
@@ -144,6 +145,10 @@ def _answers(
                 "depths": [round(depth, 4) for depth in example.depths],
                 "model": Path(model.path).name,
             }
+
+
+def _kept(policy: Policy, budget: float | int | None, n_tokens: int) -> int:
+    return n_tokens if budget is None else Budget(budget, 0).kept(n_tokens, policy.min_kept)
 
 
 def _outline(report: PrefillReport) -> dict[str, Any]:

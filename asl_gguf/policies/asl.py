@@ -51,7 +51,7 @@ class ASL(SelectingPolicy):
 
     def start(self, prompt: Prompt) -> Observer:
         min_layer = self.min_layer if self.min_layer is not None else scaled_layer(self.min_depth, prompt.n_layer)
-        n_best = prompt.n_kept - self.n_sink - self.window
+        n_best = prompt.n_kept - self.n_sink - self.window_of(prompt.n_tokens, prompt.n_kept)
         n_leading = min(self.obs_tokens or n_best, n_best)
         history: deque[Indices] = deque(maxlen=min(self.obs_layers, min_layer + 1))
         evidence = self.evidence()

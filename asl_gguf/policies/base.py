@@ -54,8 +54,8 @@ class Policy(ABC):
         """Whether rows of this layer are kept: no, if a second pass makes new ones."""
         return True
 
-    def window_of(self, n_current: int) -> int:
-        """Queries to score when n_current tokens are left."""
+    def window_of(self, n_current: int, n_kept: int) -> int:
+        """Queries to score when n_current tokens are left of a prompt whose budget is n_kept."""
         return min(self.window, n_current)
 
     def weights_of(self, window: int) -> Floats | None:

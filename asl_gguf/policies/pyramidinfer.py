@@ -52,7 +52,10 @@ class PyramidInfer(Policy):
     def max_rows(self, n_tokens: int, n_kept: int) -> int:
         return n_tokens
 
-    def window_of(self, n_current: int) -> int:
+    def window_of(self, n_current: int, n_kept: int) -> int:
+        return self._n_recent(n_current)
+
+    def _n_recent(self, n_current: int) -> int:
         return max(1, math.floor(n_current * self.recent_ratio))
 
     def weights_of(self, window: int) -> Floats | None:
@@ -63,7 +66,7 @@ class PyramidInfer(Policy):
         result, n_current = [], n_tokens
         for layer in range(n_layer):
             share = ((1 - decay) * (math.cos(math.pi * layer / n_layer) + 1) / 2 + decay) ** power
-            floor = min(n_current, max(self.min_context, self.window_of(n_current) + self.n_sink))
+            floor = min(n_current, max(self.min_context, self._n_recent(n_current) + self.n_sink))
             n_current = max(floor, math.floor(n_current * share))
             result.append(n_current)
         return result

@@ -96,8 +96,8 @@ def test_budget(tiny_model, budget):
 
 
 def test_budget_below_what_the_policy_needs(tiny_model):
-    with pytest.raises(OptionError, match="asl_budget: expected at least 37 tokens .*, got 36; raise asl_budget"):
-        Llama(str(tiny_model("llama")), asl_budget=36)
+    with pytest.raises(OptionError, match="asl_budget: expected at least 17 tokens .*, got 16; raise asl_budget"):
+        Llama(str(tiny_model("llama")), asl_budget=16)
 
 
 @pytest.mark.parametrize(

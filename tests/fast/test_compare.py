@@ -144,7 +144,7 @@ WRONG_USE = {
     "parameter": (["--policies", "snapkv:window=0"], "window: expected .*, got 0"),
     "budget-none": (["-b", "none"], "--budget: expected .*, got none .*"),
     "budget": (["-b", "0"], "expected .*, got 0"),
-    "budget-small": (["-b", "20"], "expected at least 37 tokens .*, got 20; .*"),
+    "budget-small": (["-b", "20"], "expected at least 33 tokens .*, got 20; .*"),
     "file": (["-f", "missing.txt"], "expected readable UTF-8 text, got missing.txt: .*"),
     "max-tokens": (["-n", "0"], "--max-tokens: expected at least 1, got 0"),
 }

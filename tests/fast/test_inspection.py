@@ -22,7 +22,7 @@ from asl_gguf.policies.watched import Watch
 from asl_gguf.types import LayerScores, Prompt
 from harness import prompt  # noqa: F401  (silences llama.cpp's log in this process)
 
-SETTLES = "asl-span:min_layer=2:obs_layers=3:tau=0.999:variance_reference=first"
+SETTLES = "asl-span:min_layer=2:obs_layers=3:tau=2:variance_reference=first"
 """selects a layer even on random weights"""
 POLICIES = [
     SETTLES,
@@ -144,10 +144,10 @@ def test_the_page_shows_the_selected_tokens(run, model, document):
     report = llm.last_prefill
     assert 0 < len(report.selected) < report.prompt_tokens == len(found.tokens)
     assert found.with_class("kept") == list(report.selected)
-    window = range(report.prompt_tokens - 32, report.prompt_tokens)
+    window = range(report.prompt_tokens - report.budget_tokens // 4, report.prompt_tokens)
     assert found.with_class("fixed") == [*range(4), *window]
     assert f"<|im_start|>user\n{TEXT}<|im_end|>\n<|im_start|>assistant\n" in found.prompt
-    for text in (f"{report.selection_layer} of layers 0 to 5", "tau=0.999", f"{report.kept_tokens} of 3", "0.2 ("):
+    for text in (f"{report.selection_layer} of layers 0 to 5", "tau=2", f"{report.kept_tokens} of 3", "0.2 ("):
         assert text in found.text, text
 
 
@@ -167,7 +167,7 @@ def test_marks_of_the_selection_layer_and_tau(inspected):
     text = page(inspected(SETTLES))
     layer = inspected(SETTLES).report.selection_layer
     assert text.count(f">selection layer {layer}</text>") == 3 and text.count('class="selection"') == 3
-    assert text.count(">tau = 0.999</text>") == 1 and text.count('class="tau"') == 1
+    assert text.count(">tau = 2</text>") == 1 and text.count('class="tau"') == 1
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asl_gguf import reference
-from asl_gguf.policies import ASL, REGISTRY, FastKV, Full, GemFilter, Policy, PyramidInfer, ScoringPolicy, StreamingLLM
+from asl_gguf.policies import (
+    ASL,
+    REGISTRY,
+    FastKV,
+    Full,
+    GemFilter,
+    Policy,
+    PyramidInfer,
+    ScoringPolicy,
+    SpanASL,
+    StreamingLLM,
+)
 from asl_gguf.policies.scoring import SelectingPolicy
 from asl_gguf.types import Decision, Floats, Indices, LayerScores, Prompt
 
@@ -79,7 +90,7 @@ def drive(policy: Policy, prompt: Prompt, model: Model) -> Outcome:
         with_scores = with_keys or policy.needs_scores(layer, prompt.n_layer)
         if not (with_scores or policy.keeps_rows(layer, prompt.n_layer)) and layer < prompt.n_layer - 1:
             continue
-        scores = layer_scores(policy, model, layer, current, prompt.protected, with_scores, with_keys)
+        scores = layer_scores(policy, model, layer, current, prompt, with_scores, with_keys)
         decision = observe(scores)
         steps.append(Step(scores, decision, current))
         if decision.restart and decision.tokens is not None:
@@ -94,14 +105,14 @@ def drive(policy: Policy, prompt: Prompt, model: Model) -> Outcome:
 
 
 def layer_scores(
-    policy: Policy, model: Model, layer: int, current: Indices, protected: Indices, with_scores: bool, with_keys: bool
+    policy: Policy, model: Model, layer: int, current: Indices, prompt: Prompt, with_scores: bool, with_keys: bool
 ) -> LayerScores:
-    window = policy.window_of(current.size)
+    window = policy.window_of(current.size, prompt.n_kept)
     queries, keys = model.queries[layer, current[-window:]], model.keys[layer, current]
     attention = np.empty((0, current.size), dtype=np.float32)
     if with_scores:
         attention = reference.window_scores(queries, keys, 0.3, policy.weights_of(window))
-    kept = np.flatnonzero(np.isin(current, protected)).astype(np.int32)
+    kept = np.flatnonzero(np.isin(current, prompt.protected)).astype(np.int32)
     return LayerScores(layer, attention, window, kept, queries if with_keys else None, keys if with_keys else None)
 
 
@@ -150,15 +161,16 @@ def cases(draw: Callable, name: str) -> tuple[Policy, Prompt, Model]:
     return policy, Prompt(n_tokens, n_kept, n_layer), Model(queries, keys)
 
 
-def fixed_of(policy: Policy, n_tokens: int) -> set[int]:
+def fixed_of(policy: Policy, n_tokens: int, n_kept: int) -> set[int]:
     """Tokens that the policy keeps of n_tokens whatever their scores."""
-    n_sink, window = getattr(policy, "n_sink", 0), 1 if isinstance(policy, GemFilter) else policy.window_of(n_tokens)
+    n_sink = getattr(policy, "n_sink", 0)
+    window = 1 if isinstance(policy, GemFilter) else policy.window_of(n_tokens, n_kept)
     return {*range(min(n_sink, n_tokens)), *range(n_tokens - window, n_tokens)}
 
 
 def protect(draw: Callable, policy: Policy, prompt: Prompt) -> Prompt:
     """The same prompt with some tokens protected, so few that sinks and window find room as well."""
-    fixed = fixed_of(policy, prompt.n_tokens)
+    fixed = fixed_of(policy, prompt.n_tokens, prompt.n_kept)
     n_least = min(prompt.n_kept, policy.min_context) if isinstance(policy, PyramidInfer) else prompt.n_kept
     chosen = draw(st.sets(st.integers(0, prompt.n_tokens - 1), max_size=max(0, n_least - len(fixed))))
     return replace(prompt, protected=np.array(sorted(chosen), dtype=np.int32))
@@ -174,7 +186,7 @@ def test_the_contract(name, data):
     outcome = drive(policy, prompt, model)
     protected = set(prompt.protected.tolist())
     for step in outcome.steps:
-        fixed = fixed_of(policy, step.current.size)
+        fixed = fixed_of(policy, step.current.size, prompt.n_kept)
         for kept in step.lists():
             assert kept.dtype == np.int32 and kept.tolist() == sorted(set(kept.tolist()))
             assert 0 <= kept[0] and kept[-1] == step.current.size - 1
@@ -294,7 +306,7 @@ def test_a_higher_score_never_loses_to_a_lower_one(name, data):
     history: list[Floats] = []
     for step in drive(policy, prompt, model).steps:
         for_rows, for_tokens = rankings(policy, step, history)
-        fixed = fixed_of(policy, step.current.size) | set(step.scores.protected.tolist())
+        fixed = fixed_of(policy, step.current.size, prompt.n_kept) | set(step.scores.protected.tolist())
         if step.decision.rows is not None:
             for kept, scores in zip(np.atleast_2d(step.decision.rows), for_rows, strict=True):
                 assert_best(kept, scores, fixed)
@@ -335,7 +347,7 @@ def test_a_prompt_leaves_no_trace(name, data):
 
 def test_pyramidinfer_weighs_the_newest_tokens():
     policy = PyramidInfer()
-    assert [policy.window_of(n) for n in (1, 4, 5, 99, 100, 2000)] == [1, 1, 1, 19, 20, 400]
+    assert [policy.window_of(n, 1) for n in (1, 4, 5, 99, 100, 2000)] == [1, 1, 1, 19, 20, 400]
     np.testing.assert_allclose(policy.weights_of(5), [1.0, 1.05, 1.1, 1.15, 1.2])
     assert policy.weights_of(1).shape == (1,) and policy.weights_of(5).dtype == np.float32
 
@@ -348,3 +360,10 @@ def test_pyramidinfer_with_the_papers_decay():
         n = int(n * (0.1 * (np.cos(np.pi * layer / n_layer) + 1) / 2 + 0.9))
         expected.append(n)
     assert policy.counts(1000, n_layer, 0.9) == expected and expected[0] == 1000
+
+
+def test_the_window_of_the_default_policy_follows_the_budget():
+    policy = SpanASL()
+    assert [policy.window_of(2000, n_kept) for n_kept in (17, 51, 60, 100, 128, 1000)] == [12, 12, 15, 25, 32, 32]
+    assert policy.window_of(7, 1000) == 7 and policy.min_kept == 12 + 4 + 1
+    assert replace(policy, window=5).window_of(2000, 51) == 5 and replace(policy, window=5).min_kept == 5 + 4 + 1

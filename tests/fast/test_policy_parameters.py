@@ -49,17 +49,17 @@ def test_published_parameters_of_the_others():
 def test_the_default():
     assert DEFAULT == "asl-span" and make_policy(DEFAULT) == SpanASL() and next(iter(REGISTRY)) == DEFAULT
     policy = SpanASL()
-    assert (policy.n_sink, policy.normalise_heads, policy.span_forward, policy.span_back) == (4, True, 12, 3)
+    assert (policy.n_sink, policy.normalise_heads, policy.span_forward, policy.span_back) == (4, True, 10, 6)
     assert (policy.half_life, policy.evidence_layers) == (8, 3)
     assert (policy.min_depth, policy.obs_tokens, policy.tau, policy.variance_reference) == (0.56, 64, 0.9, "peak")
-    assert (policy.window, policy.kernel_size, policy.obs_layers, policy.min_kept) == (32, 7, 8, 37)
+    assert (policy.window, policy.kernel_size, policy.obs_layers, policy.min_kept) == (32, 7, 8, 17)
 
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_registry(name):
     policy = make_policy(name)
     assert isinstance(policy, Policy) and make_policy(policy) is policy
-    assert policy.min_kept > policy.window
+    assert policy.min_kept > policy.window_of(policy.min_kept, policy.min_kept)
     with pytest.raises(FrozenInstanceError):
         policy.window = 3
 
