@@ -14,6 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from . import _native
+from .errors import OptionError
+from .options import AslOptions
 from .session import Session
 from .types import Floats, Indices, PrefillReport
 
@@ -34,6 +36,24 @@ class FullKV:
         """Host memory it takes."""
         return sum(layer.nbytes for layer in self.layers)
 
+    @classmethod
+    def of(cls, options: AslOptions) -> FullKV | None:
+        """What `asl_full_kv` asks for; None: nothing.
+
+        Raises:
+            OptionError: without a budget there is no other selection to make.
+        """
+        if options.full_kv and options.budget is None:
+            raise OptionError(
+                "asl_full_kv: expected asl_budget with it, got None, which keeps the K/V of all tokens in the context "
+                "anyway; pass asl_budget, or leave asl_full_kv out"
+            )
+        return cls() if options.full_kv else None
+
+    def clear(self) -> None:
+        """Gives the memory back; the next prompt runs from its first token."""
+        self.tokens, self.layers = (), ()
+
     def n_common(self, tokens: Sequence[int]) -> int:
         """How many tokens at the start of a prompt it has."""
         n_most = min(len(self.tokens), len(tokens))
@@ -46,9 +66,11 @@ class FullKV:
         Args:
             layers: uint8 [n_tokens - n_past, row bytes] of each layer.
         """
-        first = [layer[:n_past] for layer in self.layers] if n_past else [new[:0] for new in layers]
-        self.layers = tuple(np.concatenate(parts) for parts in zip(first, layers, strict=True))
-        self.tokens = tuple(tokens)
+        old = list(self.layers)
+        self.clear()
+        # layer by layer: at no time all layers of both prompts
+        joined = [np.concatenate([old.pop(0)[:n_past], new]) if n_past else new for new in layers]
+        self.tokens, self.layers = tuple(tokens), tuple(joined)
 
 
 class KeepingSession:
@@ -61,28 +83,38 @@ class KeepingSession:
         self._current: Indices | None = None  # what is left of the tokens, as the policy sees it; None: all
         self._rows: list[np.ndarray] = []  # new K/V of the layers that ran
         self._is_prompt = True  # False: tokens that run a second time, at positions of their own
+        self._window: tuple[int, Floats | None] = (0, None)  # and the weights of its queries
         self.n_past = 0
         """tokens of the prompt that were not computed"""
 
     def begin(self, tokens: Sequence[int], window: int, first_pos: int = 0) -> None:
-        """`Session.begin`. The window's tokens are always computed: their queries choose."""
+        """`Session.begin`"""
         self._session.begin(tokens, window, first_pos)
         self._tokens, self._current, self._rows = tuple(tokens), None, []
         self._is_prompt = first_pos == 0
-        if self._is_prompt:
-            n_past = min(self._kept.n_common(tokens), len(tokens) - window)
-            self.n_past = n_past if n_past >= _MIN_PAST else 0
-            self._session.set_past(self.n_past)
+        self._window = (window, None)
 
     def set_window(self, window: int, weights: Floats | None = None) -> None:
         """`Session.set_window`"""
         self._session.set_window(window, weights)
+        self._window = (window, weights)
+
+    def _set_past(self) -> None:
+        """Before the first layer runs, when the window is known: its tokens are computed, for their queries choose."""
+        window, weights = self._window
+        n_past = min(self._kept.n_common(self._tokens), len(self._tokens) - window)
+        self.n_past = n_past if n_past >= _MIN_PAST else 0
+        if self.n_past:
+            self._session.set_past(self.n_past)
+            self._session.set_window(window, weights)
 
     def run(self, n_layers: int, with_scores: bool) -> None:
         """`Session.run`, over the tokens that are new."""
         if not self._is_prompt:
             self._session.run(n_layers, with_scores)
             return
+        if not self._rows:
+            self._set_past()
         for i in range(n_layers):
             if self.n_past:
                 self._session.load_rows(self._kept.layers[len(self._rows)][: self.n_past])

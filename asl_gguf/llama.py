@@ -89,7 +89,7 @@ class Llama(SavingLlama):
         options = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("asl_")}
         self._asl = AslOptions.parse(asl_budget, options)
         self._asl_session: Session | None = None
-        self._asl_full = FullKV() if self._asl.full_kv else None
+        self._asl_full = FullKV.of(self._asl)
         self._asl_reason: str | None = None
         self._asl_n_pruned = 0
         self._asl_max_tokens: int | None = None  # of the completion that is about to generate
@@ -152,6 +152,8 @@ class Llama(SavingLlama):
         except UnsupportedModelError as err:
             return str(err)
         self._stack.callback(self._asl_session.close)  # before the context, which entered the stack earlier
+        if self._asl_full:
+            self._stack.callback(self._asl_full.clear)
         self._asl_session.set_dequant(self._asl.dequant)
         self._asl_session.set_progress(self._asl.progress)
         # for its users this object has n_ctx tokens; only the KV cache is smaller
@@ -331,7 +333,7 @@ class Llama(SavingLlama):
         info = self._asl_session.info() if self._asl_session is not None else None
         n_reused = llama_cpp.Llama.longest_token_prefix(self._input_ids.tolist(), tokens) if self.n_tokens else 0
         dropped = info is not None and self.n_tokens and self._asl_n_pruned
-        self.last_prefill = stock_report(
+        report = stock_report(
             self.ctx,
             n_tokens=len(tokens),
             n_reused=n_reused,
@@ -342,6 +344,7 @@ class Llama(SavingLlama):
             budget=self._plan(tokens) if info else len(tokens),
             reason=reason,
         )
+        self.last_prefill = replace(report, full_kv_bytes=self._asl_full.n_bytes if self._asl_full else 0)
 
     def _answer_started(self, seconds: float) -> None:
         """The time to the first token is the prefill's, where the parent evaluated the prompt."""

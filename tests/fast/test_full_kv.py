@@ -1,0 +1,239 @@
+"""K/V of whole prompts kept on the host: every policy selects from them what it would from a prompt that runs whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from test_llama import SETTLES
+from test_replay import POLICIES as REPLAYED
+from test_replay import untimed
+from test_rows import assert_rows
+from test_session_errors import Interrupt
+
+from asl_gguf import guard
+from asl_gguf.engine import prefill
+from asl_gguf.errors import AttentionMassError, PrefillCancelled
+from asl_gguf.full_kv import FullKV, KeepingSession
+from asl_gguf.policies import Full, Policy, PyramidInfer, SnapKV, StreamingLLM, TwoPassASL
+from asl_gguf.policies.watched import Watch
+from asl_gguf.types import PrefillReport
+from harness import Context, KVState, Options, assert_same, prompt
+
+N_LAYER = 6
+N_CTX = 512
+N_TOKENS, N_KEPT = 170, 70
+TOKENS = prompt(N_TOKENS)
+N_BORDER = 80
+"""of TOKENS: where a batch ends"""
+EARLIER = TOKENS[:N_BORDER] + prompt(60, seed=1)
+ANSWER = [70, 71, 72]
+POLICIES: dict[str, Policy] = {
+    **REPLAYED,
+    "span-selects": SETTLES,
+    "two-pass-selects": TwoPassASL(min_layer=2, obs_layers=2, tau=2),
+    "pyramid-steep": PyramidInfer(min_context=12),
+}
+
+with_flash = pytest.mark.parametrize("contexts", [False, True], ids=["plain", "flash"], indirect=True)
+with_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+
+
+def keep(context: Context, kept: FullKV, policy: Policy, tokens: list[int] = TOKENS, **options: Any) -> PrefillReport:
+    session = KeepingSession(context.session(N_CTX), kept)
+    return session.corrected(prefill(session, tokens, policy, N_KEPT, **options))
+
+
+def as_computed(report: PrefillReport) -> dict[str, Any]:
+    """What does not depend on how much was there already."""
+    return untimed(report) | {"token_layers": 0, "reused_tokens": 0, "full_kv_bytes": 0}
+
+
+@pytest.fixture(name="contexts")
+def two_contexts(request, load_tiny):
+    flash = getattr(request, "param", False)
+    model, options = load_tiny("llama"), Options(n_ctx=256, n_batch=40, n_ubatch=24, flash=flash)
+    with model.context(options) as context, model.context(options) as other:
+        yield context, other
+
+
+@with_flash
+@pytest.mark.parametrize("policy", [SnapKV(), StreamingLLM(), Full()], ids=lambda policy: policy.name)
+def test_policies_that_drop_no_tokens_do_as_ever(contexts, policy):
+    plain, keeping = contexts
+    kept = FullKV()
+    expected = prefill(plain.session(N_CTX), TOKENS, policy, N_KEPT)
+    report = keep(keeping, kept, policy)
+    assert untimed(report) == untimed(expected) | {"full_kv_bytes": kept.n_bytes}
+    assert keeping.get_state() == plain.get_state()
+    assert_same(keeping.continuation(ANSWER), plain.continuation(ANSWER))
+
+
+def chosen(watch: Watch) -> list[np.ndarray]:
+    """Prompt tokens whose rows each layer keeps: int32 [k] or [n_head_kv, k]."""
+    current, result = np.arange(N_TOKENS, dtype=np.int32), []
+    for _, decision in watch.seen:
+        result.append(current if decision.rows is None else current[decision.rows])
+        current = current if decision.tokens is None else current[decision.tokens]
+    return result + [current] * (N_LAYER - len(result))
+
+
+def newest_cells(cells: KVState, counts: Sequence[int]) -> KVState:
+    """What each layer holds, if these are their numbers of rows."""
+    keys, values = ([rows[-n:] for rows, n in zip(layers, counts)] for layers in (cells.keys, cells.values))
+    return KVState([], keys, values)
+
+
+@with_flash
+@with_policy
+def test_rows_are_those_of_the_whole_prompt(contexts, policy):
+    """Up to the selection layer as ever; below it the selected tokens' rows, which all tokens had a part in."""
+    context, keeping = contexts
+    expected = prefill(context.session(N_CTX), TOKENS, policy, N_KEPT)
+    plain = context.cells()
+    watch = Watch(policy)
+    report = keep(keeping, FullKV(), watch.policy)
+    assert report.rows_by_layer == expected.rows_by_layer and report.selection_layer == expected.selection_layer
+    assert report.kept_tokens == expected.kept_tokens and report.passes == expected.passes
+    if report.passes == 2:
+        assert report.selected == expected.selected and keeping.get_state() == context.get_state()
+        return
+    cells, full = keeping.cells(), context.prefill(TOKENS)
+    indices = chosen(watch)
+    assert tuple(index.shape[-1] for index in indices) == report.rows_by_layer
+    assert_rows(newest_cells(cells, report.rows_by_layer), context.cells(), indices)
+    assert_same([keeping.logits()], [full])  # no token was dropped before they were there
+    n_same = N_LAYER if report.selection_layer is None else report.selection_layer + 1
+    for layer in range(n_same):
+        assert np.array_equal(cells.keys[layer], plain.keys[layer])
+        assert np.array_equal(cells.values[layer], plain.values[layer])
+    assert list(report.selected) == sorted(set(report.selected))
+    if policy.name != "pyramidinfer":  # which selects again in layers that differ
+        assert report.selected == expected.selected
+
+
+@with_flash
+@with_policy
+def test_a_past_changes_nothing(contexts, policy):
+    """Kept tokens, rows and variances are those of a prompt that runs whole; the work is what the report says."""
+    context, other = contexts
+    empty, kept, calls = FullKV(), FullKV(), []
+    expected = keep(context, empty, policy)
+    assert expected.reused_tokens == 0
+    keep(other, kept, Full(), EARLIER)
+    earlier = (kept.tokens, kept.layers)
+
+    session = other.session(N_CTX)
+    session.set_progress(lambda done, _: calls.append(done))
+    keeping = KeepingSession(session, kept)
+    report = keeping.corrected(prefill(keeping, TOKENS, policy, N_KEPT))
+    assert as_computed(report) == as_computed(expected)
+    cells, others = (newest_cells(found.cells(), report.rows_by_layer) for found in (context, other))
+    assert all(map(np.array_equal, cells.keys + cells.values, others.keys + others.values))
+    assert other.cells().positions == context.cells().positions
+    assert_same(other.continuation(ANSWER), context.continuation(ANSWER))
+    n_layers = N_LAYER if report.passes == 1 else report.selection_layer + 1
+    assert report.reused_tokens == N_BORDER
+    assert report.token_layers == expected.token_layers - N_BORDER * n_layers
+    passes = [done for done, following in zip(calls, [*calls[1:], 0]) if following < done]
+    assert sum(passes) == report.token_layers and len(passes) == report.passes
+    if report.passes == 2:
+        assert (kept.tokens, kept.layers) == earlier and empty.tokens == ()
+    else:
+        assert kept.tokens == empty.tokens == tuple(TOKENS)
+        assert all(map(np.array_equal, kept.layers, empty.layers)) and len(kept.layers) == N_LAYER
+
+
+@with_policy
+def test_the_same_prompt_again(contexts, policy):
+    """All but the window's tokens are loaded, however large the policy's window is."""
+    context, other = contexts
+    kept = FullKV()
+    keep(other, kept, Full())
+    report = keep(other, kept, policy)
+    expected = keep(context, FullKV(), policy)
+    assert report.reused_tokens == N_TOKENS - policy.window_of(N_TOKENS)
+    assert report.rows_by_layer == expected.rows_by_layer
+    np.testing.assert_allclose(other.logits(), context.logits(), atol=0.05)
+
+
+def test_protected_tokens(contexts):
+    context, other = contexts
+    kept, protected = FullKV(), np.arange(3, 60, 2, dtype=np.int32)
+    keep(other, kept, Full(), EARLIER)
+    expected = keep(context, FullKV(), SETTLES, protected=protected)
+    report = keep(other, kept, SETTLES, protected=protected)
+    assert as_computed(report) == as_computed(expected) and report.protected_tokens == protected.size
+    assert np.isin(protected, report.selected).all() and report.reused_tokens == N_BORDER
+    assert_same(other.continuation(ANSWER), context.continuation(ANSWER))
+
+
+def test_guard(contexts):
+    """Attempts that fall short keep nothing; the last one finds what was there before."""
+    context, other = contexts
+    kept = FullKV()
+    keep(other, kept, Full(), EARLIER)
+    options = {"guard": 0.9, "n_most": N_TOKENS}
+    expected = guard.prefill(context.session(N_CTX), TOKENS, SnapKV(), N_KEPT, **options)
+    session = KeepingSession(other.session(N_CTX), kept)
+    report = session.corrected(guard.prefill(session, TOKENS, SnapKV(), N_KEPT, **options))
+    assert report.guard_attempts == expected.guard_attempts and len(report.guard_attempts) > 0
+    assert as_computed(report) == as_computed(expected) and report.reused_tokens == N_BORDER
+    assert_same(other.continuation(ANSWER), context.continuation(ANSWER))
+
+
+class Broken(SnapKV):
+    def needs_scores(self, layer: int, n_layer: int) -> bool:
+        if layer == 2:
+            raise RuntimeError("a bug of the policy")
+        return True
+
+
+@pytest.mark.parametrize("how", ["guard", "policy", *range(1, 25, 5), 24])
+def test_a_prefill_that_fails_leaves_what_was_kept(contexts, how):
+    """90 tokens in chunks of 24, 16, 24, 16, 10 and 6 layers: 30 calls of the progress callback, or fewer."""
+    context, other = contexts
+    kept = FullKV()
+    keep(other, kept, Full(), EARLIER)
+    earlier, session = (kept.tokens, kept.layers), other.session(N_CTX)
+    keeping = KeepingSession(session, kept)
+    if isinstance(how, int):
+        session.set_progress(Interrupt(how, False))
+    error = {"guard": AttentionMassError, "policy": RuntimeError}.get(how, PrefillCancelled)
+    policy = Broken() if how == "policy" else SnapKV()
+    with pytest.raises(error):
+        prefill(keeping, TOKENS, policy, N_KEPT, guard=1.0 if how == "guard" else None)
+    assert (kept.tokens, kept.layers) == earlier and session.info().n_tokens == session.info().n_cells_used == 0
+    session.set_progress(None)
+    report = keeping.corrected(prefill(keeping, TOKENS, SnapKV(), N_KEPT))
+    assert report.reused_tokens == N_BORDER and kept.tokens == tuple(TOKENS)
+    keep(context, FullKV(), SnapKV())
+    assert_same(other.continuation(ANSWER), context.continuation(ANSWER))
+
+
+def test_what_is_kept():
+    kept = FullKV()
+    assert (kept.n_bytes, kept.n_common([1, 2]), kept.n_common([])) == (0, 0, 0)
+    first, second = [np.full((4, 8), layer, np.uint8) for layer in (1, 2)], [np.full((3, 8), 3, np.uint8)] * 2
+    kept.put([5, 6, 7, 8], 0, first)
+    assert kept.n_bytes == 64
+    prompts = ([5, 6, 7, 8, 9], [5, 6, 7, 8], [5, 6], [5, 6, 1, 8], [1, 6, 7, 8], [])
+    assert [kept.n_common(tokens) for tokens in prompts] == [4, 4, 2, 2, 0, 0]
+    kept.put([5, 6, 1, 2, 3], 2, second)
+    assert [layer[:, 0].tolist() for layer in kept.layers] == [[1, 1, 3, 3, 3], [2, 2, 3, 3, 3]]
+    assert kept.tokens == (5, 6, 1, 2, 3) and kept.n_bytes == 80
+    kept.put([9], 0, [np.zeros((1, 8), np.uint8)] * 2)
+    assert kept.tokens == (9,) and kept.n_bytes == 16
+    kept.clear()
+    assert (kept.n_bytes, kept.tokens, kept.n_common([9])) == (0, (), 0)
+
+
+@pytest.mark.parametrize("n_shared, n_past", [(31, 0), (32, 32)])
+def test_a_short_start_is_not_worth_it(contexts, n_shared, n_past):
+    kept = FullKV()
+    keep(contexts[0], kept, SnapKV())
+    tokens = TOKENS[:n_shared] + prompt(100, seed=2)
+    assert keep(contexts[0], kept, SnapKV(), tokens).reused_tokens == n_past
+    assert kept.tokens == tuple(tokens)
