@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .choosing import FixedChooser
 from .inspection import Question
 from .llama import Llama
 from .policies import Full, Policy
@@ -69,6 +70,8 @@ class ReplayingLlama(Llama):
     def use(self, policy: Policy) -> None:
         """The next prompt runs under this policy, from its first token on."""
         self._asl = replace(self._asl, policy=policy)
+        assert isinstance(self._asl_chooser, FixedChooser)
+        self._asl_chooser = self._asl_chooser.under(policy)
         self.reset()
 
     def _prefill(self, tokens: list[int], max_tokens: int | None) -> None:
