@@ -15,6 +15,9 @@ from .policies import Full, Policy
 from .session import Session
 from .types import PrefillReport
 
+_UNFINISHED = 3
+"""tokens by which llama_cpp exceeds max_tokens to end an answer with a whole character"""
+
 
 @dataclass(frozen=True)
 class Use:
@@ -39,12 +42,16 @@ class Use:
         """Cells without which the policy cannot keep what it must of the longest prompt and leave the room."""
         n_ctx = self.n_ctx
         n_rows = self.policy.max_rows(n_ctx, min(self.policy.min_kept, n_ctx))
-        return min(round_cells(n_ctx), round_cells(n_rows + min(self.room, n_ctx)))
+        return min(round_cells(n_ctx), round_cells(n_rows + self.room_after(0)))
+
+    def room_after(self, n_tokens: int) -> int:
+        """Cells that a prompt must leave: what the answer and later turns may use before n_ctx ends."""
+        return max(0, min(self.room + _UNFINISHED, self.n_ctx - n_tokens))
 
     def most_kept(self, n_tokens: int, n_cells: int) -> int:
         """Most tokens of a prompt whose rows leave room in n_cells; the whole prompt where it does, never fewer than
         the policy's least."""
-        n_free = n_cells - max(0, min(self.room, self.n_ctx - n_tokens))
+        n_free = n_cells - self.room_after(n_tokens)
         least = self.policy.min_kept
         if n_tokens <= max(n_free, least):
             return n_tokens

@@ -12,6 +12,7 @@ from .inspection import Question
 from .llama import Llama
 from .policies import Full, Policy
 from .replay import Records
+from .targets import BudgetValue
 from .types import PrefillReport
 
 
@@ -88,8 +89,11 @@ class ReplayingLlama(Llama):
             self._asl_session = session
 
 
-def replayed(question: Question, budget: float | int, policies: Mapping[str, Policy]) -> Iterator[Answer]:
+def replayed(question: Question, budget: BudgetValue, policies: Mapping[str, Policy]) -> Iterator[Answer]:
     """Answers of all policies from one full pass: those of prefills of their own, without their times.
+
+    Args:
+        budget: a share or a number of tokens: a goal needs prefills of their own.
 
     Raises:
         AslError: as `Llama` does.
@@ -104,7 +108,7 @@ def replayed(question: Question, budget: float | int, policies: Mapping[str, Pol
         llm.close()
 
 
-def measured(question: Question, budget: float | int, policies: Mapping[str, Policy]) -> Iterator[Answer]:
+def measured(question: Question, budget: BudgetValue, policies: Mapping[str, Policy]) -> Iterator[Answer]:
     """Answers of all policies, each with a model, a context and a prefill of its own.
 
     Raises:

@@ -137,7 +137,7 @@ class FitChooser(Chooser):
         )
         if self.n_cells >= use.n_ctx:
             return f"{text}: all of n_ctx = {use.n_ctx:,}, nothing is ever pruned"
-        return f"{text}, {min(use.room, use.n_ctx - n_tokens):,} of them for the answer and later turns"
+        return f"{text}, {use.room_after(n_tokens):,} of them for the answer and later turns"
 
     def remedy(self, n_cells: int, n_answer: int) -> str:
         return f"pass asl_room={n_answer} or more (fewer tokens are kept then), raise asl_budget or lower max_tokens"

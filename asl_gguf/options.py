@@ -12,10 +12,10 @@ from .calibration import calibrated
 from .choosing import Chooser, FixedChooser, Use
 from .errors import OptionError
 from .fit import FitChooser
-from .policies import DEFAULT, Full, Policy, make_policy
+from .policies import DEFAULT, Policy, make_policy
 from .protect import Protection
 from .session import DEQUANT_MODES, Progress
-from .targets import BudgetValue, Target, make_budget
+from .targets import BudgetValue, Target, check_budget, make_budget
 from .ttft import TimeChooser
 
 _DECIDING = ("asl_budget", "asl_min_prompt", "asl_policy", "asl_protect", "asl_guard")
@@ -57,8 +57,8 @@ class AslOptions:
         min_prompt = options.get("asl_min_prompt", Budget.min_prompt)
         budget = None if asl_budget is None else make_budget(asl_budget, min_prompt)
         policy = make_policy(options.get("asl_policy", DEFAULT))
-        if budget is not None and not isinstance(policy, Full):
-            budget.check(policy.min_kept)
+        if budget is not None:
+            check_budget(budget, policy)
         decode_ctx = options.get("asl_decode_ctx")
         return cls(
             budget=budget,

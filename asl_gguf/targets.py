@@ -9,6 +9,7 @@ from typing import Literal
 
 from .budget import Budget
 from .errors import OptionError
+from .policies import Full, Policy
 
 _UNITS: dict[str, dict[str, int | Fraction]] = {
     "fit": {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30},
@@ -50,9 +51,6 @@ class Target:
                 return cls(text, kind, int(amount) if kind == "fit" else float(amount), min_prompt)
         raise OptionError(f"{option}: expected {FORMS}, got {text!r}")
 
-    def check(self, at_least: int) -> None:
-        """What a policy needs at least is compared when the model is known."""
-
 
 def make_budget(value: BudgetValue, min_prompt: int) -> Budget | Target:
     """`asl_budget` as an object.
@@ -65,6 +63,19 @@ def make_budget(value: BudgetValue, min_prompt: int) -> Budget | Target:
     if not is_target(value):
         raise OptionError(f"asl_budget: expected a float in (0, 1], an int of at least 1 token, {FORMS}, got {value!r}")
     return Target.parse(value, min_prompt)
+
+
+def check_budget(budget: Budget | Target, policy: Policy) -> None:
+    """Raises OptionError if this policy keeps to no such budget, whatever the model."""
+    if isinstance(policy, Full):
+        return
+    if isinstance(budget, Budget):
+        budget.check(policy.min_kept)
+    elif budget.kind == "ttft" and policy.first_selection(2) is None:
+        raise OptionError(
+            f"asl_budget: expected a policy whose deeper layers see fewer tokens for {budget.value}, such as asl-span, "
+            f"got {policy.name}, under which a prefill takes as long whatever is kept; take another policy or a share"
+        )
 
 
 def is_target(text: str) -> bool:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from ._native import session_info
 from .budget import round_cells
 from .choosing import Chooser, Use
-from .errors import OptionError
 from .fit import check_decode_ctx
 from .policies import Full, Policy
 from .session import Session
@@ -114,17 +113,7 @@ class TimeChooser(Chooser):
 
     @classmethod
     def make(cls, target: Target, use: Use) -> TimeChooser:
-        """Refuses what no choice can make faster.
-
-        Raises:
-            OptionError: under this policy every layer sees the whole prompt, or asl_decode_ctx is too small for it.
-        """
-        if not isinstance(use.policy, Full) and use.policy.first_selection(2) is None:
-            raise OptionError(
-                f"asl_budget: expected a policy whose deeper layers see fewer tokens for {target.value}, such as asl-span, "
-                f"got {use.policy.name}, under which a prefill takes as long whatever is kept; take another policy or a "
-                "share"
-            )
+        """Raises OptionError if asl_decode_ctx is too small for the policy and the room."""
         check_decode_ctx(use)
         return cls(target, use)
 

@@ -81,7 +81,8 @@ class PrefillReport:
     reason: str | None = None
     """why nothing was pruned, or why it was done again; None otherwise"""
     budget_choice: str | None = None
-    """what a budget written as a goal (`fit:`, `ttft:`) chose for this prompt, and why; None for other budgets"""
+    """what a budget written as a goal (`fit:`, `ttft:`) chose for this prompt, and why; None for other budgets, and where
+    the cache had the start of the prompt"""
     selection_layer: int | None = None
     """last layer that saw all tokens; None: every layer did"""
     selected: tuple[int, ...] = ()
