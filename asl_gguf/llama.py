@@ -55,9 +55,9 @@ class Llama(SavingLlama):
             as that much KV memory holds; "ttft:5s": as many as are predicted to leave the first token in time;
             None: stock llama_cpp.Llama.
         asl_policy: name in `asl_gguf.policies.REGISTRY`, or a Policy object.
-        asl_decode_ctx: KV cells of the decode context; default: the budget at n_ctx plus asl_room.
+        asl_decode_ctx: KV cells of the decode context; default: the budget at n_ctx plus asl_room; n_ctx for a time.
         asl_room: cells beside the budget, for the answer and later turns (default 1,024).
-        asl_min_prompt: prompts up to this many tokens are not pruned by a share (default 256).
+        asl_min_prompt: prompts up to this many tokens are not pruned by a share or for a time (default 256).
         asl_dequant: expand weights without a fast matrix kernel to F16, once per layer and prompt, on
             CPUs: True or "auto" (default), "all", False or "off" (bit-identical to stock).
         asl_protect: keep these tokens whatever their scores: "system", "tools" (all before the first user message),
