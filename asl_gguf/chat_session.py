@@ -19,6 +19,7 @@ from .files import replacing
 from .llama import Llama
 from .options import AslOptions
 from .session import Progress
+from .targets import BudgetValue
 from .types import DecodeReport, PrefillReport
 
 _ROLES = ("system", "user", "assistant")
@@ -50,7 +51,7 @@ class ChatSession:
     def __init__(
         self,
         model: str,
-        budget: float | int | None,
+        budget: BudgetValue | None,
         llama_options: dict[str, Any],
         answer_options: dict[str, Any],
         system: str | None = None,
@@ -85,7 +86,7 @@ class ChatSession:
         """Longest prompt + answer in tokens."""
         return self.load_model().n_ctx()
 
-    def set_budget(self, budget: float | int | None) -> None:
+    def set_budget(self, budget: BudgetValue | None) -> None:
         """Loads the model anew under another budget; the conversation goes on.
 
         Raises:
@@ -93,10 +94,14 @@ class ChatSession:
         """
         asl_options = {name: value for name, value in self._llama_options.items() if name.startswith("asl_")}
         AslOptions.parse(budget, asl_options)
-        self._budget = budget
+        before, self._budget = self._budget, budget
         # first, so that two models need not fit into memory
         self.close()
-        self.load_model()
+        try:
+            self.load_model()
+        except OptionError:  # a goal that this model does not reach
+            self._budget = before
+            raise
 
     def add_document(self, text: str) -> int:
         """Puts a text in front of the next question. Returns its length in tokens."""

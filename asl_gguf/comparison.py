@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .choosing import FixedChooser
 from .inspection import Question
 from .llama import Llama
 from .policies import Full, Policy
 from .replay import Records
+from .targets import BudgetValue
 from .types import PrefillReport
 
 
@@ -69,6 +71,8 @@ class ReplayingLlama(Llama):
     def use(self, policy: Policy) -> None:
         """The next prompt runs under this policy, from its first token on."""
         self._asl = replace(self._asl, policy=policy)
+        assert isinstance(self._asl_chooser, FixedChooser)
+        self._asl_chooser = self._asl_chooser.under(policy)
         self.reset()
 
     def _prefill(self, tokens: list[int], max_tokens: int | None) -> None:
@@ -76,7 +80,7 @@ class ReplayingLlama(Llama):
         if self._records is None:
             self._records = Records(session, tokens)
         started = time.perf_counter()
-        replay: Any = self._records.replay_for(self._asl.policy, self._plan(tokens))
+        replay: Any = self._records.replay_for(self._asl.policy, self._chooser.kept(len(tokens)))
         self.record_seconds = self.record_seconds or time.perf_counter() - started
         try:
             self._asl_session = replay
@@ -85,8 +89,11 @@ class ReplayingLlama(Llama):
             self._asl_session = session
 
 
-def replayed(question: Question, budget: float | int, policies: Mapping[str, Policy]) -> Iterator[Answer]:
+def replayed(question: Question, budget: BudgetValue, policies: Mapping[str, Policy]) -> Iterator[Answer]:
     """Answers of all policies from one full pass: those of prefills of their own, without their times.
+
+    Args:
+        budget: a share or a number of tokens: a goal needs prefills of their own.
 
     Raises:
         AslError: as `Llama` does.
@@ -101,7 +108,7 @@ def replayed(question: Question, budget: float | int, policies: Mapping[str, Pol
         llm.close()
 
 
-def measured(question: Question, budget: float | int, policies: Mapping[str, Policy]) -> Iterator[Answer]:
+def measured(question: Question, budget: BudgetValue, policies: Mapping[str, Policy]) -> Iterator[Answer]:
     """Answers of all policies, each with a model, a context and a prefill of its own.
 
     Raises:

@@ -77,7 +77,9 @@ def _facts(inspection: Inspection) -> str:
         "model": inspection.model,
         "policy": inspection.policy.name,
         "parameters": ", ".join(f"{name}={value}" for name, value in parameters.items()),
-        "budget": f"{inspection.budget} ({report.budget_tokens} tokens)" if inspection.budget else "none: full cache",
+        "budget": report.budget_choice or f"{inspection.budget} ({report.budget_tokens} tokens)"
+        if inspection.budget
+        else "none: full cache",
         "selection layer": _selection(inspection),
         "kept tokens": f"{report.kept_tokens} of {report.prompt_tokens}",
         "prefill share": f"{share:.0%} of the token-layers of a full prefill",

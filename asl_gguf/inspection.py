@@ -14,6 +14,7 @@ from . import vocabulary
 from .llama import Llama
 from .policies import Policy
 from .policies.watched import Watch
+from .targets import BudgetValue
 from .types import Decision, DecodeReport, Floats, LayerScores, PrefillReport
 
 _Model = TypeVar("_Model", bound=Llama)
@@ -34,7 +35,7 @@ class Question:
     options: dict[str, Any] = field(default_factory=dict)
     """further keyword arguments of `Llama`"""
 
-    def load(self, kind: Callable[..., _Model], budget: float | int | None, policy: Policy) -> _Model:
+    def load(self, kind: Callable[..., _Model], budget: BudgetValue | None, policy: Policy) -> _Model:
         """The model under a policy; kind: `Llama` or a class of its kind."""
         return kind(
             self.model,
@@ -65,7 +66,7 @@ class Inspection:
     model: str
     """name of the model or of its file"""
     policy: Policy
-    budget: float | int | None
+    budget: BudgetValue | None
     report: PrefillReport
     decode: DecodeReport
     answer: str
@@ -84,7 +85,7 @@ class Inspection:
         return self.kept.mean(axis=0)
 
 
-def inspect_prompt(question: Question, budget: float | int | None, policy: Policy) -> Inspection:
+def inspect_prompt(question: Question, budget: BudgetValue | None, policy: Policy) -> Inspection:
     """Answers a question under a policy and records what was kept.
 
     Raises:

@@ -16,6 +16,7 @@ import numpy as np
 from . import gguf_header, guard, vocabulary
 from ._native import llama_cpp
 from .budget import round_cells
+from .choosing import Chooser
 from .errors import (
     ContextFullError,
     ModelError,
@@ -25,14 +26,15 @@ from .errors import (
     StateError,
     UnsupportedModelError,
 )
+from .fit import full_cache_note
 from .full_kv import FullKV, KeepingSession
 from .models import resolve
 from .options import AslOptions, unprunable_use
-from .policies import Full
 from .saving import SavingLlama
 from .session import Progress, Session, unsupported_reason
+from .targets import BudgetValue
 from .timing import Tokens, stock_report, timed, until_full
-from .types import DecodeReport, Indices
+from .types import DecodeReport, Indices, PrefillReport
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +52,13 @@ class Llama(SavingLlama):
         model_path: a GGUF file, or the name of a pulled model (`asl-gguf models`).
         n_ctx: longest prompt + answer in tokens; 0 takes the model's training context. The KV cache
             is smaller than that: see asl_decode_ctx.
-        asl_budget: float in (0, 1]: share of the prompt's tokens to keep; int: number of tokens;
+        asl_budget: float in (0, 1]: share of the prompt's tokens to keep; int: number of tokens; "fit:2GiB": as many
+            as that much KV memory holds; "ttft:5s": as many as are predicted to leave the first token in time;
             None: stock llama_cpp.Llama.
         asl_policy: name in `asl_gguf.policies.REGISTRY`, or a Policy object.
-        asl_decode_ctx: KV cells of the decode context; default: the budget at n_ctx plus asl_room.
+        asl_decode_ctx: KV cells of the decode context; default: the budget at n_ctx plus asl_room; n_ctx for a time.
         asl_room: cells beside the budget, for the answer and later turns (default 1,024).
-        asl_min_prompt: prompts up to this many tokens are not pruned by a share (default 256).
+        asl_min_prompt: prompts up to this many tokens are not pruned by a share or for a time (default 256).
         asl_dequant: expand weights without a fast matrix kernel to F16, once per layer and prompt, on
             CPUs: True or "auto" (default), "all", False or "off" (bit-identical to stock).
         asl_protect: keep these tokens whatever their scores: "system", "tools" (all before the first user message),
@@ -83,13 +86,14 @@ class Llama(SavingLlama):
     """speed of the last answer; None before the first one"""
 
     def __init__(
-        self, model_path: str, *, n_ctx: int = 512, asl_budget: float | int | None = None, **kwargs: Any
+        self, model_path: str, *, n_ctx: int = 512, asl_budget: BudgetValue | None = None, **kwargs: Any
     ) -> None:
         self._stack = contextlib.ExitStack()  # close() needs it, however early this fails
         options = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("asl_")}
         self._asl = AslOptions.parse(asl_budget, options)
         self._asl_session: Session | None = None
         self._asl_full = FullKV.of(self._asl)
+        self._asl_chooser: Chooser | None = None
         self._asl_reason: str | None = None
         self._asl_n_pruned = 0
         self._asl_max_tokens: int | None = None  # of the completion that is about to generate
@@ -109,11 +113,13 @@ class Llama(SavingLlama):
         n_ctx = n_ctx or gguf_header.n_ctx_train(path, kwargs.get("kv_overrides"))
         self._asl_reason = unprunable_use(kwargs)
         if self._asl_reason is None:
-            self._init_parent(path, self._decode_cells(n_ctx), kwargs)
+            self._asl_chooser = self._asl.chooser(path, n_ctx, kwargs)
+            self._init_parent(path, self._asl_chooser.n_cells, kwargs)
             self._asl_reason = self._attach(n_ctx, kwargs)
         if self._asl_reason is not None:
             self.close()
             self._init_parent(path, n_ctx, kwargs)
+            self._asl_reason += full_cache_note(self._asl.budget, self.ctx)
             warnings.warn(f"not pruning: {self._asl_reason}", PruningDisabledWarning, stacklevel=2)
 
     def _init_parent(self, path: str, n_ctx: int, kwargs: dict[str, Any]) -> None:
@@ -129,17 +135,6 @@ class Llama(SavingLlama):
                 ) from err
             raise
 
-    def _decode_cells(self, n_ctx: int) -> int:
-        assert self._asl.budget is not None
-        if self._asl.decode_ctx is not None:
-            return round_cells(self._asl.decode_ctx)
-        policy = self._asl.policy
-        if isinstance(policy, Full):
-            return round_cells(n_ctx)
-        room = min(self._asl.room, n_ctx)
-        cells = self._asl.budget.cells(n_ctx, min(policy.min_kept, n_ctx), room, policy.max_rows)
-        return cells if self._asl.guard is None else min(round_cells(n_ctx), guard.CAP * cells)
-
     def _attach(self, n_ctx: int, kwargs: dict[str, Any]) -> str | None:
         """Puts a session on the decode context. Returns why the model cannot be pruned, if it cannot."""
         if reason := unsupported_reason(self.model):
@@ -154,6 +149,7 @@ class Llama(SavingLlama):
         self._stack.callback(self._asl_session.close)  # before the context, which entered the stack earlier
         if self._asl_full:
             self._stack.callback(self._asl_full.clear)
+        self._chooser.attached(self._asl_session.info())
         self._asl_session.set_dequant(self._asl.dequant)
         self._asl_session.set_progress(self._asl.progress)
         # for its users this object has n_ctx tokens; only the KV cache is smaller
@@ -238,7 +234,7 @@ class Llama(SavingLlama):
         else:
             self._prefill(tokens, max_tokens)
         answer = timed(super().generate(tokens, *args, **kwargs), self._answer_started, self._answer_goes_on)
-        yield from answer if max_tokens is not None else until_full(answer)
+        yield from until_full(answer, max_tokens or 0)
 
     def _can_extend(self, tokens: list[int], max_tokens: int | None) -> bool:
         """Whether the state in the decode context serves this prompt.
@@ -254,9 +250,9 @@ class Llama(SavingLlama):
             n_new = len(tokens) - self.n_tokens
             room = self._n_cells_free() - n_new
             # a turn that is worth pruning is pruned, with all that came before, unless that was done already
-            small = self._asl_n_pruned > 0 or self._plan(tokens[self.n_tokens :]) == n_new
+            small = self._asl_n_pruned > 0 or self._chooser.extends(n_new, self.n_tokens)
             return small and room >= (max_tokens or 1) and (n_new > 0 or not self._requires_eval)
-        fits_budget = self._plan(tokens) == len(tokens)
+        fits_budget = self._chooser.kept(len(tokens)) == len(tokens)
         return not self._asl_n_pruned and fits_budget and self.n_cells - len(tokens) >= (max_tokens or 1)
 
     def _selects_again(self, tokens: list[int]) -> bool:
@@ -269,35 +265,38 @@ class Llama(SavingLlama):
         held = self._input_ids.tolist() + self._unevaluated()
         return self.n_tokens >= max(self._asl_n_pruned, 1) and tokens[: len(held)] == held
 
-    def _plan(self, tokens: list[int]) -> int:
-        """Tokens of this prompt to keep."""
-        assert self._asl.budget is not None
-        if isinstance(self._asl.policy, Full):
-            return len(tokens)
-        return self._asl.budget.kept(len(tokens), self._asl.policy.min_kept)
+    @property
+    def _chooser(self) -> Chooser:
+        assert self._asl_chooser is not None
+        return self._asl_chooser
 
     def _prefill(self, tokens: list[int], max_tokens: int | None) -> None:
         """Runs a new prompt, so that the parent finds it evaluated."""
         assert self._asl_session is not None
-        n_tokens, n_kept = len(tokens), self._plan(tokens)
-        n_rows = self._asl.policy.max_rows(n_tokens, n_kept) if n_kept < n_tokens else n_tokens
+        n_tokens, goes_on = len(tokens), bool(self._asl_n_pruned) and self._goes_on(tokens)
+        selects_again = goes_on and self._selects_again(tokens)
         if n_tokens >= self._n_ctx:
             raise PromptError(
                 f"expected fewer than n_ctx = {self._n_ctx} tokens, got a prompt of {n_tokens}; raise n_ctx"
             )
+        self._chooser.measure(self._asl_session, tokens, self.reset)
+        n_kept = self._chooser.kept(n_tokens)
+        protected = self._protected(tokens) if self._asl.protect and n_kept < n_tokens else None
+        n_kept = self._chooser.with_protected(n_kept, n_tokens, protected.size if protected is not None else 0)
+        n_rows = self._asl.policy.max_rows(n_tokens, n_kept) if n_kept < n_tokens else n_tokens
         n_answer = min(max_tokens or 1, self._n_ctx - n_tokens)
         if n_rows + n_answer > self.n_cells:
             raise ContextFullError(
                 f"expected at most {self.n_cells} KV cells to be needed, got {n_rows} for the prompt and {n_answer} for the "
-                f"answer; pass asl_decode_ctx={round_cells(n_rows + n_answer)} or more, or lower asl_budget or max_tokens"
+                f"answer; {self._chooser.remedy(n_rows + n_answer, n_answer)}"
             )
         reason = "the prompt fits the budget" if n_kept == n_tokens else None
-        if reason is None and self._asl_n_pruned and self._goes_on(tokens):
+        if reason is None and goes_on:
             no_room = "the K/V kept so far left no room for this turn: the whole prompt was pruned again"
-            reason = "selected again for this turn, from K/V of all tokens" if self._selects_again(tokens) else no_room
+            reason = "selected again for this turn, from K/V of all tokens" if selects_again else no_room
         self.reset()
         if n_kept == n_tokens and (self._asl.dequant == "off" or n_tokens < _MIN_LAYERED):
-            self._report_stock(tokens, reason)
+            self.last_prefill = self._chooser.noted(self._report_stock(tokens, reason))
             return
         session: Any = KeepingSession(self._asl_session, self._asl_full) if self._asl_full else self._asl_session
         report = guard.prefill(
@@ -308,10 +307,10 @@ class Llama(SavingLlama):
             guard=self._asl.guard,
             n_most=self.n_cells - n_answer,
             reason=reason,
-            protected=self._protected(tokens) if self._asl.protect and n_kept < n_tokens else None,
+            protected=protected if n_kept < n_tokens else None,
         )
         self.last_prefill = replace(
-            session.corrected(report) if self._asl_full else report,
+            self._chooser.noted(session.corrected(report) if self._asl_full else report),
             kv_bytes_full=round_cells(self._n_ctx) * self._asl_session.info().kv_bytes_cell,
             calibration=self._asl.calibration,
         )
@@ -329,7 +328,7 @@ class Llama(SavingLlama):
 
         return self._asl.protect.indices(len(tokens), pieces, self._asl_messages)
 
-    def _report_stock(self, tokens: list[int], reason: str | None) -> None:
+    def _report_stock(self, tokens: list[int], reason: str | None) -> PrefillReport:
         info = self._asl_session.info() if self._asl_session is not None else None
         n_reused = llama_cpp.Llama.longest_token_prefix(self._input_ids.tolist(), tokens) if self.n_tokens else 0
         dropped = info is not None and self.n_tokens and self._asl_n_pruned
@@ -341,10 +340,11 @@ class Llama(SavingLlama):
             n_ctx=self._n_ctx,
             info=info,
             policy=self._asl.policy.name,
-            budget=self._plan(tokens) if info else len(tokens),
+            budget=self._chooser.kept(len(tokens)) if info else len(tokens),
             reason=reason,
         )
         self.last_prefill = replace(report, full_kv_bytes=self._asl_full.n_bytes if self._asl_full else 0)
+        return self.last_prefill
 
     def _answer_started(self, seconds: float) -> None:
         """The time to the first token is the prefill's, where the parent evaluated the prompt."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ._native import llama_cpp
 from .budget import Budget
 from .calibration import calibrated
+from .choosing import Chooser, FixedChooser, Use
 from .errors import OptionError
-from .policies import DEFAULT, Full, Policy, make_policy
+from .fit import FitChooser
+from .policies import DEFAULT, Policy, make_policy
 from .protect import Protection
 from .session import DEQUANT_MODES, Progress
+from .targets import BudgetValue, Target, check_budget, make_budget
+from .ttft import TimeChooser
 
 _DECIDING = ("asl_budget", "asl_min_prompt", "asl_policy", "asl_protect", "asl_guard", "asl_full_kv")
 
@@ -20,7 +25,7 @@ _DECIDING = ("asl_budget", "asl_min_prompt", "asl_policy", "asl_protect", "asl_g
 class AslOptions:
     """Options of one `Llama`, under their names without `asl_`."""
 
-    budget: Budget | None = None
+    budget: Budget | Target | None = None
     policy: Policy = field(default_factory=lambda: make_policy(DEFAULT))
     decode_ctx: int | None = None
     """KV cells of the decode context; None: the budget at n_ctx, and room"""
@@ -39,7 +44,7 @@ class AslOptions:
     """the calibration that the policy's parameters come from, for the report"""
 
     @classmethod
-    def parse(cls, asl_budget: float | int | None, options: dict[str, Any]) -> AslOptions:
+    def parse(cls, asl_budget: BudgetValue | None, options: dict[str, Any]) -> AslOptions:
         """Checks values and names.
 
         Raises:
@@ -52,10 +57,10 @@ class AslOptions:
                 f"{unknown[0]}: expected one of asl_budget, {', '.join(sorted(known))}, got an unknown option"
             )
         min_prompt = options.get("asl_min_prompt", Budget.min_prompt)
-        budget = None if asl_budget is None else Budget(asl_budget, min_prompt)
+        budget = None if asl_budget is None else make_budget(asl_budget, min_prompt)
         policy = make_policy(options.get("asl_policy", DEFAULT))
-        if budget is not None and not isinstance(policy, Full):
-            budget.check(policy.min_kept)
+        if budget is not None:
+            check_budget(budget, policy)
         decode_ctx = options.get("asl_decode_ctx")
         return cls(
             budget=budget,
@@ -75,6 +80,24 @@ class AslOptions:
         """With what `asl-gguf calibrate` stored for this model file and policy, if anything."""
         policy, found = calibrated(self.policy, model_path, by_name=self.policy_by_name, enabled=self.use_calibration)
         return replace(self, policy=policy, calibration=found.summary if found else None)
+
+    def chooser(self, path: str, n_ctx: int, kwargs: Mapping[str, Any]) -> Chooser:
+        """What decides how many tokens of a prompt are kept, for this model and context.
+
+        Args:
+            path: GGUF file.
+            n_ctx: longest prompt + answer in tokens.
+            kwargs: of llama_cpp.Llama.
+
+        Raises:
+            OptionError: the budget cannot be met.
+            ModelError: the file is no readable GGUF.
+        """
+        assert self.budget is not None
+        use = Use(path, n_ctx, self.policy, self.room, self.decode_ctx, self.guard is not None, kwargs)
+        if isinstance(self.budget, Budget):
+            return FixedChooser(self.budget, use)
+        return (FitChooser if self.budget.kind == "fit" else TimeChooser).make(self.budget, use)
 
     def deciding_what_is_kept(self) -> dict[str, Any]:
         """The options that a pruned state depends on, under their own names."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -72,9 +73,22 @@ def timed(tokens: Tokens, started: Callable[[float], None], sampled: Callable[[i
         n_decoded += 1
 
 
-def until_full(tokens: Tokens) -> Tokens:
-    """An answer without a limit of its own ends where the cells do, as stock's ends at n_ctx."""
-    try:
-        yield from tokens
-    except ContextFullError:
-        return
+def until_full(tokens: Tokens, n_wanted: int) -> Tokens:
+    """The same tokens, up to where the cells end, if that is after n_wanted: as stock's answers end at n_ctx.
+
+    Args:
+        n_wanted: max_tokens of the answer, which llama_cpp exceeds to finish a character; 0 without one.
+    """
+    n_tokens, sent = 0, None
+    with contextlib.closing(tokens):
+        while True:
+            try:
+                token = tokens.send(sent)
+            except StopIteration:
+                return
+            except ContextFullError:
+                if n_tokens < n_wanted:
+                    raise
+                return
+            n_tokens += 1
+            sent = yield token

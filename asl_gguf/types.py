@@ -80,6 +80,9 @@ class PrefillReport:
     """tokens the budget allows for this prompt"""
     reason: str | None = None
     """why nothing was pruned, or why it was done again; None otherwise"""
+    budget_choice: str | None = None
+    """what a budget written as a goal (`fit:`, `ttft:`) chose for this prompt, and why; None for other budgets, and where
+    the cache had the start of the prompt"""
     selection_layer: int | None = None
     """last layer that saw all tokens; None: every layer did"""
     selected: tuple[int, ...] = ()
@@ -104,7 +107,7 @@ class PrefillReport:
     """the stored calibration that min_layer and tau come from; None: they are the policy's own"""
     prefill_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
-    """prefill_seconds by phase: setup, layers, policy, rows, finish"""
+    """prefill_seconds by phase: setup, layers, policy, rows, finish; measuring before them, for a `ttft:` budget"""
     kv_bytes: int = 0
     """KV buffers allocated now: those of the decode context"""
     kv_bytes_full: int = 0

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from ..errors import OptionError
-from .options import KV_TYPES, add_model_options, add_pruning_options, parse_budget
+from .options import KV_TYPES, add_model_options, add_pruning_options, parse_fixed_budget
 
 
 def add_parser(commands: Any) -> None:
@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
     ):
         kind = kinds.add_parser(name, help=text)
         add_model_options(kind)
-        add_pruning_options(kind, budget=budget)
+        add_pruning_options(kind, budget=budget, targets=False)
         kind.add_argument("--tokens", type=int, default=tokens, help="prompt length (default %(default)s)")
         kind.add_argument("--runs", type=int, default=5, help="measured runs (default %(default)s)")
         kind.add_argument("--json", action="store_true", help="print one JSON object")
@@ -43,9 +43,7 @@ def bench(args: argparse.Namespace) -> int:
     from ..bench.stock import ContextOptions, Model
     from ..bench.turns import bench_turns
 
-    budget = parse_budget(args.budget)
-    if budget is None:
-        raise OptionError("--budget: expected a share or a number of tokens to compare with stock, got none")
+    budget = parse_fixed_budget(args.budget, "stock is compared with a known number of kept tokens")
     if args.tokens < 64:
         raise OptionError(f"--tokens: expected at least 64, got {args.tokens}")
     options = ContextOptions(args.threads or 2, args.n_ubatch, args.flash_attn, KV_TYPES[args.kv_type], args.gpu_layers)

@@ -13,7 +13,7 @@ from ..eval.calibrating import EASY, HARD, choose, mean_profile, means
 from ..policies import ASL, make_policy
 from ..policies.base import require_share, scaled_layer
 from .calibration_picture import picture
-from .options import KV_TYPES, add_model_options, add_pruning_options, parse_budget
+from .options import KV_TYPES, add_model_options, add_pruning_options, parse_fixed_budget
 from .progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
         "Llama, and the commands run and demo, take them from then on.",
     )
     add_model_options(parser)
-    add_pruning_options(parser, budget="0.1")
+    add_pruning_options(parser, budget="0.1", targets=False)
     parser.add_argument("--tokens", type=int, default=1024, help="longest prompt (default %(default)s)")
     parser.add_argument("--samples", type=int, default=3, help="prompts of each task (default %(default)s)")
     parser.add_argument(
@@ -81,9 +81,7 @@ def _measure(model: Model, policy: ASL, args: argparse.Namespace) -> Calibration
     from ..eval.profiling import make_cases, profile
 
     easy, hard = tuple(args.easy.split(",")), tuple(args.hard.split(","))
-    budget = parse_budget(args.budget)
-    if budget is None:
-        raise OptionError("--budget: expected a share or a number of tokens, got none, which prunes nothing")
+    budget = parse_fixed_budget(args.budget, "layers are compared at a known number of kept tokens")
     cases = make_cases(model, args.tokens, args.samples, easy, hard)
     print(f"{len(cases)} prompts of up to {args.tokens} tokens, budget {budget}, policy {policy.name}", flush=True)
     bar = ProgressBar("calibrate")

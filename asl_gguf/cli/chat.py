@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..calibration import config_dir
 from ..errors import AslError, ModelError, OptionError, PromptError
-from .options import add_model_options, add_pruning_options, llama_kwargs, parse_budget
+from .options import BUDGET_HELP, add_model_options, add_pruning_options, llama_kwargs, parse_budget
 from .progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class Chat:
         self._say(f"{n_tokens} tokens, in front of the next question")
 
     def budget(self, argument: str) -> None:
-        self._session.set_budget(parse_budget(argument))
+        self._session.set_budget(parse_budget(argument, "/budget"))
         self._say(f"budget {argument}; the next question is prefilled with all that came before")
 
     def report(self, _argument: str) -> None:
@@ -273,7 +273,7 @@ class _Command:
 
 _COMMANDS = {
     "/file": _Command(Chat.file, "put the text of a file in front of the next question", "PATH"),
-    "/budget": _Command(Chat.budget, "0.2: share of the prompt; 512: tokens; none: full cache", "X"),
+    "/budget": _Command(Chat.budget, f"{BUDGET_HELP}; none: full cache", "X"),
     "/report": _Command(Chat.report, "what the last prefill kept, and what it took"),
     "/kept": _Command(Chat.kept, "text of the tokens that the last pruned prefill kept"),
     "/save": _Command(Chat.save, "write the conversation as JSON", "PATH"),
@@ -344,6 +344,8 @@ def _report_lines(report: PrefillReport, speed: DecodeReport | None) -> list[str
         "KV MiB": f"{report.kv_bytes / 2**20:.1f} now, {report.kv_bytes_full / 2**20:.1f} full",
         "attention mass": "-" if report.attention_mass is None else f"{report.attention_mass:.3f}",
     }
+    if report.budget_choice is not None:
+        rows["budget"] = report.budget_choice
     if report.reason is not None:
         rows["note" if report.pruned else "nothing pruned"] = report.reason
     return [f"{name:16}{value}" for name, value in rows.items()]

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..budget import Budget
-from ..errors import OptionError
 from ..policies import REGISTRY, Full, Policy, parse_policy
+from ..targets import BudgetValue, check_budget, make_budget
 from .inspect import add_prompt_options, make_question
-from .options import add_model_options, parse_budget
+from .options import BUDGET_HELP, add_model_options, parse_budget, parse_fixed_budget
 from .progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--policies", default=_POLICIES, help="name or name:parameter=value:..., with commas (default %(default)s)"
     )
-    parser.add_argument(
-        "-b", "--budget", default="0.2", help="0.2: share of the prompt; 512: tokens (default %(default)s)"
-    )
+    parser.add_argument("-b", "--budget", default="0.2", help=f"{BUDGET_HELP}, with --measure (default %(default)s)")
     parser.add_argument(
         "--dequant",
         choices=("auto", "off", "all"),
@@ -52,11 +50,9 @@ def add_parser(commands: Any) -> None:
 def compare(args: argparse.Namespace) -> int:
     from ..comparison import measured, replayed
 
-    budget = parse_budget(args.budget)
-    if budget is None:
-        raise OptionError(
-            "--budget: expected a share or a number of tokens, got none (--policies none is the full cache)"
-        )
+    budget = parse_budget(args.budget) if args.measure else None
+    if not isinstance(budget, str):
+        budget = parse_fixed_budget(args.budget, "a goal needs --measure, and the full cache --policies none")
     policies = _policies(args.policies, budget)
     bar = ProgressBar("prefill")
     question = make_question(args, bar)
@@ -72,7 +68,7 @@ def compare(args: argparse.Namespace) -> int:
     return 0
 
 
-def _policies(text: str, budget: float | int) -> dict[str, Policy]:
+def _policies(text: str, budget: BudgetValue) -> dict[str, Policy]:
     """The policies by what was written.
 
     Raises:
@@ -80,7 +76,7 @@ def _policies(text: str, budget: float | int) -> dict[str, Policy]:
     """
     policies = {name: parse_policy(name) for name in text.split(",")}
     for policy in policies.values():
-        Budget(budget).check(0 if isinstance(policy, Full) else policy.min_kept)
+        check_budget(make_budget(budget, Budget.min_prompt), policy)
     return policies
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import models
 from ..demo_text import DemoDocument, make_document
+from ..targets import BudgetValue
 from .options import add_model_options, add_pruning_options, llama_kwargs, parse_budget
 from .progress import ProgressBar
 
@@ -66,7 +67,7 @@ def _document(path: str, args: argparse.Namespace) -> DemoDocument:
         return make_document(lambda text: len(tokenize(model_vocabulary, text)), args.tokens, seed=args.seed)
 
 
-def _answer(path: str, document: DemoDocument, args: argparse.Namespace, budget: float | int | None) -> tuple[str, ...]:
+def _answer(path: str, document: DemoDocument, args: argparse.Namespace, budget: BudgetValue | None) -> tuple[str, ...]:
     """One row of the table."""
     from .. import Llama
 

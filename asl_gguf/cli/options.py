@@ -6,19 +6,28 @@ import argparse
 
 from ..errors import OptionError
 from ..policies import DEFAULT
+from ..targets import FORMS, BudgetValue, Target, is_target
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 
 
-def parse_budget(text: str) -> float | int | None:
-    """A number with a point is a share, one without is tokens, `none` is the full cache.
+BUDGET_HELP = "0.2: share of the prompt; 512: tokens; fit:2GiB: KV memory; ttft:5s: time to the first token"
+
+
+def parse_budget(text: str, option: str = "--budget") -> BudgetValue | None:
+    """A number with a point is a share, one without is tokens, `none` is the full cache, else it is a goal.
+
+    Args:
+        option: what messages call it.
 
     Raises:
         OptionError: it is none of these.
     """
     if text.lower() == "none":
         return None
+    if is_target(text):
+        return Target.parse(text, option=option).value
     try:
         return int(text)
     except ValueError:
@@ -27,8 +36,23 @@ def parse_budget(text: str) -> float | int | None:
         return float(text)
     except ValueError:
         raise OptionError(
-            f"--budget: expected a share such as 0.2, a number of tokens such as 512, or none, got {text!r}"
+            f"{option}: expected a share such as 0.2, a number of tokens such as 512, {FORMS}, or none, got {text!r}"
         ) from None
+
+
+def parse_fixed_budget(text: str, why: str) -> float | int:
+    """A share or a number of tokens.
+
+    Args:
+        why: why it can be nothing else, for the message.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    budget = parse_budget(text)
+    if budget is None or isinstance(budget, str):
+        raise OptionError(f"--budget: expected a share or a number of tokens, got {text} ({why})")
+    return budget
 
 
 def check_counts(args: argparse.Namespace) -> None:
@@ -58,13 +82,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-ubatch", type=int, default=512, help="tokens of a chunk (default %(default)s)")
 
 
-def add_pruning_options(parser: argparse.ArgumentParser, budget: str) -> None:
-    """--budget, --policy and their like."""
+def add_pruning_options(parser: argparse.ArgumentParser, budget: str, targets: bool = True) -> None:
+    """--budget, which may be a goal if `targets`, --policy and their like."""
     parser.add_argument(
         "-b",
         "--budget",
         default=budget,
-        help="0.2: share of the prompt; 512: tokens; none: full cache (default %(default)s)",
+        help=f"{BUDGET_HELP if targets else '0.2: share of the prompt; 512: tokens'}; none: full cache (default %(default)s)",
     )
     parser.add_argument(
         "--policy", default=DEFAULT, help="what to keep: name or name:parameter=value:... (default %(default)s)"

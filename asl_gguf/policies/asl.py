@@ -21,7 +21,6 @@ class ASL(SelectingPolicy):
     """
 
     name: ClassVar[str] = "asl"
-    two_pass: ClassVar[bool] = False
 
     min_layer: int | None = None
     """first monitored layer (L_min); None: min_depth of the model's layers"""
@@ -49,8 +48,15 @@ class ASL(SelectingPolicy):
         known = self.variance_reference in ("peak", "first")
         require(known, "variance_reference", "'peak' or 'first'", self.variance_reference)
 
+    def _first_monitored(self, n_layer: int) -> int:
+        return self.min_layer if self.min_layer is not None else scaled_layer(self.min_depth, n_layer)
+
+    def first_selection(self, n_layer: int) -> int | None:
+        # the ratio of the first monitored layer is 1
+        return min(self._first_monitored(n_layer) + (self.tau <= 1), n_layer - 1)
+
     def start(self, prompt: Prompt) -> Observer:
-        min_layer = self.min_layer if self.min_layer is not None else scaled_layer(self.min_depth, prompt.n_layer)
+        min_layer = self._first_monitored(prompt.n_layer)
         n_best = prompt.n_kept - self.n_sink - self.window_of(prompt.n_tokens, prompt.n_kept)
         n_leading = min(self.obs_tokens or n_best, n_best)
         history: deque[Indices] = deque(maxlen=min(self.obs_layers, min_layer + 1))

@@ -26,6 +26,8 @@ class Policy(ABC):
 
     name: ClassVar[str]
     """what reports call it; the registry's name"""
+    two_pass: ClassVar[bool] = False
+    """the kept tokens run again from layer 0, as a prompt of their own"""
 
     window: int = 32
     """last prompt tokens whose attention is scored; always kept"""
@@ -53,6 +55,10 @@ class Policy(ABC):
     def keeps_rows(self, layer: int, n_layer: int) -> bool:
         """Whether rows of this layer are kept: no, if a second pass makes new ones."""
         return True
+
+    def first_selection(self, n_layer: int) -> int | None:
+        """First layer after which deeper ones may see fewer tokens, for estimates; None: all layers see all of them."""
+        return scaled_layer(0.5, n_layer)
 
     def window_of(self, n_current: int, n_kept: int) -> int:
         """Queries to score when n_current tokens are left of a prompt whose budget is n_kept."""

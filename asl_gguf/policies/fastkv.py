@@ -32,8 +32,14 @@ class FastKV(SelectingPolicy):
             require_int(self.tsp_layer, "tsp_layer", 0)
         require_share(self.tsp_depth, "tsp_depth")
 
+    def _layer(self, n_layer: int) -> int:
+        return self.tsp_layer if self.tsp_layer is not None else scaled_layer(self.tsp_depth, n_layer)
+
+    def first_selection(self, n_layer: int) -> int | None:
+        return min(self._layer(n_layer), n_layer - 1)
+
     def start(self, prompt: Prompt) -> Observer:
-        tsp_layer = self.tsp_layer if self.tsp_layer is not None else scaled_layer(self.tsp_depth, prompt.n_layer)
+        tsp_layer = self._layer(prompt.n_layer)
         evidence = self.evidence()
         selected = False
 

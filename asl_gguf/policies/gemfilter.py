@@ -21,6 +21,7 @@ class GemFilter(Policy):
     """
 
     name: ClassVar[str] = "gemfilter"
+    two_pass: ClassVar[bool] = True
 
     window: int = 1
     select_layer: int | None = None
@@ -41,6 +42,9 @@ class GemFilter(Policy):
     def _layer(self, n_layer: int) -> int:
         layer = self.select_layer if self.select_layer is not None else scaled_layer(self.select_depth, n_layer)
         return min(layer, n_layer - 1)
+
+    def first_selection(self, n_layer: int) -> int | None:
+        return self._layer(n_layer)
 
     def needs_scores(self, layer: int, n_layer: int) -> bool:
         return self.needs_keys(layer, n_layer)

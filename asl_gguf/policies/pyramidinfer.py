@@ -52,6 +52,9 @@ class PyramidInfer(Policy):
     def max_rows(self, n_tokens: int, n_kept: int) -> int:
         return n_tokens
 
+    def first_selection(self, n_layer: int) -> int | None:
+        return 0
+
     def window_of(self, n_current: int, n_kept: int) -> int:
         return self._n_recent(n_current)
 

@@ -18,6 +18,9 @@ class SnapKV(ScoringPolicy):
 
     kernel_size: int = 5
 
+    def first_selection(self, n_layer: int) -> int | None:
+        return None
+
     def start(self, prompt: Prompt) -> Observer:
         def observe(scores: LayerScores) -> Decision:
             return Decision(self.choose(self.head_scores(scores), scores, prompt.n_kept))

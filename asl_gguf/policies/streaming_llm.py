@@ -32,6 +32,9 @@ class StreamingLLM(Policy):
     def needs_scores(self, layer: int, n_layer: int) -> bool:
         return False
 
+    def first_selection(self, n_layer: int) -> int | None:
+        return None
+
     def start(self, prompt: Prompt) -> Observer:
         def observe(scores: LayerScores) -> Decision:
             newest = np.arange(scores.n_current, dtype=np.float32)

@@ -376,7 +376,7 @@ def test_a_dry_run_stores_nothing(command, config):
     [
         (["--policy", "snapkv"], "--policy: expected asl-span, asl or asl-two-pass.*, got 'snapkv'"),
         (["--policy", "x"], "policy: expected one of asl-span, .*, got 'x'"),
-        (["--budget", "none"], "--budget: expected .*, got none, .*"),
+        (["--budget", "none"], "--budget: expected .*, got none .*"),
         (["--budget", "1.0"], "budget: expected less than the prompt of .*, got 1.0"),
         (["--tradeoff", "2"], r"--tradeoff: expected a share in \[0, 1\], got 2.0"),
         (["--samples", "0"], "expected num_examples >= 1, got 0.*"),

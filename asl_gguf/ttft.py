@@ -1,0 +1,230 @@
+"""`ttft:TIME`: as many tokens as a prefill of a given time can take through the layers above the selection layer."""
+
+from __future__ import annotations
+
+import math
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from ._native import session_info
+from .budget import round_cells
+from .choosing import Chooser, Use
+from .fit import check_decode_ctx
+from .policies import Full, Policy
+from .session import Session
+from .targets import Target
+from .types import PrefillReport
+
+_FLOOR = 0.05
+"""share of a prompt below which no time makes the budget fall"""
+_SHORT = 8
+"""the second measurement has this part of the prompt's tokens: what deeper layers may see"""
+_WEIGHT = 0.5
+"""of the last prefill in the correction, and of its selection layer in the expected one"""
+_CLAMP = 8.0
+"""largest factor by which one prefill counts as slower or faster than predicted"""
+
+Pass = tuple[float, int]
+"""(tokens, layers that see them)"""
+
+
+class Speed:
+    """Seconds of a prefill: overhead, and for each layer that sees n tokens a * n + b * n * (n + 1) / 2."""
+
+    def __init__(self) -> None:
+        self.longest = 0
+        """tokens of the longest prompt that was measured"""
+        self._overhead = self._per_token = self._per_pair = 0.0
+        self._correction = 1.0
+
+    def measure(self, n_tokens: int, layer: Callable[[int], tuple[float, float]]) -> float:
+        """Takes the speed from one layer over the prompt, and one over the start of it.
+
+        Args:
+            layer: runs it over n tokens; seconds to begin, and of the layer.
+
+        Returns:
+            the seconds this took
+        """
+        short, long = max(1, n_tokens // _SHORT), n_tokens
+        # the first use of threads and weights is not the usual one: it counts as spent alone
+        runs = [layer(min(short, 32)), layer(short), layer(long)]
+        at_short, (self._overhead, at_long) = runs[1][1], runs[2]
+        # noise must make neither of them negative
+        slope = (at_long / long - at_short / short) / max(1, long - short) * 2
+        self._per_pair = min(max(0.0, slope), at_long / _pairs(long))
+        self._per_token = max(0.0, at_long - self._per_pair * _pairs(long)) / long
+        self._correction = 1.0
+        self.longest = n_tokens
+        return sum(map(sum, runs))
+
+    def seconds(self, passes: Iterable[Pass], n_held: int = 0) -> float:
+        """Of a prefill that consists of these, after n_held tokens that are in the cache."""
+        layers = sum(
+            n_layers * (self._per_token * n + self._per_pair * (n * n_held + _pairs(n))) for n, n_layers in passes
+        )
+        return self._correction * (self._overhead + layers)
+
+    def correct(self, predicted: float, measured: float) -> None:
+        """After a prefill whose seconds were predicted from what it did."""
+        if predicted <= 0:  # nothing was measured yet
+            return
+        factor = min(max(measured / predicted, 1 / _CLAMP), _CLAMP)
+        self._correction *= factor**_WEIGHT
+
+
+def _pairs(n_tokens: float) -> float:
+    return n_tokens * (n_tokens + 1) / 2
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"
+
+
+def measure_layer(session: Session, tokens: Sequence[int], policy: Policy, n_layer: int) -> tuple[float, float]:
+    """Seconds to begin a prompt, and of its first layer as the policy wants it. The decode context is left empty."""
+    started = time.perf_counter()
+    session.begin(tokens, policy.window)
+    begun = time.perf_counter()
+    try:
+        window = policy.window_of(len(tokens), len(tokens))
+        session.set_window(window, policy.weights_of(window))
+        session.run(1, policy.needs_scores(0, n_layer) or policy.needs_keys(0, n_layer))
+    finally:
+        session.abort()
+    return begun - started, time.perf_counter() - begun
+
+
+class TimeChooser(Chooser):
+    """The most tokens, at least a twentieth of the prompt, with which its prefill is predicted to end in time.
+
+    Memory is another question: without asl_decode_ctx there are cells for the whole n_ctx.
+    """
+
+    def __init__(self, target: Target, use: Use) -> None:
+        self._target = target
+        self.use = use
+        self._n_layer = 1
+        self._speed = Speed()
+        self._layer: float | None = None  # mean of the selection layers met
+        self._measuring = 0.0  # seconds, before the prompt at hand
+
+    @classmethod
+    def make(cls, target: Target, use: Use) -> TimeChooser:
+        """Raises OptionError if asl_decode_ctx is too small for the policy and the room."""
+        check_decode_ctx(use)
+        return cls(target, use)
+
+    @property
+    def n_cells(self) -> int:
+        return round_cells(self.use.n_ctx if self.use.decode_ctx is None else self.use.decode_ctx)
+
+    def attached(self, info: session_info) -> None:
+        self._n_layer = info.n_layer
+
+    def measure(self, session: Session, tokens: Sequence[int], begin: Callable[[], None]) -> float:
+        self._measuring = 0.0
+        # what was measured holds for prompts of up to twice the length
+        if self._never_prunes(len(tokens)) or len(tokens) <= 2 * self._speed.longest:
+            return 0.0
+        begin()
+        policy, n_layer = self.use.policy, self._n_layer
+        self._measuring = self._speed.measure(
+            len(tokens), lambda n: measure_layer(session, tokens[:n], policy, n_layer)
+        )
+        return self._measuring
+
+    def _never_prunes(self, n_tokens: int) -> bool:
+        if isinstance(self.use.policy, Full):
+            return True
+        most = self.use.most_kept(n_tokens, self.n_cells)
+        return most == n_tokens and n_tokens <= max(self._target.min_prompt, self.use.policy.min_kept)
+
+    def kept(self, n_tokens: int) -> int:
+        if self._never_prunes(n_tokens):
+            return n_tokens
+        most = self.use.most_kept(n_tokens, self.n_cells)
+        least = min(most, max(self.use.policy.min_kept, math.ceil(_FLOOR * n_tokens)))
+        if not self._speed.longest:  # `measure` comes before the prompt that needs more
+            return least
+        if most == n_tokens and self._predict(n_tokens, n_tokens) <= self._seconds_left:
+            return most
+        candidates = range(least, min(most, n_tokens - 1) + 1)
+        n_in_time = bisect_right(candidates, self._seconds_left, key=lambda n_kept: self._predict(n_tokens, n_kept))
+        return least + max(0, n_in_time - 1)
+
+    @property
+    def _seconds_left(self) -> float:
+        return self._target.amount - self._measuring
+
+    def _predict(self, n_tokens: int, n_kept: int) -> float:
+        """Seconds of a prefill without the measuring before it."""
+        return self._speed.seconds(self._passes(n_tokens, n_kept, self._expected_layer()))
+
+    def _passes(self, n_tokens: int, n_kept: float, layer: int, two: bool | None = None) -> list[Pass]:
+        if n_kept >= n_tokens:
+            return [(n_tokens, self._n_layer)]
+        two = self.use.policy.two_pass if two is None else two
+        return [(n_tokens, layer + 1), (n_kept, self._n_layer if two else self._n_layer - layer - 1)]
+
+    def _expected_layer(self) -> int:
+        if self._layer is not None:
+            return math.ceil(self._layer)
+        first = self.use.policy.first_selection(self._n_layer)
+        return self._n_layer - 1 if first is None else first
+
+    def extends(self, n_new: int, n_held: int) -> bool:
+        """In time, or at least sooner than a pruned prefill of everything."""
+        if not self._speed.longest:
+            return n_new <= n_held
+        n_tokens = n_held + n_new
+        anew = self._predict(n_tokens, self.kept(n_tokens))
+        return self._speed.seconds([(n_new, self._n_layer)], n_held) <= max(self._target.amount, anew)
+
+    def with_protected(self, n_kept: int, n_tokens: int, n_protected: int) -> int:
+        """No time drops protected tokens."""
+        return min(n_tokens, max(n_kept, self.use.policy.min_kept + n_protected)) if n_protected else n_kept
+
+    def noted(self, report: PrefillReport) -> PrefillReport:
+        choice = self._choice(report)
+        if report.token_layers:
+            self._learn(report)
+            if self._measuring:
+                seconds = {"measuring": self._measuring, **report.seconds}
+                report = replace(report, prefill_seconds=report.prefill_seconds + self._measuring, seconds=seconds)
+        self._measuring = 0.0
+        return replace(report, budget_choice=choice)
+
+    def _choice(self, report: PrefillReport) -> str:
+        """Before anything is learnt from the report."""
+        n_tokens = report.prompt_tokens
+        n_kept = report.guard_attempts[0][0] if report.guard_attempts else report.budget_tokens
+        goal = self._target.value
+        if self._never_prunes(n_tokens):
+            why = "the policy drops nothing" if isinstance(self.use.policy, Full) else "the prompt is short"
+            return f"{goal}: all {n_tokens:,} tokens, {why}"
+        seconds = self._predict(n_tokens, n_kept)
+        n_token_layers = sum(n * n_layers for n, n_layers in self._passes(n_tokens, n_kept, self._expected_layer()))
+        speed = f"{1e6 * seconds / n_token_layers:,.0f} us per token and layer"
+        seconds += self._measuring
+        if n_kept == n_tokens:
+            return f"{goal}: {_seconds(seconds)} predicted for all {n_tokens:,} tokens ({speed})"
+        source = "the policy's first" if self._layer is None else "of earlier prompts"
+        details = f"selection layer {self._expected_layer()}, {source}; {speed}"
+        reach = "out of reach, " if seconds > self._target.amount else ""
+        return f"{goal}: {reach}{_seconds(seconds)} predicted for {n_kept:,} of {n_tokens:,} tokens ({details})"
+
+    def _learn(self, report: PrefillReport) -> None:
+        """From what a prefill did: its speed, and where it selected."""
+        last = self._n_layer - 1
+        layer = last if report.selection_layer is None else report.selection_layer
+        two = report.passes == 2
+        n_deeper = self._n_layer if two else last - layer
+        # the mean, where the layers above see different numbers
+        n_kept = (report.token_layers - report.prompt_tokens * (layer + 1)) / n_deeper if n_deeper else 0
+        passes = self._passes(report.prompt_tokens, n_kept, layer, two)
+        self._speed.correct(self._speed.seconds(passes), report.prefill_seconds)
+        if report.pruned:
+            self._layer = layer if self._layer is None else self._layer + _WEIGHT * (layer - self._layer)

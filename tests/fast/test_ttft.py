@@ -1,0 +1,332 @@
+"""`ttft:TIME`: what is predicted to end in time, on a machine whose speed the tests choose."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_llama import SETTLES, greedy, logits, make_llama, make_stock  # noqa: F401
+
+from asl_gguf import Llama, OptionError, ttft
+from asl_gguf.choosing import Use
+from asl_gguf.errors import PrefillCancelled
+from asl_gguf.policies import REGISTRY, FastKV, GemFilter, PyramidInfer, SpanASL, make_policy
+from asl_gguf.targets import make_budget
+from asl_gguf.ttft import Speed, TimeChooser
+from asl_gguf.types import PrefillReport
+from harness import prompt
+
+N_CTX = 2048
+ROOM = 61
+N_LAYER = 6
+PER_TOKEN, PER_PAIR, OVERHEAD = 1e-3, 2e-6, 0.05
+
+
+def layer_seconds(n_tokens: int, slower: float = 1.0) -> tuple[float, float]:
+    """A machine that is exactly as the model says."""
+    return OVERHEAD * slower, slower * (PER_TOKEN * n_tokens + PER_PAIR * n_tokens * (n_tokens + 1) / 2)
+
+
+def full_seconds(n_tokens: int, n_layer: int = N_LAYER) -> float:
+    return OVERHEAD + n_layer * layer_seconds(n_tokens)[1]
+
+
+def spent(n_tokens: int) -> float:
+    """Seconds of measuring."""
+    short = n_tokens // 8
+    return sum(sum(layer_seconds(n)) for n in (min(short, 32), short, n_tokens))
+
+
+@pytest.fixture
+def machine(monkeypatch) -> list[int]:
+    """Layers take layer_seconds; the lengths that were measured."""
+    measured = []
+
+    def measure_layer(session: Any, tokens: list[int], policy: Any, n_layer: int) -> tuple[float, float]:
+        measured.append(len(tokens))
+        return layer_seconds(len(tokens))
+
+    monkeypatch.setattr(ttft, "measure_layer", measure_layer)
+    return measured
+
+
+@pytest.fixture
+def choose(machine):
+    """`choose(text, policy, n_layer=6, measured=2000, **use)`: a chooser that has met one long prompt."""
+
+    def choose(text: str, policy: Any = SETTLES, n_layer: int = N_LAYER, measured: int = 2000, **use: Any) -> Any:
+        target = make_budget(text, use.pop("min_prompt", 256))
+        chooser = TimeChooser.make(target, Use("", **({"n_ctx": 8192, "policy": policy, "room": ROOM} | use)))
+        chooser.attached(SimpleNamespace(n_layer=n_layer))
+        if measured:
+            chooser.measure(None, [0] * measured, lambda: None)
+            chooser.noted(report_of(measured, measured))
+        return chooser
+
+    return choose
+
+
+def report_of(n_tokens: int, n_kept: int, layer: int | None = None, seconds: float | None = None) -> PrefillReport:
+    """Of a prefill that took what the machine says, unless seconds are given."""
+    deeper = 0 if layer is None else N_LAYER - 1 - layer
+    exact = OVERHEAD + (N_LAYER - deeper) * layer_seconds(n_tokens)[1] + deeper * layer_seconds(n_kept)[1]
+    return PrefillReport(
+        prompt_tokens=n_tokens,
+        kept_tokens=n_kept,
+        policy="x",
+        budget_tokens=n_kept,
+        selection_layer=layer,
+        rows_by_layer=(n_kept,) * N_LAYER,
+        token_layers=n_tokens * (N_LAYER - deeper) + n_kept * deeper,
+        n_layer=N_LAYER,
+        prefill_seconds=exact if seconds is None else seconds,
+    )
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 7, 64, 500, 4096])
+def test_speed_from_two_measurements(n_tokens):
+    speed = Speed()
+    assert speed.measure(n_tokens, layer_seconds) > 0
+    assert speed.seconds([(n_tokens, N_LAYER)]) == pytest.approx(full_seconds(n_tokens))
+    if n_tokens > 8:
+        assert speed.seconds([(n_tokens * 3, 2), (5, 4)]) == pytest.approx(
+            OVERHEAD + 2 * layer_seconds(n_tokens * 3)[1] + 4 * layer_seconds(5)[1]
+        )
+        assert speed.seconds([(10, 1)], n_held=100) - speed.seconds([(10, 1)]) == pytest.approx(PER_PAIR * 1000)
+
+
+@pytest.mark.parametrize("at_short, at_long", [(1.0, 1.0), (0.0, 1.0), (1e-3, 1.0), (1.0, 1e-3)])
+def test_noise_makes_no_speed_negative(at_short, at_long):
+    speed = Speed()
+    speed.measure(800, lambda n: (0.0, at_long if n == 800 else at_short))
+    times = [speed.seconds([(n, 1)]) for n in range(1, 2000, 50)]
+    assert times == sorted(times) and times[0] >= 0 and speed.seconds([(800, 1)]) == pytest.approx(at_long)
+
+
+@pytest.mark.parametrize(
+    "policy", [SETTLES, FastKV(), GemFilter(), PyramidInfer(), make_policy("asl-two-pass")], ids=str
+)
+def test_more_tokens_take_longer(choose, policy):
+    chooser = choose("ttft:5s", policy)
+    for n_tokens in (300, 1500):
+        times = [chooser._predict(n_tokens, n_kept) for n_kept in range(policy.min_kept, n_tokens, 7)]
+        assert all(np.diff(times) > 0)
+
+
+def test_the_most_tokens_in_time(choose):
+    """One token more would be too late; the whole prompt where there is time for it; a floor where there is none."""
+    n_tokens, layer = 1600, 3
+    least, most = math.ceil(0.05 * n_tokens), full_seconds(n_tokens)
+
+    def seconds(n_kept: int) -> float:
+        return OVERHEAD + (layer + 1) * layer_seconds(n_tokens)[1] + (N_LAYER - layer - 1) * layer_seconds(n_kept)[1]
+
+    previous = least
+    for goal in np.linspace(seconds(least), most, 12)[1:-1]:
+        n_kept = choose(f"ttft:{1000 * goal:.6f}ms").kept(n_tokens)
+        assert seconds(n_kept) <= goal * (1 + 1e-6) < seconds(n_kept + 1) * (1 + 2e-6)
+        assert least <= previous <= n_kept < n_tokens
+        previous = n_kept
+    assert choose(f"ttft:{most + 0.001:.6f}s").kept(n_tokens) == n_tokens
+    assert choose(f"ttft:{most - 0.001:.6f}s").kept(n_tokens) < n_tokens
+    for goal in (seconds(least) - 0.1, 0.001):
+        assert choose(f"ttft:{goal:.6f}s").kept(n_tokens) == least
+
+
+def test_the_floor_is_what_the_policy_needs(choose):
+    assert choose("ttft:1ms").kept(400) == SETTLES.min_kept > 20
+    assert choose("ttft:1ms").kept(SETTLES.min_kept) == SETTLES.min_kept
+    assert choose("ttft:1ms").kept(256) == 256 and choose("ttft:1ms", min_prompt=200).kept(256) < 256
+    assert choose("ttft:1ms").kept(0) == 0
+
+
+def test_cells_limit_what_time_allows(choose):
+    chooser = choose("ttft:1000s", decode_ctx=512)
+    assert chooser.n_cells == 512 and choose("ttft:1000s").n_cells == 8192
+    assert chooser.kept(448) == 448 and chooser.kept(449) == 448 and chooser.kept(8190) == 510
+    assert choose("ttft:1ms", decode_ctx=256).kept(7000) == 192  # less than the floor
+
+
+def test_a_slow_prefill_lowers_what_is_kept(choose):
+    chooser = choose("ttft:20s")
+    before = chooser.kept(1600)
+    exact = report_of(1600, before, 3)
+    chooser.noted(exact)
+    assert chooser.kept(1600) == before  # it took what was predicted
+    chooser.noted(dataclasses.replace(exact, prefill_seconds=1.3 * exact.prefill_seconds))
+    slower = chooser.kept(1600)
+    assert slower < before
+    for _ in range(30):  # of a machine that stays slower
+        chooser.noted(report_of(1600, slower, 3, 1.3 * report_of(1600, slower, 3).prefill_seconds))
+    ratio = chooser._predict(1600, 400) / choose("ttft:9s")._predict(1600, 400)
+    assert ratio == pytest.approx(1.3, rel=1e-3)
+    chooser.noted(report_of(1600, 400, 3, 1e9))  # an outlier counts as 8 times slower
+    assert chooser._predict(1600, 400) / choose("ttft:9s")._predict(1600, 400) <= 1.3 * 8**0.5 * 1.001
+
+
+def test_the_layer_that_is_expected(choose):
+    """The policy's first one; then what prompts have met, the newest half of it."""
+    chooser = choose("ttft:9s", SpanASL(min_layer=1, obs_layers=2))
+    assert "selection layer 2, the policy's first;" in chooser.noted(report_of(1600, 400, 3)).budget_choice
+    assert "selection layer 3, of earlier prompts;" in chooser.noted(report_of(1600, 400, None)).budget_choice
+    assert "selection layer 4, of earlier prompts;" in chooser.noted(report_of(1600, 400, 3)).budget_choice
+    assert "for all 1,600 tokens" in chooser.noted(report_of(1600, 1600)).budget_choice
+    assert "selection layer 4, of earlier prompts;" in chooser.noted(report_of(1600, 400, 3)).budget_choice
+    firsts = {name: make_policy(name).first_selection(30) for name in REGISTRY if make_policy(name).first_selection(30)}
+    assert firsts == {"asl-span": 18, "asl": 10, "asl-two-pass": 10, "fastkv": 14, "gemfilter": 12}
+    assert PyramidInfer().first_selection(30) == 0 and SpanASL(min_layer=9, tau=2).first_selection(30) == 9
+    assert {name for name in REGISTRY if make_policy(name).first_selection(30) is None} == {
+        "snapkv",
+        "streaming_llm",
+        "none",
+    }
+
+
+def test_reports(choose):
+    chooser = choose("ttft:20s")
+    n_kept = chooser.kept(1600)
+    assert re.fullmatch(
+        rf"ttft:20s: 20\.0 s predicted for {n_kept} of 1,600 tokens \(selection layer 3, the policy's first; 2,\d\d\d us per "
+        r"token and layer\)",
+        chooser.noted(report_of(1600, n_kept, 3)).budget_choice,
+    )
+    assert re.fullmatch(
+        r"ttft:20s: 7\.\d s predicted for all 700 tokens \(1,\d\d\d us per token and layer\)",
+        chooser.noted(report_of(700, 700)).budget_choice,
+    )
+    assert chooser.noted(report_of(200, 200)).budget_choice == "ttft:20s: all 200 tokens, the prompt is short"
+    chooser = choose("ttft:900ms")
+    assert re.fullmatch(
+        r"ttft:900ms: out of reach, 16\.\d s predicted for 80 of 1,600 tokens \(selection layer 3, .*\)",
+        chooser.noted(report_of(1600, chooser.kept(1600), 3)).budget_choice,
+    )
+
+
+def test_measuring_counts(choose, machine):
+    """A prompt more than twice as long as any before it is measured, and its time shortens the prefill."""
+    chooser, begun = choose("ttft:24s", measured=0), []
+    chooser.measure(None, [0] * 200, lambda: begun.append(1))
+    assert machine == [] and chooser.kept(200) == 200
+    assert chooser.kept(1600) == 80  # nothing is known yet
+    assert chooser.measure(None, [0] * 1600, lambda: begun.append(1)) == pytest.approx(spent(1600))
+    assert machine == [32, 200, 1600] and begun == [1]
+    first = chooser.kept(1600)
+    report = chooser.noted(report_of(1600, first, 3))
+    assert report.seconds["measuring"] == pytest.approx(spent(1600)) and "24.0 s predicted" in report.budget_choice
+    assert report.prefill_seconds == pytest.approx(24.0, abs=0.02)
+    assert chooser.measure(None, [0] * 3200, lambda: begun.append(1)) == 0
+    assert chooser.kept(1600) > first and begun == [1]
+    assert chooser.measure(None, [0] * 3201, lambda: begun.append(1)) > 0
+
+
+def test_turns(choose):
+    """A turn is evaluated as it is if that is in time, or sooner than pruning everything."""
+    chooser = choose("ttft:2s")
+    assert chooser.extends(200, 500) and chooser.extends(0, 500)
+    assert not chooser.extends(1900, 10)  # 2 seconds are too few for it; pruned, it takes less
+    assert chooser.extends(500, 3000)  # 12 seconds, but all of it anew takes longer
+    unmeasured = choose("ttft:2s", measured=0)
+    assert unmeasured.extends(300, 3000) and not unmeasured.extends(3000, 1)
+
+
+@pytest.mark.parametrize("policy", ["snapkv", "streaming_llm"])
+def test_policies_that_no_choice_makes_faster(tiny_model, policy, capsys):
+    with pytest.raises(OptionError, match=f"expected a policy whose deeper layers see fewer .* got {policy}, "):
+        Llama(str(tiny_model("llama")), asl_budget="ttft:5s", asl_policy=policy)
+
+
+# on a model
+
+
+def test_the_choice_on_a_model(make, machine):
+    """The first prompt of a Llama, on a machine that takes seconds for what the tiny model does in milliseconds."""
+    goal = spent(1600) + OVERHEAD + 4 * layer_seconds(1600)[1] + 2 * layer_seconds(500)[1]
+    llm = make(n_ctx=N_CTX, asl_budget=f"ttft:{1000 * goal:.3f}ms", asl_policy=SETTLES)
+    assert llm.n_cells == N_CTX
+    report = llm.prefill(prompt(1600))
+    assert report.pruned and report.kept_tokens == report.budget_tokens == 500 and report.selection_layer == 3
+    assert "predicted for 500 of 1,600 tokens" in report.budget_choice
+    fixed = make(n_ctx=N_CTX, asl_budget=500, asl_policy=SETTLES)
+    fixed.prefill(prompt(1600))
+    assert np.array_equal(logits(llm), logits(fixed))
+    assert (
+        llm.last_prefill.to_dict()["budget_choice"] == report.budget_choice and fixed.last_prefill.budget_choice is None
+    )
+
+
+def test_measuring_leaves_nothing_behind(make, stock):
+    """With the real clock: whatever was measured, a prompt in time is stock's."""
+    llm = make(n_ctx=N_CTX, asl_budget="ttft:60min", asl_dequant=False)
+    theirs = stock(n_ctx=N_CTX)
+    for n_tokens in (300, 700, 299, 1500):
+        for target in (llm, theirs):
+            target.reset()
+        assert greedy(llm, prompt(n_tokens)) == greedy(theirs, prompt(n_tokens))
+        assert np.array_equal(logits(llm), logits(theirs))
+        assert (
+            not llm.last_prefill.pruned and f"predicted for all {n_tokens:,} tokens" in llm.last_prefill.budget_choice
+        )
+    assert greedy(llm, prompt(20)) == greedy(stock(n_ctx=N_CTX), prompt(20))
+
+
+def test_a_time_out_of_reach(make):
+    llm = make(n_ctx=N_CTX, asl_budget="ttft:0.0001ms", asl_policy=SETTLES)
+    report = llm.prefill(prompt(1600))
+    assert report.kept_tokens == 80 and "out of reach" in report.budget_choice and report.seconds["measuring"] > 0
+    fixed = make(n_ctx=N_CTX, asl_budget=80, asl_policy=SETTLES)
+    answer = greedy(llm, prompt(1600))
+    assert answer == greedy(fixed, prompt(1600))
+    greedy(llm, [*prompt(1600), *answer, *prompt(20, seed=1)], 1)
+    assert llm.last_prefill.reused_tokens == 1607
+
+
+def test_a_long_prompt_after_a_short_one_is_pruned(make):
+    """They share their first token, and the short one's K/V are whole."""
+    llm = make(n_ctx=N_CTX, asl_budget="ttft:0.0001ms", asl_policy=SETTLES)
+    short = prompt(50)
+    greedy(llm, short, 1)
+    greedy(llm, short[:1] + prompt(1599, seed=3), 1)
+    assert llm.last_prefill.kept_tokens == 80 and llm.last_prefill.reused_tokens == 0
+
+
+def test_protected_tokens_take_their_time(make):
+    llm = make(n_ctx=N_CTX, asl_budget="ttft:0.0001ms", asl_policy=SETTLES, asl_protect=(100, 400))
+    report = llm.prefill(prompt(1600))
+    assert report.protected_tokens == 300 and report.kept_tokens == 300 + SETTLES.min_kept
+    report = llm.prefill(prompt(330, seed=1))
+    assert report.protected_tokens == 230 and report.kept_tokens == 230 + SETTLES.min_kept
+    llm = make(n_ctx=N_CTX, asl_budget="ttft:0.0001ms", asl_policy=SETTLES, asl_protect=(0, 400))
+    assert not llm.prefill(prompt(330, seed=1)).pruned
+
+
+def test_the_guard_may_exceed_the_time(make):
+    llm = make(n_ctx=N_CTX, asl_budget="ttft:0.0001ms", asl_policy=SETTLES, asl_guard=1.0)
+    report = llm.prefill(prompt(1600))
+    assert report.guard_attempts[0][0] == 80 and not report.pruned and "80 of 1,600 tokens" in report.budget_choice
+
+
+def test_a_policy_that_prunes_nothing(make, machine):
+    llm = make(n_ctx=N_CTX, asl_budget="ttft:1ms", asl_policy="none")
+    report = llm.prefill(prompt(900))
+    assert report.budget_choice == "ttft:1ms: all 900 tokens, the policy drops nothing" and not machine
+
+
+@pytest.mark.parametrize("cancelled_at", [1, 5])
+def test_cancelled_while_measuring(make, cancelled_at):
+    calls = []
+
+    def stop(done: int, total: int) -> bool:
+        calls.append(done)
+        return len(calls) < cancelled_at
+
+    llm = make(n_ctx=N_CTX, asl_budget="ttft:0.0001ms", asl_policy=SETTLES, n_ubatch=64, asl_progress=stop)
+    with pytest.raises(PrefillCancelled):
+        llm.prefill(prompt(1600))
+    assert llm.n_tokens == 0 and len(calls) == cancelled_at
+    llm.set_progress(None)
+    assert llm.prefill(prompt(1600)).kept_tokens == 80
