@@ -325,6 +325,8 @@ def test_cancelled_while_measuring(make, cancelled_at):
         return len(calls) < cancelled_at
 
     llm = make(n_ctx=N_CTX, asl_budget="ttft:0.0001ms", asl_policy=SETTLES, n_ubatch=64, asl_progress=stop)
+    greedy(llm, prompt(50))  # runs as stock does; its K/V are gone once the next prompt is measured
+    assert llm.n_tokens and not calls
     with pytest.raises(PrefillCancelled):
         llm.prefill(prompt(1600))
     assert llm.n_tokens == 0 and len(calls) == cancelled_at
