@@ -28,6 +28,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .drop_in import pruned
     from .llama import Llama
     from .types import PrefillReport
 
@@ -37,7 +38,7 @@ __version__ = "0.1.0"
 # work without it.
 _library.select(__path__)
 
-_LAZY = {"Llama": "llama", "PrefillReport": "types"}
+_LAZY = {"Llama": "llama", "PrefillReport": "types", "pruned": "drop_in"}
 
 
 def __getattr__(name: str) -> object:
@@ -62,4 +63,5 @@ __all__ = [
     "StateError",
     "UnsupportedModelError",
     "__version__",
+    "pruned",
 ]

@@ -34,6 +34,15 @@ class UnsupportedModelError(AslError, NotImplementedError):
 class PromptError(AslError, ValueError):
     """The prompt is empty, holds an invalid token, or is longer than n_ctx allows."""
 
+    @classmethod
+    def too_long(cls, n_tokens: int, n_ctx: int) -> PromptError:
+        """The error of a prompt that n_ctx has no room for."""
+        return cls(
+            f"expected fewer than n_ctx = {n_ctx} tokens, got a prompt of {n_tokens}; raise n_ctx "
+            # llama_cpp.server and others know this error by llama_cpp's words
+            f"(Requested tokens ({n_tokens}) exceed context window of {n_ctx})"
+        )
+
 
 class ContextFullError(AslError, RuntimeError):
     """The decode context has no KV cells left for further tokens."""

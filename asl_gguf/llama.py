@@ -106,7 +106,7 @@ class Llama(SavingLlama):
         n_ctx = n_ctx or gguf_header.n_ctx_train(path, kwargs.get("kv_overrides"))
         self._asl_reason = unprunable_use(kwargs)
         if self._asl_reason is None:
-            self._init_parent(path, self._decode_cells(n_ctx), kwargs)
+            self._init_parent(path, self._asl.cells(n_ctx), kwargs)
             self._asl_reason = self._attach(n_ctx, kwargs)
         if self._asl_reason is not None:
             self.close()
@@ -126,17 +126,6 @@ class Llama(SavingLlama):
                 ) from err
             raise
 
-    def _decode_cells(self, n_ctx: int) -> int:
-        assert self._asl.budget is not None
-        if self._asl.decode_ctx is not None:
-            return round_cells(self._asl.decode_ctx)
-        policy = self._asl.policy
-        if isinstance(policy, Full):
-            return round_cells(n_ctx)
-        room = min(self._asl.room, n_ctx)
-        cells = self._asl.budget.cells(n_ctx, min(policy.min_kept, n_ctx), room, policy.max_rows)
-        return cells if self._asl.guard is None else min(round_cells(n_ctx), guard.CAP * cells)
-
     def _attach(self, n_ctx: int, kwargs: dict[str, Any]) -> str | None:
         """Puts a session on the decode context. Returns why the model cannot be pruned, if it cannot."""
         if reason := unsupported_reason(self.model):
@@ -152,7 +141,7 @@ class Llama(SavingLlama):
         self._asl_session.set_dequant(self._asl.dequant)
         self._asl_session.set_progress(self._asl.progress)
         # for its users this object has n_ctx tokens; only the KV cache is smaller
-        self._n_ctx = n_ctx
+        self._n_ctx = self.context_params.n_ctx = n_ctx
         self.input_ids = np.ndarray((n_ctx,), dtype=np.intc)
         return None
 
@@ -295,9 +284,7 @@ class Llama(SavingLlama):
         n_tokens, n_kept = len(tokens), self._plan(tokens)
         n_rows = self._asl.policy.max_rows(n_tokens, n_kept) if n_kept < n_tokens else n_tokens
         if n_tokens >= self._n_ctx:
-            raise PromptError(
-                f"expected fewer than n_ctx = {self._n_ctx} tokens, got a prompt of {n_tokens}; raise n_ctx"
-            )
+            raise PromptError.too_long(n_tokens, self._n_ctx)
         n_answer = min(max_tokens or 1, self._n_ctx - n_tokens)
         if n_rows + n_answer > self.n_cells:
             raise ContextFullError(
@@ -387,9 +374,7 @@ class Llama(SavingLlama):
             too_long = re.match(r"Requested tokens \((\d+)\) exceed context window", str(err))
             if self._asl.budget is None or too_long is None:
                 raise
-            raise PromptError(
-                f"expected fewer than n_ctx = {self._n_ctx} tokens, got a prompt of {too_long[1]}; raise n_ctx"
-            ) from err
+            raise PromptError.too_long(int(too_long[1]), self._n_ctx) from err
         finally:
             self._asl_max_tokens = self._asl_messages = None
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ._native import llama_cpp
-from .budget import Budget
+from .budget import Budget, round_cells
 from .calibration import calibrated
 from .errors import OptionError
+from .guard import CAP
 from .policies import DEFAULT, Full, Policy, make_policy
 from .protect import Protection
 from .session import DEQUANT_MODES, Progress
@@ -72,6 +73,17 @@ class AslOptions:
         """With what `asl-gguf calibrate` stored for this model file and policy, if anything."""
         policy, found = calibrated(self.policy, model_path, by_name=self.policy_by_name, enabled=self.use_calibration)
         return replace(self, policy=policy, calibration=found.summary if found else None)
+
+    def cells(self, n_ctx: int) -> int:
+        """KV cells of the decode context for prompts and answers of n_ctx tokens."""
+        assert self.budget is not None
+        if self.decode_ctx is not None:
+            return round_cells(self.decode_ctx)
+        if isinstance(self.policy, Full):
+            return round_cells(n_ctx)
+        at_least, room = min(self.policy.min_kept, n_ctx), min(self.room, n_ctx)
+        cells = self.budget.cells(n_ctx, at_least, room, self.policy.max_rows)
+        return cells if self.guard is None else min(round_cells(n_ctx), CAP * cells)
 
     def deciding_what_is_kept(self) -> dict[str, Any]:
         """The options that a pruned state depends on, under their own names."""
