@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from . import _library
 from .errors import (
+    AdapterError,
     AslError,
     ContextFullError,
     DownloadError,
@@ -20,6 +21,7 @@ from .errors import (
     ModelError,
     NativeError,
     OptionError,
+    OptionTypeError,
     PrefillCancelled,
     PromptError,
     PruningDisabledWarning,
@@ -48,6 +50,7 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
+    "AdapterError",
     "AslError",
     "ContextFullError",
     "DownloadError",
@@ -56,6 +59,7 @@ __all__ = [
     "ModelError",
     "NativeError",
     "OptionError",
+    "OptionTypeError",
     "PrefillCancelled",
     "PrefillReport",
     "PromptError",

@@ -15,12 +15,20 @@ class OptionError(AslError, ValueError):
     """An option or argument has a value outside its domain, or is unknown."""
 
 
+class OptionTypeError(OptionError, TypeError, AttributeError):
+    """An argument is of another type than the parent can use."""
+
+
 class LibraryError(AslError, ImportError):
     """The native library is missing, of another version, or llama_cpp was imported too early."""
 
 
 class ModelError(AslError, ValueError):
     """The model file is missing, unreadable or corrupt, or a named model is unknown."""
+
+
+class AdapterError(ModelError, RuntimeError):
+    """A LoRA file is missing, or is no adapter of this model."""
 
 
 class DownloadError(AslError, RuntimeError):
