@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from . import _library
 from .errors import (
+    AdapterError,
     AslError,
     ContextFullError,
     DownloadError,
@@ -20,6 +21,7 @@ from .errors import (
     ModelError,
     NativeError,
     OptionError,
+    OptionTypeError,
     PrefillCancelled,
     PromptError,
     PruningDisabledWarning,
@@ -28,6 +30,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .drop_in import pruned
     from .llama import Llama
     from .types import PrefillReport
 
@@ -37,7 +40,7 @@ __version__ = "0.1.0"
 # work without it.
 _library.select(__path__)
 
-_LAZY = {"Llama": "llama", "PrefillReport": "types"}
+_LAZY = {"Llama": "llama", "PrefillReport": "types", "pruned": "drop_in"}
 
 
 def __getattr__(name: str) -> object:
@@ -47,6 +50,7 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
+    "AdapterError",
     "AslError",
     "ContextFullError",
     "DownloadError",
@@ -55,6 +59,7 @@ __all__ = [
     "ModelError",
     "NativeError",
     "OptionError",
+    "OptionTypeError",
     "PrefillCancelled",
     "PrefillReport",
     "PromptError",
@@ -62,4 +67,5 @@ __all__ = [
     "StateError",
     "UnsupportedModelError",
     "__version__",
+    "pruned",
 ]

@@ -15,12 +15,20 @@ class OptionError(AslError, ValueError):
     """An option or argument has a value outside its domain, or is unknown."""
 
 
+class OptionTypeError(OptionError, TypeError, AttributeError):
+    """An argument is of another type than the parent can use."""
+
+
 class LibraryError(AslError, ImportError):
     """The native library is missing, of another version, or llama_cpp was imported too early."""
 
 
 class ModelError(AslError, ValueError):
     """The model file is missing, unreadable or corrupt, or a named model is unknown."""
+
+
+class AdapterError(ModelError, RuntimeError):
+    """A LoRA file is missing, or is no adapter of this model."""
 
 
 class DownloadError(AslError, RuntimeError):
@@ -33,6 +41,15 @@ class UnsupportedModelError(AslError, NotImplementedError):
 
 class PromptError(AslError, ValueError):
     """The prompt is empty, holds an invalid token, or is longer than n_ctx allows."""
+
+    @classmethod
+    def too_long(cls, n_tokens: int, n_ctx: int) -> PromptError:
+        """The error of a prompt that n_ctx has no room for."""
+        return cls(
+            f"expected fewer than n_ctx = {n_ctx} tokens, got a prompt of {n_tokens}; raise n_ctx "
+            # llama_cpp.server and others know this error by llama_cpp's words
+            f"(Requested tokens ({n_tokens}) exceed context window of {n_ctx})"
+        )
 
 
 class ContextFullError(AslError, RuntimeError):

@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from . import gguf_header, guard, vocabulary
+from . import gguf_header, guard, opening, vocabulary
 from ._native import llama_cpp
 from .budget import round_cells
 from .choosing import Chooser
 from .errors import (
     ContextFullError,
-    ModelError,
-    OptionError,
     PromptError,
     PruningDisabledWarning,
     StateError,
@@ -50,8 +48,8 @@ class Llama(SavingLlama):
 
     Args:
         model_path: a GGUF file, or the name of a pulled model (`asl-gguf models`).
-        n_ctx: longest prompt + answer in tokens; 0 takes the model's training context. The KV cache
-            is smaller than that: see asl_decode_ctx.
+        n_ctx: longest prompt + answer in tokens, rounded up to 256s as llama.cpp does; 0 takes the model's training
+            context. The KV cache is smaller than that: see asl_decode_ctx.
         asl_budget: float in (0, 1]: share of the prompt's tokens to keep; int: number of tokens; "fit:2GiB": as many
             as that much KV memory holds; "ttft:5s": as many as are predicted to leave the first token in time;
             None: stock llama_cpp.Llama.
@@ -76,7 +74,8 @@ class Llama(SavingLlama):
 
     Raises:
         OptionError: an `asl_*` option is unknown or out of its domain.
-        ModelError: no model at model_path, or it cannot be loaded.
+        OptionTypeError, OptionError: an argument of llama_cpp.Llama is of the wrong type, or cannot be used.
+        ModelError: no model at model_path, or it cannot be loaded. AdapterError: the same for lora_path.
 
     Warns:
         PruningDisabledWarning: the model or the use cannot be pruned; answers come from the full cache.
@@ -101,16 +100,13 @@ class Llama(SavingLlama):
         self._asl_sampled: int | None = None  # last token of the answer; the parent does not evaluate it
         self.last_prefill = None
         self.last_decode = None
-        if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or n_ctx < 0:
-            raise OptionError(
-                f"n_ctx: expected a number of tokens, or 0 for the model's training context, got {n_ctx!r}"
-            )
+        opening.check(n_ctx, kwargs)
         path = str(resolve(model_path))
         if self._asl.budget is None:
             self._init_parent(path, n_ctx, kwargs)
             return
         self._asl = self._asl.calibrate(path)
-        n_ctx = n_ctx or gguf_header.n_ctx_train(path, kwargs.get("kv_overrides"))
+        n_ctx = round_cells(n_ctx or gguf_header.n_ctx_train(path, kwargs.get("kv_overrides")))
         self._asl_reason = unprunable_use(kwargs)
         if self._asl_reason is None:
             self._asl_chooser = self._asl.chooser(path, n_ctx, kwargs)
@@ -126,14 +122,15 @@ class Llama(SavingLlama):
         # llama.cpp logs every context it makes, and each pruned prompt makes one
         kwargs = {"verbose": False, **kwargs}
         try:
-            super().__init__(path, n_ctx=n_ctx, **kwargs)
-        except ValueError as err:
-            if str(err).startswith("Failed to load model"):
-                raise ModelError(
-                    f"expected a GGUF model that llama.cpp can load, got {path}; "
-                    "check the file, or pass verbose=True for llama.cpp's reason"
-                ) from err
-            raise
+            super().__init__(path, n_ctx=n_ctx, **opening.without_adapter(kwargs))
+            if lora_path := kwargs.get("lora_path"):
+                opening.attach_adapter(self, lora_path)
+        except BaseException as err:
+            self.close()  # in order: left to the garbage collector, the model may go before what needs it
+            typed = opening.translated(err, path, n_ctx, kwargs) if isinstance(err, Exception) else None
+            if typed is None:
+                raise
+            raise typed from err
 
     def _attach(self, n_ctx: int, kwargs: dict[str, Any]) -> str | None:
         """Puts a session on the decode context. Returns why the model cannot be pruned, if it cannot."""
@@ -153,7 +150,7 @@ class Llama(SavingLlama):
         self._asl_session.set_dequant(self._asl.dequant)
         self._asl_session.set_progress(self._asl.progress)
         # for its users this object has n_ctx tokens; only the KV cache is smaller
-        self._n_ctx = n_ctx
+        self._n_ctx = self.context_params.n_ctx = n_ctx
         self.input_ids = np.ndarray((n_ctx,), dtype=np.intc)
         return None
 
@@ -276,9 +273,7 @@ class Llama(SavingLlama):
         n_tokens, goes_on = len(tokens), bool(self._asl_n_pruned) and self._goes_on(tokens)
         selects_again = goes_on and self._selects_again(tokens)
         if n_tokens >= self._n_ctx:
-            raise PromptError(
-                f"expected fewer than n_ctx = {self._n_ctx} tokens, got a prompt of {n_tokens}; raise n_ctx"
-            )
+            raise PromptError.too_long(n_tokens, self._n_ctx)
         self._chooser.measure(self._asl_session, tokens, self.reset)
         n_kept = self._chooser.kept(n_tokens)
         protected = self._protected(tokens) if self._asl.protect and n_kept < n_tokens else None
@@ -377,9 +372,7 @@ class Llama(SavingLlama):
             too_long = re.match(r"Requested tokens \((\d+)\) exceed context window", str(err))
             if self._asl.budget is None or too_long is None:
                 raise
-            raise PromptError(
-                f"expected fewer than n_ctx = {self._n_ctx} tokens, got a prompt of {too_long[1]}; raise n_ctx"
-            ) from err
+            raise PromptError.too_long(int(too_long[1]), self._n_ctx) from err
         finally:
             self._asl_max_tokens = self._asl_messages = None
 

@@ -11,7 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ._native import llama_cpp
-from .errors import ContextFullError, LibraryError, ModelError, OptionError, PrefillCancelled, PromptError, StateError
+from .errors import (
+    AdapterError,
+    ContextFullError,
+    LibraryError,
+    ModelError,
+    OptionError,
+    PrefillCancelled,
+    PromptError,
+    StateError,
+)
 from .options import unprunable_use
 
 WORKS, FALLBACK = "works", "fallback"
@@ -71,7 +80,7 @@ METHODS = {
     "logits_to_logprobs": works(),
     "longest_token_prefix": works(),
     "model": works(),
-    "n_ctx": works("the number given; llama.cpp rounds its own up to 256s"),
+    "n_ctx": works("the number given, rounded up to 256s as by llama.cpp; prompts may be as long"),
     "n_embd": works(),
     "n_vocab": works(),
     "pooling_type": works(),
@@ -92,14 +101,14 @@ INIT = {
     "n_gpu_layers": _NO_GPU,
     "split_mode": _NO_GPU,
     "main_gpu": _NO_GPU,
-    "tensor_split": _NO_GPU,
+    "tensor_split": works(_NO_GPU.note, {OptionError: "more shares than llama.cpp has devices"}),
     "vocab_only": fallback("vocab_only"),
     "use_mmap": works(),
     "use_mlock": works(),
-    "kv_overrides": works(),
+    "kv_overrides": works("", {OptionError: "a key or value that llama_cpp cannot hand on"}),
     "seed": works(),
     "n_ctx": works("longest prompt + answer; the KV cache is smaller", {OptionError: "not a number of tokens"}),
-    "n_batch": works("the prefill's chunks, too"),
+    "n_batch": works("the prefill's chunks, too", {OptionError: "less than 1"}),
     "n_ubatch": works("the prefill's chunks, too"),
     "n_threads": works(),
     "n_threads_batch": works(),
@@ -123,14 +132,14 @@ INIT = {
     "last_n_tokens_size": works(),
     "lora_base": works("unused, as by the parent"),
     "lora_scale": works(),
-    "lora_path": works("a missing file ends the process, as with the parent"),
+    "lora_path": works("", {AdapterError: "no file, or no adapter of this model; the parent ends the process"}),
     "numa": works(),
     "chat_format": works("functionary needs transformers, as the parent's: not checked"),
     "chat_handler": works("one that calls eval itself, as multimodal ones do, has nothing pruned"),
     "draft_model": fallback("draft_model"),
     "tokenizer": works("LlamaHFTokenizer needs transformers, as the parent's: not checked"),
-    "type_k": works(),
-    "type_v": works("quantised: with flash_attn=True only, as the parent's"),
+    "type_k": works("", {OptionError: "none of ggml's types; the parent ends the process"}),
+    "type_v": works("", {OptionError: "none of ggml's types, or a quantised one without flash_attn=True"}),
     "spm_infill": works(),
     "verbose": works("False unless given"),
     "kwargs": works("ignored, as by the parent", {OptionError: "an unknown `asl_*` name"}),
@@ -254,8 +263,9 @@ Every public method and argument of the parent (llama-cpp-python {version}), whi
 - Nothing is refused as a whole. An error is named where this package refuses a use with one of its own; the parent's
   errors stay as they are.
 
-With `asl_budget=None` everything is the parent's, except that `verbose` is False and a model that is not there or does
-not load is a `ModelError`.
+With `asl_budget=None` everything is the parent's, except that `verbose` is False and that the errors of `Llama(...)` are
+typed: `ModelError`, `AdapterError`, `OptionError`, and `OptionTypeError` for an argument of the wrong type. Each is an
+instance of what the parent raises, too.
 """
 
 

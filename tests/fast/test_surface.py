@@ -19,6 +19,7 @@ from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from test_llama import TEXT, chat, greedy, make_llama, make_stock  # noqa: F401
 
 from asl_gguf import (
+    AdapterError,
     AslError,
     ContextFullError,
     LibraryError,
@@ -299,7 +300,13 @@ def cancelled(make: Any) -> Any:
 REFUSED: dict[tuple[str, str, type[Exception]], Callable[[Any], Any]] = {
     ("", "eval", ContextFullError): call("eval", prompt(257)),
     ("__init__", "model_path", ModelError): lambda make: Llama("no such file", **PRUNED),
+    ("__init__", "tensor_split", OptionError): lambda make: make(tensor_split=[0.01] * 99),
+    ("__init__", "kv_overrides", OptionError): lambda make: make(kv_overrides={"a": None}),
     ("__init__", "n_ctx", OptionError): lambda make: make(n_ctx=-1),
+    ("__init__", "n_batch", OptionError): lambda make: make(n_batch=0),
+    ("__init__", "lora_path", AdapterError): lambda make: make(lora_path="no such file"),
+    ("__init__", "type_k", OptionError): lambda make: make(type_k=99),
+    ("__init__", "type_v", OptionError): lambda make: make(type_v=8),
     ("__init__", "kwargs", OptionError): lambda make: make(asl_budgets=1),
     ("create_completion", "prompt", PromptError): call("create_completion", prompt(1024)),
     ("create_completion", "prompt", PrefillCancelled): cancelled,
