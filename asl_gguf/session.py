@@ -124,6 +124,7 @@ class Session:
 
         Tokens cannot be dropped then, and all layers have to run, one by one.
         """
+        _require_int32("n_past", n_past)
         self._check(lib.session_set_past(self._handle, n_past))
 
     def row_bytes(self, layer: int) -> int:
@@ -134,8 +135,10 @@ class Session:
 
     def save_rows(self, begin: int, end: int) -> np.ndarray:
         """uint8 [end - begin, row bytes]: K/V of these tokens in the layer that ran last, for `load_rows`."""
-        n_row = self.row_bytes(max(0, self.info().next_layer - 1))
-        result = np.empty((max(0, end - begin), n_row), dtype=np.uint8)
+        info = self.info()
+        if not 0 <= begin < end <= info.n_current:
+            raise OptionError(f"expected tokens between 0 and {info.n_current}, got {begin} to {end}")
+        result = np.empty((end - begin, self.row_bytes(max(0, info.next_layer - 1))), dtype=np.uint8)
         self._check(lib.session_save_rows(self._handle, begin, end, result.ctypes.data, result.nbytes))
         return result
 
@@ -145,8 +148,10 @@ class Session:
         Args:
             rows: uint8 [n_past, row bytes], as from `save_rows` for the same first tokens.
         """
-        if rows.dtype != np.uint8 or rows.ndim != 2:
-            raise OptionError(f"rows: expected uint8 [n_past, row bytes], got {rows.dtype} {list(rows.shape)}")
+        info = self.info()
+        n_row = self.row_bytes(min(info.next_layer, info.n_layer - 1))
+        if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != n_row:
+            raise OptionError(f"rows: expected uint8 [n_past, {n_row}], got {rows.dtype} {list(rows.shape)}")
         data = np.ascontiguousarray(rows)
         self._check(lib.session_load_rows(self._handle, data.ctypes.data, data.nbytes))
 
@@ -277,6 +282,11 @@ def _indices(name: str, values: Sequence[int] | Indices, dimensions: tuple[int, 
     if array.size and not (np.iinfo(np.int32).min <= array.min() and array.max() <= np.iinfo(np.int32).max):
         raise OptionError(f"{name}: expected 32-bit integers, got {array.min()} to {array.max()}")
     return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _require_int32(name: str, value: int) -> None:
+    if not 0 <= value <= np.iinfo(np.int32).max:
+        raise OptionError(f"{name}: expected a number of tokens, got {value}")
 
 
 def _int32_p(array: np.ndarray) -> ctypes._Pointer[ctypes.c_int32]:

@@ -166,7 +166,8 @@ ASL_API asl_status asl_session_row_bytes(const asl_session * session, int32_t il
 //   dst       uint8 [end - begin, row bytes]
 ASL_API asl_status asl_session_save_rows(const asl_session * session, int32_t begin, int32_t end, void * dst, int64_t n_bytes);
 
-// K/V rows of the first n_past tokens in the layer that runs next.
+// K/V rows of the first n_past tokens in the layer that runs next. Those of the layer before cannot be read or kept
+// any more.
 //   src       uint8 [n_past, row bytes]
 ASL_API asl_status asl_session_load_rows(asl_session * session, const void * src, int64_t n_bytes);
 

@@ -29,6 +29,7 @@ void asl_session::get_queries(float * dst) const {
 
 void asl_session::get_keys(float * dst) const {
     const int32_t il = check_open(true);
+    check_slot();
     asl_read_keys(*prefill, il, positions.size(), dst);
 }
 

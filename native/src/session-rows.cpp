@@ -26,6 +26,13 @@ void asl_session::check_computed() const {
     }
 }
 
+// All layers share their cells.
+void asl_session::check_slot() const {
+    if (past_ready) {
+        throw asl_error(ASL_ERR_STATE, "K/V of layer " + str(next_layer) + " were loaded over those of layer " + str(next_layer - 1));
+    }
+}
+
 std::vector<int32_t> asl_session::check_index(const int32_t * index, int32_t n_rows, int32_t n_lists) const {
     const int32_t n_current = positions.size();
     if (n_rows < 1 || n_rows > n_current) {
@@ -50,6 +57,7 @@ std::vector<int32_t> asl_session::check_index(const int32_t * index, int32_t n_r
 
 void asl_session::keep_rows(const int32_t * index, int32_t n_rows, bool per_head) {
     const int32_t il = check_open(true);
+    check_slot();
     const int32_t n_head_kv = ctx.get_model().hparams.n_head_kv(il);
     const int32_t n_cells   = asl_get_kv_cache(ctx).get_size();
 
@@ -119,6 +127,7 @@ size_t asl_session::row_bytes(int32_t il) const {
 
 void asl_session::save_rows(int32_t begin, int32_t end, uint8_t * dst, size_t n_bytes) const {
     const int32_t il = check_open(true);
+    check_slot();
     const int32_t n_current = positions.size();
     if (begin < 0 || begin >= end || end > n_current) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected tokens between 0 and " + str(n_current) + ", got " + str(begin) + " to " + str(end));

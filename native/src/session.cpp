@@ -153,8 +153,11 @@ void asl_session::set_past(int32_t n_past) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected 0 to " + str(n_tokens - 1) + " tokens whose K/V are loaded, got " + str(n_past));
     }
     this->n_past = n_past;
+    past_ready = false;
     n_window = std::min(n_window, n_tokens - n_past);
-    weights.clear();
+    if ((int32_t) weights.size() > n_window) {
+        weights.erase(weights.begin(), weights.end() - n_window);
+    }
     hidden.reset(n_embd, n_past, n_tokens, host_buffer_type(ctx.get_model()));
     n_work_total = (int64_t) (n_tokens - n_past)*n_layer;
 }

@@ -78,6 +78,7 @@ private:
     void release();
 
     void check_computed() const;
+    void check_slot() const;
     int32_t check_open(bool layer_ran) const; // returns the layer that ran last
     std::vector<int32_t> check_index(const int32_t * index, int32_t n_rows, int32_t n_lists) const;
 

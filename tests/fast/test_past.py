@@ -303,14 +303,9 @@ def test_the_next_prompt_has_no_past(short, load_tiny):
         assert all(map(np.array_equal, run(session, SHORT), rows))
 
 
-# faults of the native part
+# faults there were
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="layers share their cells: loading overwrites those of the layer that ran",
-)
 @pytest.mark.parametrize("read", [lambda s: s.save_rows(0, N_SHORT), lambda s: s.keys()], ids=["rows", "keys"])
 def test_loading_ahead_leaves_the_layer_that_ran(short, read):
     """Or says that it is gone; keep_rows would copy the same mixture."""
@@ -324,9 +319,6 @@ def test_loading_ahead_leaves_the_layer_that_ran(short, read):
         pass
 
 
-@pytest.mark.xfail(
-    strict=True, raises=pytest.fail.Exception, reason="set_past does not forget that rows of another past were loaded"
-)
 def test_another_past_has_nothing_loaded(short):
     session, rows, _ = short
     session.begin(SHORT, 8)
@@ -337,9 +329,6 @@ def test_another_past_has_nothing_loaded(short):
         session.run(1, False)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="set_past drops the weights of the window's queries without a word"
-)
 def test_a_past_leaves_the_window(short):
     session, rows, _ = short
     session.begin(SHORT, 8)
@@ -350,11 +339,6 @@ def test_a_past_leaves_the_window(short):
     np.testing.assert_allclose(session.scores().sum(axis=1), 2, rtol=1e-5)  # one query of 2 heads each
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(pytest.fail.Exception, MemoryError),
-    reason="session.py hands numbers on as 32 bits, and checks neither shape nor range",
-)
 @pytest.mark.parametrize(
     "call",
     [
