@@ -68,7 +68,8 @@ class Llama(SavingLlama):
             has stored for this model file (default True). A policy object is never changed.
         asl_full_kv: keep K/V of all tokens of the last prompt in host memory. Prompts that start alike, such as the
             next question about a document, select anew from them and run their other tokens alone. In return no
-            token is dropped while a prompt runs: prefills save no time but what they share (default False).
+            token is dropped while a prompt runs: prefills save no time but what they share (default False). Policies
+            that run kept tokens a second time (gemfilter, asl-two-pass) keep nothing there.
         asl_progress: called as (done, total) in token-layers during a prefill; False cancels it.
         **kwargs: those of llama_cpp.Llama.
 
