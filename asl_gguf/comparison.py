@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .inspection import Question
 from .llama import Llama
-from .policies import Full, Policy
+from .policies import Full
 from .replay import Records
 from .types import PrefillReport
 
@@ -52,6 +52,7 @@ class Answer:
             "attention_mass": report.attention_mass,
             "pruned": report.pruned,
             "reason": report.reason,
+            "calibration": report.calibration,
         }
 
 
@@ -66,9 +67,9 @@ class ReplayingLlama(Llama):
     """of the full pass; None before it"""
     _records: Records | None = None
 
-    def use(self, policy: Policy) -> None:
-        """The next prompt runs under this policy, from its first token on."""
-        self._asl = replace(self._asl, policy=policy)
+    def use(self, policy: str) -> None:
+        """The next prompt runs under this policy, calibrated as ever, from its first token on."""
+        self._asl = replace(self._asl, given_policy=policy).calibrate(self.model_path)
         self.reset()
 
     def _prefill(self, tokens: list[int], max_tokens: int | None) -> None:
@@ -85,30 +86,30 @@ class ReplayingLlama(Llama):
             self._asl_session = session
 
 
-def replayed(question: Question, budget: float | int, policies: Mapping[str, Policy]) -> Iterator[Answer]:
-    """Answers of all policies from one full pass: those of prefills of their own, without their times.
+def replayed(question: Question, budget: float | int, policies: Iterable[str]) -> Iterator[Answer]:
+    """Answers of all policies, given by name, from one full pass: those of prefills of their own, without their times.
 
     Raises:
         AslError: as `Llama` does.
     """
     llm = question.load(ReplayingLlama, budget, Full())
     try:
-        for name, policy in policies.items():
-            llm.use(policy)
+        for name in policies:
+            llm.use(name)
             answer = _answer(question, llm, name)
             yield replace(answer, prefill_seconds=None)
     finally:
         llm.close()
 
 
-def measured(question: Question, budget: float | int, policies: Mapping[str, Policy]) -> Iterator[Answer]:
+def measured(question: Question, budget: float | int, policies: Iterable[str]) -> Iterator[Answer]:
     """Answers of all policies, each with a model, a context and a prefill of its own.
 
     Raises:
         AslError: as `Llama` does.
     """
-    for name, policy in policies.items():
-        llm = question.load(Llama, budget, policy)
+    for name in policies:
+        llm = question.load(Llama, budget, name)
         try:
             # the first use of the weights is not timed: it reads the file
             llm.eval(llm.tokenize(b"warm up"))

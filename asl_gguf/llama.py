@@ -61,7 +61,8 @@ class Llama(SavingLlama):
         asl_guard: share of the window's attention in (0, 1] that kept K/V must hold, mean over the layers; a prompt
             that falls short gets up to 4 times the budget, or the full cache if that is enough for it.
         asl_calibration: False leaves min_layer and tau of a named policy as they are, whatever `asl-gguf calibrate`
-            has stored for this model file (default True). A policy object is never changed.
+            has stored for this model file (default True). A policy object is never changed, nor is a name that writes
+            min_layer, min_depth or tau out.
         asl_progress: called as (done, total) in token-layers during a prefill; False cancels it.
         **kwargs: those of llama_cpp.Llama.
 

@@ -32,8 +32,9 @@ class AslOptions:
     protect: Protection = field(default_factory=Protection)
     guard: float | None = None
     use_calibration: bool = True
-    """take min_layer and tau from a stored calibration, where the policy was not given as an object"""
-    policy_by_name: bool = True
+    """take min_layer and tau from a stored calibration, where the policy was given by name and they were not"""
+    given_policy: str | Policy = DEFAULT
+    """the policy as it was given"""
     calibration: str | None = None
     """the calibration that the policy's parameters come from, for the report"""
 
@@ -66,12 +67,12 @@ class AslOptions:
             protect=Protection.parse(options.get("asl_protect")),
             guard=_guard(options.get("asl_guard")),
             use_calibration=_flag("asl_calibration", options.get("asl_calibration", True)),
-            policy_by_name=not isinstance(options.get("asl_policy"), Policy),
+            given_policy=options.get("asl_policy", DEFAULT),
         )
 
     def calibrate(self, model_path: str) -> AslOptions:
         """With what `asl-gguf calibrate` stored for this model file and policy, if anything."""
-        policy, found = calibrated(self.policy, model_path, by_name=self.policy_by_name, enabled=self.use_calibration)
+        policy, found = calibrated(self.given_policy, model_path, enabled=self.use_calibration)
         return replace(self, policy=policy, calibration=found.summary if found else None)
 
     def cells(self, n_ctx: int) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..budget import Budget
 from ..errors import OptionError
-from ..policies import REGISTRY, Full, Policy, parse_policy
+from ..policies import REGISTRY, Full, parse_policy
 from .inspect import add_prompt_options, make_question
 from .options import add_model_options, parse_budget
 from .progress import ProgressBar
@@ -72,16 +72,16 @@ def compare(args: argparse.Namespace) -> int:
     return 0
 
 
-def _policies(text: str, budget: float | int) -> dict[str, Policy]:
-    """The policies by what was written.
+def _policies(text: str, budget: float | int) -> list[str]:
+    """The policies as they were written.
 
     Raises:
         OptionError: one is unknown, or the budget is too small for one.
     """
-    policies = {name: parse_policy(name) for name in text.split(",")}
-    for policy in policies.values():
+    names = list(dict.fromkeys(text.split(",")))
+    for policy in map(parse_policy, names):
         Budget(budget).check(0 if isinstance(policy, Full) else policy.min_kept)
-    return policies
+    return names
 
 
 def _lines(answers: Sequence[Answer]) -> list[str]:
@@ -100,6 +100,7 @@ def _lines(answers: Sequence[Answer]) -> list[str]:
         for answer in answers
         if answer.report.reason and answer.report.policy != Full.name
     ]
+    notes += [f"{answer.policy}: {answer.report.calibration}" for answer in answers if answer.report.calibration]
     if answers[0].prefill_seconds is None:
         notes.append("prefill: token-layers of a full prefill; --measure for seconds")
     return [*lines, "", *notes] if notes else lines
