@@ -17,7 +17,7 @@ from typing import Any
 from .errors import ModelError
 from .files import replacing
 from .models import sha256_of
-from .policies import ASL, Policy
+from .policies import ASL, Policy, make_policy, written_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -93,17 +93,25 @@ def settings_of(policy: Policy) -> dict[str, Any]:
 
 
 def calibrated(
-    policy: Policy, model_path: str | Path, *, by_name: bool, enabled: bool = True
+    given: str | Policy, model_path: str | Path, *, enabled: bool = True
 ) -> tuple[Policy, Calibration | None]:
     """The policy with the stored min_layer and tau of this model file, and where they come from.
 
-    A policy object of the user's own (not by_name) is returned as it is, and so is every policy where nothing is
-    stored or what is stored was measured with other parameters of the policy (an older version's defaults).
+    A policy object is returned as it is, and so is every policy where nothing is stored or what is stored was measured
+    with other parameters of the policy (an older version's defaults). Parameters that are written out in the policy's
+    name stand: min_layer and tau were chosen together, so neither is taken if one of them, or min_depth, is written.
+
+    Args:
+        given: name of a policy, with or without parameters, or an object.
 
     Raises:
+        OptionError: the name or a parameter is unknown.
         ModelError: the calibration of this model is corrupt.
     """
-    if not (by_name and enabled and isinstance(policy, ASL)):
+    policy = make_policy(given)
+    if isinstance(given, Policy) or not isinstance(policy, ASL) or not enabled:
+        return policy, None
+    if not written_parameters(given).isdisjoint(_CALIBRATED):
         return policy, None
     found = load(model_path, policy.name)
     if found is None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .choosing import FixedChooser
 from .inspection import Question
 from .llama import Llama
-from .policies import Full, Policy
+from .policies import Full
 from .replay import Records
 from .targets import BudgetValue
 from .types import PrefillReport
@@ -54,6 +54,7 @@ class Answer:
             "attention_mass": report.attention_mass,
             "pruned": report.pruned,
             "reason": report.reason,
+            "calibration": report.calibration,
         }
 
 
@@ -68,11 +69,11 @@ class ReplayingLlama(Llama):
     """of the full pass; None before it"""
     _records: Records | None = None
 
-    def use(self, policy: Policy) -> None:
-        """The next prompt runs under this policy, from its first token on."""
-        self._asl = replace(self._asl, policy=policy)
+    def use(self, policy: str) -> None:
+        """The next prompt runs under this policy, calibrated as ever, from its first token on."""
+        self._asl = replace(self._asl, given_policy=policy).calibrate(self.model_path)
         assert isinstance(self._asl_chooser, FixedChooser)
-        self._asl_chooser = self._asl_chooser.under(policy)
+        self._asl_chooser = self._asl_chooser.under(self._asl.policy)
         self.reset()
 
     def _prefill(self, tokens: list[int], max_tokens: int | None) -> None:
@@ -89,8 +90,8 @@ class ReplayingLlama(Llama):
             self._asl_session = session
 
 
-def replayed(question: Question, budget: BudgetValue, policies: Mapping[str, Policy]) -> Iterator[Answer]:
-    """Answers of all policies from one full pass: those of prefills of their own, without their times.
+def replayed(question: Question, budget: BudgetValue, policies: Iterable[str]) -> Iterator[Answer]:
+    """Answers of all policies, given by name, from one full pass: those of prefills of their own, without their times.
 
     Args:
         budget: a share or a number of tokens: a goal needs prefills of their own.
@@ -100,22 +101,22 @@ def replayed(question: Question, budget: BudgetValue, policies: Mapping[str, Pol
     """
     llm = question.load(ReplayingLlama, budget, Full())
     try:
-        for name, policy in policies.items():
-            llm.use(policy)
+        for name in policies:
+            llm.use(name)
             answer = _answer(question, llm, name)
             yield replace(answer, prefill_seconds=None)
     finally:
         llm.close()
 
 
-def measured(question: Question, budget: BudgetValue, policies: Mapping[str, Policy]) -> Iterator[Answer]:
+def measured(question: Question, budget: BudgetValue, policies: Iterable[str]) -> Iterator[Answer]:
     """Answers of all policies, each with a model, a context and a prefill of its own.
 
     Raises:
         AslError: as `Llama` does.
     """
-    for name, policy in policies.items():
-        llm = question.load(Llama, budget, policy)
+    for name in policies:
+        llm = question.load(Llama, budget, name)
         try:
             # the first use of the weights is not timed: it reads the file
             llm.eval(llm.tokenize(b"warm up"))

@@ -86,6 +86,8 @@ def _facts(inspection: Inspection) -> str:
         "attention mass": f"{report.attention_mass:.3f}" if inspection.attention_mass else "not measured",
         "prefill seconds": f"{report.prefill_seconds:.2f}{f' ({seconds})' if seconds else ''}{speed}",
     }
+    if report.calibration:
+        facts["calibration"] = report.calibration
     if report.reason:
         facts["note" if report.pruned else "not pruned"] = report.reason
     rows = "\n".join(f"<dt>{_escape(name)}</dt><dd>{_escape(value)}</dd>" for name, value in facts.items())

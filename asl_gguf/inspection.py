@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +35,7 @@ class Question:
     options: dict[str, Any] = field(default_factory=dict)
     """further keyword arguments of `Llama`"""
 
-    def load(self, kind: Callable[..., _Model], budget: BudgetValue | None, policy: Policy) -> _Model:
+    def load(self, kind: Callable[..., _Model], budget: BudgetValue | None, policy: str | Policy) -> _Model:
         """The model under a policy; kind: `Llama` or a class of its kind."""
         return kind(
             self.model,
@@ -85,15 +85,23 @@ class Inspection:
         return self.kept.mean(axis=0)
 
 
-def inspect_prompt(question: Question, budget: BudgetValue | None, policy: Policy) -> Inspection:
-    """Answers a question under a policy and records what was kept.
+class _WatchedLlama(Llama):
+    def watch(self) -> Watch:
+        """Watches the policy from now on, as it is after a calibration."""
+        watch = Watch(self._asl.policy)
+        self._asl = replace(self._asl, policy=watch.policy)
+        return watch
+
+
+def inspect_prompt(question: Question, budget: BudgetValue | None, policy: str | Policy) -> Inspection:
+    """Answers a question under a policy, a calibrated one if it is given by name, and records what was kept.
 
     Raises:
         AslError: as `Llama` does.
     """
-    watch = Watch(policy)
-    llm = question.load(Llama, budget, watch.policy)
+    llm = question.load(_WatchedLlama, budget, policy)
     try:
+        watch = llm.watch()
         answer, _ = question.ask(llm)
         report, decode = llm.last_prefill, llm.last_decode
         assert report is not None and decode is not None
@@ -106,14 +114,14 @@ def inspect_prompt(question: Question, budget: BudgetValue | None, policy: Polic
     measured = [scores.layer for scores, _ in seen if scores.attention.size and report.passes == 1]
     return Inspection(
         model=Path(question.model).name,
-        policy=policy,
+        policy=watch.policy,
         budget=budget,
         report=report,
         decode=decode,
         answer=answer,
         pieces=tuple(pieces),
         kept=kept_by_layer(seen, report.prompt_tokens, report.n_layer),
-        always=_always(policy, watch, report) if report.pruned else {},
+        always=_always(watch, report) if report.pruned else {},
         attention_mass=tuple(zip(measured, report.attention_mass_by_layer)),
     )
 
@@ -147,7 +155,8 @@ def kept_by_layer(seen: Sequence[tuple[LayerScores, Decision]], n_tokens: int, n
     return result
 
 
-def _always(policy: Policy, watch: Watch, report: PrefillReport) -> dict[str, frozenset[int]]:
+def _always(watch: Watch, report: PrefillReport) -> dict[str, frozenset[int]]:
+    policy = watch.policy
     n_tokens = report.prompt_tokens
     window = policy.window_of(len(report.selected) or n_tokens, report.budget_tokens)
     protected = watch.prompt.protected.tolist() if watch.prompt else []

@@ -65,7 +65,8 @@ class Llama(SavingLlama):
         asl_guard: share of the window's attention in (0, 1] that kept K/V must hold, mean over the layers; a prompt
             that falls short gets up to 4 times the budget, or the full cache if that is enough for it.
         asl_calibration: False leaves min_layer and tau of a named policy as they are, whatever `asl-gguf calibrate`
-            has stored for this model file (default True). A policy object is never changed.
+            has stored for this model file (default True). A policy object is never changed, nor is a name that writes
+            min_layer, min_depth or tau out.
         asl_full_kv: keep K/V of all tokens of the last prompt in host memory. Prompts that start alike, such as the
             next question about a document, select anew from them and run their other tokens alone. In return no
             token is dropped while a prompt runs: prefills save no time but what they share (default False). Policies

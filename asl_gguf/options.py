@@ -36,8 +36,9 @@ class AslOptions:
     protect: Protection = field(default_factory=Protection)
     guard: float | None = None
     use_calibration: bool = True
-    """take min_layer and tau from a stored calibration, where the policy was not given as an object"""
-    policy_by_name: bool = True
+    """take min_layer and tau from a stored calibration, where the policy was given by name and they were not"""
+    given_policy: str | Policy = DEFAULT
+    """the policy as it was given"""
     full_kv: bool = False
     """keep K/V of all tokens of the last prompt on the host"""
     calibration: str | None = None
@@ -73,12 +74,12 @@ class AslOptions:
             guard=_guard(options.get("asl_guard")),
             use_calibration=_flag("asl_calibration", options.get("asl_calibration", True)),
             full_kv=_flag("asl_full_kv", options.get("asl_full_kv", False)),
-            policy_by_name=not isinstance(options.get("asl_policy"), Policy),
+            given_policy=options.get("asl_policy", DEFAULT),
         )
 
     def calibrate(self, model_path: str) -> AslOptions:
         """With what `asl-gguf calibrate` stored for this model file and policy, if anything."""
-        policy, found = calibrated(self.policy, model_path, by_name=self.policy_by_name, enabled=self.use_calibration)
+        policy, found = calibrated(self.given_policy, model_path, enabled=self.use_calibration)
         return replace(self, policy=policy, calibration=found.summary if found else None)
 
     def chooser(self, path: str, n_ctx: int, kwargs: Mapping[str, Any]) -> Chooser:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..budget import Budget
-from ..policies import REGISTRY, Full, Policy, parse_policy
+from ..policies import REGISTRY, Full, parse_policy
 from ..targets import BudgetValue, check_budget, make_budget
 from .inspect import add_prompt_options, make_question
 from .options import BUDGET_HELP, add_model_options, parse_budget, parse_fixed_budget
@@ -68,16 +68,16 @@ def compare(args: argparse.Namespace) -> int:
     return 0
 
 
-def _policies(text: str, budget: BudgetValue) -> dict[str, Policy]:
-    """The policies by what was written.
+def _policies(text: str, budget: BudgetValue) -> list[str]:
+    """The policies as they were written.
 
     Raises:
         OptionError: one is unknown, or the budget is too small for one.
     """
-    policies = {name: parse_policy(name) for name in text.split(",")}
-    for policy in policies.values():
+    names = list(dict.fromkeys(text.split(",")))
+    for policy in map(parse_policy, names):
         check_budget(make_budget(budget, Budget.min_prompt), policy)
-    return policies
+    return names
 
 
 def _lines(answers: Sequence[Answer]) -> list[str]:
@@ -96,6 +96,7 @@ def _lines(answers: Sequence[Answer]) -> list[str]:
         for answer in answers
         if answer.report.reason and answer.report.policy != Full.name
     ]
+    notes += [f"{answer.policy}: {answer.report.calibration}" for answer in answers if answer.report.calibration]
     if answers[0].prefill_seconds is None:
         notes.append("prefill: token-layers of a full prefill; --measure for seconds")
     return [*lines, "", *notes] if notes else lines

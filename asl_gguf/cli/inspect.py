@@ -85,7 +85,8 @@ def inspect(args: argparse.Namespace) -> int:
     from ..inspection import inspect_prompt
     from ..plots import charts, require_matplotlib, save_png
 
-    budget, policy = parse_budget(args.budget), parse_policy(args.policy)
+    budget = parse_budget(args.budget)
+    parse_policy(args.policy)  # refused before anything is loaded
     if not args.out.absolute().parent.is_dir() or args.out.is_dir():
         raise OptionError(f"--out: expected a file in a folder that exists, got {args.out}")
     if args.png is not None:
@@ -93,13 +94,15 @@ def inspect(args: argparse.Namespace) -> int:
     bar = ProgressBar("prefill")
     question = make_question(args, bar)
     try:
-        inspection = inspect_prompt(question, budget, policy)
+        inspection = inspect_prompt(question, budget, args.policy)
     finally:
         bar.clear()
     _write(args.out, page(inspection))
     pictures = [] if args.png is None else save_png(charts(inspection), args.png)
     report = inspection.report
     print(f"kept {report.kept_tokens} of {report.prompt_tokens} tokens; answer: {' '.join(inspection.answer.split())}")
+    if report.calibration:
+        print(f"calibration: {report.calibration}")
     print("wrote", *[args.out, *pictures])
     return 0
 

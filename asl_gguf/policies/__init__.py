@@ -71,6 +71,11 @@ def parse_policy(text: str) -> Policy:
     return replace(policy, **values)
 
 
+def written_parameters(text: str) -> frozenset[str]:
+    """Names of the parameters that are written out in `name:parameter=value:...`."""
+    return frozenset(setting.partition("=")[0] for setting in text.split(":")[1:])
+
+
 __all__ = [
     "ASL",
     "DEFAULT",
@@ -89,4 +94,5 @@ __all__ = [
     "TwoPassASL",
     "make_policy",
     "parse_policy",
+    "written_parameters",
 ]
