@@ -121,7 +121,7 @@ def _places_of(user: object) -> set[tuple[str, str]]:
     return {
         (module, name)
         for module in modules & set(sys.modules) - {_STOCK.__module__}
-        for name, value in vars(sys.modules[module]).items()
+        for name, value in list(vars(sys.modules[module]).items())
         if value is _STOCK or (module, name) in _in_use
     }
 

@@ -188,10 +188,10 @@ def test_errors_leave_a_chat(chat, document, tmp_path):
         "/budget x": "expected a share such as .*, got 'x'",
         "/budget 3": "expected at least .* tokens.*, got 3",
         "/budget 1.5": "expected a share .*, got 1.5",
-        "word " * 400: "expected fewer than n_ctx = 600 tokens, got a prompt of ",
+        "word " * 400: "expected fewer than n_ctx = 768 tokens, got a prompt of ",
     }
     lines = ["Who wrote?", "/save before.json", *wrong, "And then?", "/report", "/save after.json", '"""', "unended"]
-    code, out, err = chat(lines, "-f", document, "-c", "600")
+    code, out, err = chat(lines, "-f", document, "-c", "768")
     expectations = [*wrong.values(), 'expected a line of """ .*, got the end of the lines']
     for expected, line in zip(expectations, err.splitlines(), strict=True):
         assert re.match(f"asl-gguf: .*{expected}", line), (expected, line)

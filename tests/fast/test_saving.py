@@ -151,9 +151,9 @@ def test_a_state_that_llama_cpp_refuses(make, options):
 
 
 def test_a_state_longer_than_n_ctx(make):
-    llm, short = make(**PLAIN), make(n_ctx=140, **PLAIN)
-    llm.prefill(DOCUMENT)
-    with pytest.raises(StateError, match="expected fewer than n_ctx = 140 tokens, got a state of 150"):
+    llm, short = make(**PLAIN), make(n_ctx=256, **PLAIN)
+    llm.prefill(prompt(300))
+    with pytest.raises(StateError, match="expected fewer than n_ctx = 256 tokens, got a state of 300"):
         short.load_state(llm.save_state())
 
 
