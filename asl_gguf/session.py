@@ -136,9 +136,10 @@ class Session:
     def save_rows(self, begin: int, end: int) -> np.ndarray:
         """uint8 [end - begin, row bytes]: K/V of these tokens in the layer that ran last, for `load_rows`."""
         info = self.info()
+        n_row = self.row_bytes(max(0, info.next_layer - 1))
         if not 0 <= begin < end <= info.n_current:
             raise OptionError(f"expected tokens between 0 and {info.n_current}, got {begin} to {end}")
-        result = np.empty((end - begin, self.row_bytes(max(0, info.next_layer - 1))), dtype=np.uint8)
+        result = np.empty((end - begin, n_row), dtype=np.uint8)
         self._check(lib.session_save_rows(self._handle, begin, end, result.ctypes.data, result.nbytes))
         return result
 
@@ -285,7 +286,7 @@ def _indices(name: str, values: Sequence[int] | Indices, dimensions: tuple[int, 
 
 
 def _require_int32(name: str, value: int) -> None:
-    if not 0 <= value <= np.iinfo(np.int32).max:
+    if not np.iinfo(np.int32).min <= value <= np.iinfo(np.int32).max:
         raise OptionError(f"{name}: expected a number of tokens, got {value}")
 
 

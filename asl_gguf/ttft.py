@@ -185,7 +185,10 @@ class TimeChooser(Chooser):
 
     def with_protected(self, n_kept: int, n_tokens: int, n_protected: int) -> int:
         """No time drops protected tokens."""
-        return min(n_tokens, max(n_kept, self.use.policy.min_kept + n_protected)) if n_protected else n_kept
+        policy = self.use.policy
+        # a budget that holds them may have the whole window, where a small one shrinks it
+        least = max(policy.min_kept, getattr(policy, "n_sink", 0) + policy.window + 1)
+        return min(n_tokens, max(n_kept, least + n_protected)) if n_protected else n_kept
 
     def noted(self, report: PrefillReport) -> PrefillReport:
         choice = self._choice(report)

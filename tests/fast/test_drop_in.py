@@ -80,7 +80,7 @@ def test_outside_of_a_call_nothing_is_replaced(package, path):
 def test_errors_come_out_and_leave_nothing_behind(package, path):
     with pytest.raises(TypeError):
         pruned(package.Chat, asl_budget=0.2)()
-    with pytest.raises(OptionError, match="asl_budget: expected at least 37"):
+    with pytest.raises(OptionError, match="asl_budget: expected at least 17"):
         pruned(package.Chat, asl_budget=0.2)(path, {"asl_budget": 3})
 
 

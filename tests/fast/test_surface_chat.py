@@ -90,6 +90,8 @@ def test_a_keyword_with_a_pruned_prompt(make, name):
     assert report.pruned and report.kept_tokens == report.prompt_tokens * 2 // 5 == usage["prompt_tokens"] * 2 // 5
     assert usage["total_tokens"] == report.prompt_tokens + usage["completion_tokens"]
     parts = [part["choices"][0] for part in completed(llm, stream=True, **WORKS[name])]
-    assert "".join(text_of(part["delta"]) for part in parts) == text_of(choice["message"])
+    streamed, whole = "".join(text_of(part["delta"]) for part in parts), text_of(choice["message"])
+    # of several stop strings the parent cuts a whole answer at the first in the list, a stream at the first in the text
+    assert streamed == whole or (name == "stop" and whole.startswith(streamed))
     # a streamed function call always ends with "tool_calls", in the parent too
     assert parts[-1]["finish_reason"] in (choice["finish_reason"], "tool_calls")
