@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, median
 from typing import Any
 
-from .runner import FULL
+from .results import FULL
 
 Row = dict[str, Any]
 

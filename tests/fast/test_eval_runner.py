@@ -22,7 +22,7 @@ from asl_gguf.policies import parse_policy
 POLICIES = ("asl-span:min_layer=3:obs_layers=2:tau=2:window=8", "gemfilter:window=8", "snapkv:window=8")
 PLAN = Plan(("passkey", "multivalue"), (700,), (0.2, 100), POLICIES, samples=2, seed=0)
 N_ANSWERS = 2 * 2 * (1 + 3 * 2)
-TIMES = {"full_seconds"}
+TIMES = {"full_seconds", "prefill_seconds", "decode_seconds"}
 
 
 @pytest.fixture(scope="module")
