@@ -59,6 +59,8 @@ def add_parser(commands: Any) -> None:
         "report", help="tables and plots of `asl-gguf eval`", description="Prints Markdown tables."
     )
     report.add_argument("folders", type=Path, nargs="+", help="--out of asl-gguf eval")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write one page with figures too; needs matplotlib")
+    report.add_argument("--figures", type=Path, metavar="FOLDER", help="write the figures as SVG too; needs matplotlib")
     report.set_defaults(run=run_report)
 
 
@@ -140,5 +142,24 @@ def run_report(args: argparse.Namespace) -> int:
     rows = [row for folder in args.folders for row in read_rows(folder / "results.jsonl")]
     if not rows:
         raise OptionError(f"expected results of asl-gguf eval in {', '.join(map(str, args.folders))}, found none")
+    if args.html or args.figures:
+        _write_figures(rows, args.html, args.figures)
     print(document(rows))
     return 0
+
+
+def _write_figures(rows: list[dict[str, Any]], html: Path | None, folder: Path | None) -> None:
+    from ..eval.figures import drawings
+    from ..eval.page import page
+
+    drawn = drawings(rows)
+    try:
+        if html is not None:
+            html.parent.mkdir(parents=True, exist_ok=True)
+            html.write_text(page(rows, drawn), encoding="utf-8")
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for drawing in drawn:
+                (folder / f"{drawing.name}.svg").write_bytes(drawing.svg())
+    except OSError as err:
+        raise OptionError(f"expected a file and a folder that can be written: {err}") from None

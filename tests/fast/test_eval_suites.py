@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asl_gguf.cli import main
+from asl_gguf.cli import evaluate, main
 from asl_gguf.errors import OptionError
 from asl_gguf.eval.chat_format import from_template
 from asl_gguf.eval.suites import FAMILIES, INFINITEBENCH, RULER, SUITES, Files, plans
@@ -69,6 +69,10 @@ def test_named_tasks_run_as_in_their_part():
     assert parts[1].lengths == SUITES["small"][1].lengths
     parts, _ = plans("small", {"tasks": ("niah",)}, Files())
     assert [part.tasks for part in parts] == [("niah",)]
+
+
+def test_the_command_names_the_suites():
+    assert evaluate._SUITES == tuple(SUITES)
 
 
 def test_unknown_names_fail():
