@@ -197,7 +197,7 @@ def _layers(rows: Sequence[Row], length: int) -> Drawing | None:
             )  # fmt: skip
             below = [under + count for under, count in zip(below, counts)]
         n_never = sum(row["policy"] == policy and row["selection_layer"] is None for row in rows)
-        axis.set_title(f"{policy} ({n_never} prompts never)", size=9, loc="left")
+        axis.set_title(f"{policy} ({n_never} answers never)", size=9, loc="left")
         axis.set_xlim(-0.5, n_layer - 0.5)
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("selection layer, counted from 0", size=9)

@@ -25,8 +25,8 @@ def group(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
 def wilson(score: float, n: int) -> tuple[float, float]:
     """95 % confidence interval of a share that was found in n prompts (Wilson's score interval).
 
-    Scores between 0 and 1, of several answers in one prompt, vary less than hits and misses: it is too wide for them,
-    never too narrow.
+    Scores between 0 and 1, of several answers in one prompt, vary less than hits and misses: for them it is rather
+    too wide than too narrow.
     """
     z2 = Z_95**2 / n
     middle = (score + z2 / 2) / (1 + z2)
