@@ -148,13 +148,13 @@ def _marks(chart: Chart) -> Iterable[str]:
             )
 
 
-def require_matplotlib() -> None:
-    """Raises OptionError where matplotlib is not installed."""
+def require_matplotlib(option: str = "--png") -> None:
+    """Raises OptionError where matplotlib is not installed. option: what needs it."""
     try:
         import_module("matplotlib")
     except ImportError:
         raise OptionError(
-            "--png: expected matplotlib to be installed, found none; run pip install 'asl_gguf[plots]'"
+            f"{option}: expected matplotlib to be installed, found none; run pip install 'asl_gguf[plots]'"
         ) from None
 
 

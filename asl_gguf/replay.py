@@ -7,6 +7,7 @@ as ever, so the results are those of a prefill of its own, bit for bit.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ from .types import Floats, Indices
 _WINDOW = 32
 """of a pass for policies that have none of their own"""
 
+_Pass = tuple[int, bytes | None]
+"""window, and the weights of its queries as float32 bytes"""
+
 
 @dataclass(frozen=True)
 class RecordedLayer:
@@ -29,6 +33,8 @@ class RecordedLayer:
     """uint8 of `Session.save_layer`"""
     scores: Floats
     queries: Floats
+    seconds: float
+    """that it took to run, scores included"""
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,10 @@ def record(session: Session, tokens: Sequence[int], window: int = 32, weights: F
     try:
         session.set_window(min(window, len(tokens)), weights)
         for _ in range(session.info().n_layer):
+            started = time.perf_counter()
             session.run(1, True)
-            layers.append(RecordedLayer(session.save_layer(), session.scores(), session.queries()))
+            seconds = time.perf_counter() - started
+            layers.append(RecordedLayer(session.save_layer(), session.scores(), session.queries(), seconds))
     finally:
         session.abort()
     return Recording(tuple(tokens), min(window, len(tokens)), weights, tuple(layers))
@@ -73,6 +81,8 @@ class Replay:
         self._window = 0
         self._weights: Floats | None = None
         self._from_record = False  # scores and queries of the last layer are the recording's
+        self.seconds_spared = 0.0
+        """that the layers taken from the record would have taken to run, less what loading them took; of all prompts"""
 
     def begin(self, tokens: Sequence[int], window: int, first_pos: int = 0) -> None:
         """`Session.begin`; another prompt than the recorded one simply runs."""
@@ -96,10 +106,14 @@ class Replay:
             return
         if with_scores and not self._recorded():
             # another window than was recorded: this layer has to run
+            taken = self._recording.layers[self._layer + 1 - n_layers : self._layer]
+            self.seconds_spared += sum(layer.seconds for layer in taken)
             self._load(self._layer - 1)
             self._session.run(1, True)
             self._loaded = self._layer
             return
+        taken = self._recording.layers[self._layer + 1 - n_layers : self._layer + 1]
+        self.seconds_spared += sum(layer.seconds for layer in taken)
         self._load(self._layer)
         self._from_record = True
 
@@ -112,7 +126,9 @@ class Replay:
 
     def _load(self, layer: int) -> None:
         if layer > self._loaded:
+            started = time.perf_counter()
             self._session.load_layer(layer, self._recording.layers[layer].state)
+            self.seconds_spared -= time.perf_counter() - started
             self._loaded = layer
 
     def scores(self) -> Floats:
@@ -156,16 +172,28 @@ class Records:
     def __init__(self, session: Session, tokens: Sequence[int]) -> None:
         self._session = session
         self._tokens = tuple(tokens)
-        self._replays: dict[tuple[int, bytes | None], Replay] = {}
+        self._replays: dict[_Pass, Replay] = {}
 
     def replay_for(self, policy: Policy, n_kept: int) -> Replay:
         """A session that has run the prompt as this policy would; one that is there already, if it scores nothing."""
-        scores = isinstance(policy, ScoringPolicy)
-        if self._replays and not scores:
+        if self._replays and not isinstance(policy, ScoringPolicy):
             return next(iter(self._replays.values()))
-        window = policy.window_of(len(self._tokens), n_kept) if scores else min(_WINDOW, len(self._tokens))
-        weights = policy.weights_of(window) if scores else None
-        key = (window, None if weights is None else weights.tobytes())
+        key = _pass_of(policy, len(self._tokens), n_kept)
         if key not in self._replays:
+            window, weights = key[0], None if key[1] is None else np.frombuffer(key[1], dtype=np.float32)
             self._replays[key] = Replay(self._session, record(self._session, self._tokens, window, weights))
         return self._replays[key]
+
+    @staticmethod
+    def keys_of(uses: Sequence[tuple[Policy, int]], n_tokens: int) -> set[_Pass]:
+        """The full passes that these policies and budgets need, at least one."""
+        scoring = [use for use in uses if isinstance(use[0], ScoringPolicy)]
+        return {_pass_of(policy, n_tokens, n_kept) for policy, n_kept in scoring or uses}
+
+
+def _pass_of(policy: Policy, n_tokens: int, n_kept: int) -> _Pass:
+    if not isinstance(policy, ScoringPolicy):
+        return min(_WINDOW, n_tokens), None
+    window = policy.window_of(n_tokens, n_kept)
+    weights = policy.weights_of(window)
+    return window, None if weights is None else weights.astype(np.float32).tobytes()

@@ -11,28 +11,56 @@ from typing import Any
 from ..errors import OptionError
 from .options import add_model_options
 
-_TASKS = "niah_prose,multikey,keyvalue,multivalue,passkey,tracking"
-_POLICIES = "asl-span,asl,asl-two-pass,fastkv:window=32,gemfilter,snapkv,pyramidinfer,streaming_llm"
+_SUITES = ("standard", "smoke", "small", "paper")
 
 
 def add_parser(commands: Any) -> None:
     evaluate = commands.add_parser(
-        "eval", help="answers of policies and budgets beside the full cache", description=__doc__
+        "eval",
+        help="answers of policies and budgets beside the full cache",
+        description="Runs a suite of tasks (docs/EVALUATION.md). What the folder holds already is not repeated.",
     )
     add_model_options(evaluate)
-    evaluate.add_argument("--out", type=Path, required=True, help="folder for results; what it holds is not repeated")
-    evaluate.add_argument("--tasks", default=_TASKS, help="names, with commas (default %(default)s)")
-    evaluate.add_argument("--lengths", default="1024,2048", help="prompt tokens, with commas (default %(default)s)")
-    evaluate.add_argument("--budgets", default="0.05,0.1,0.2,0.4", help="with commas (default %(default)s)")
+    evaluate.add_argument("--out", type=Path, required=True, help="folder for results")
     evaluate.add_argument(
-        "--policies", default=_POLICIES, help="name or name:parameter=value:..., with commas (default %(default)s)"
+        "--suite",
+        default="standard",
+        metavar="NAME",
+        help=f"{', '.join(_SUITES)} (default %(default)s); the options below replace its own",
     )
-    evaluate.add_argument("--samples", type=int, default=20, help="examples of each task (default %(default)s)")
-    evaluate.add_argument("--seed", type=int, default=0, help="0: development, 1: reporting (default %(default)s)")
+    evaluate.add_argument("--tasks", help="names, or name:FILE, with commas")
+    evaluate.add_argument("--lengths", help="prompt tokens, with commas")
+    evaluate.add_argument("--budgets", help="shares or tokens, with commas")
+    evaluate.add_argument("--policies", help="name or name:parameter=value:..., with commas")
+    evaluate.add_argument("--samples", type=int, help="examples of each task; of niah: at each depth")
+    evaluate.add_argument("--depths", help="of niah: percent of the haystack, with commas")
+    evaluate.add_argument("--seed", help="development, report, or a number")
+    evaluate.add_argument(
+        "--haystack", help="text file in the place of the prose, such as essays; for niah also: noise"
+    )
+    evaluate.add_argument("--squad", metavar="FILE", help="SQuAD 2.0 as JSON, for qa_1")
+    evaluate.add_argument("--hotpotqa", metavar="FILE", help="HotpotQA (distractor setting) as JSON, for qa_2")
+    evaluate.add_argument("--infinitebench", metavar="FOLDER", help="InfiniteBench's .jsonl files")
+    evaluate.add_argument(
+        "--chat",
+        default="auto",
+        help="form of the prompts: auto (the model's own), chatml, plain (default %(default)s)",
+    )
     evaluate.add_argument("--dequant", choices=["auto", "off", "all"], default="auto")
+    evaluate.add_argument(
+        "--record-gib",
+        type=float,
+        default=8.0,
+        help="host memory for the full pass that serves all policies; prompts that need more are prefilled anew for "
+        "each answer (default %(default)s)",
+    )
     evaluate.set_defaults(run=run_eval)
-    report = commands.add_parser("report", help="tables of `asl-gguf eval`", description="Prints Markdown tables.")
+    report = commands.add_parser(
+        "report", help="tables and plots of `asl-gguf eval`", description="Prints Markdown tables."
+    )
     report.add_argument("folders", type=Path, nargs="+", help="--out of asl-gguf eval")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write one page with figures too; needs matplotlib")
+    report.add_argument("--figures", type=Path, metavar="FOLDER", help="write the figures as SVG too; needs matplotlib")
     report.set_defaults(run=run_report)
 
 
@@ -47,23 +75,54 @@ def _budget(text: str) -> float | int:
     return float(text) if "." in text else int(text)
 
 
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """Fields of `Plan` from the options that were given."""
+    from ..eval.suites import SEEDS
+
+    values: dict[str, Any] = {}
+    for name in ("tasks", "policies"):
+        if (text := getattr(args, name)) is not None:
+            values[name] = tuple(text.split(","))
+    kinds: dict[str, Callable[[str], Any]] = {"lengths": int, "budgets": _budget, "depths": int}
+    for name, kind in kinds.items():
+        if (text := getattr(args, name)) is not None:
+            values[name] = _numbers(f"--{name}", text, kind)
+    if args.samples is not None:
+        if args.samples < 1:
+            raise OptionError(f"--samples: expected at least 1, got {args.samples}")
+        values["samples"] = args.samples
+    if any(not 0 <= depth <= 100 for depth in values.get("depths", ())):
+        raise OptionError(f"--depths: expected percentages from 0 to 100, got {args.depths}")
+    if args.seed is not None:
+        if args.seed not in SEEDS and not args.seed.isdecimal():
+            raise OptionError(f"--seed: expected development, report or a number, got {args.seed!r}")
+        values["seed"] = SEEDS[args.seed] if args.seed in SEEDS else int(args.seed)
+    return values
+
+
 def run_eval(args: argparse.Namespace) -> int:
     from ..bench.stock import ContextOptions, Model
-    from ..eval.runner import Plan, Results, run
+    from ..eval.chat_format import chat_format
+    from ..eval.runner import Results, run
+    from ..eval.suites import Files, plans
     from .options import KV_TYPES
 
-    plan = Plan(
-        tasks=tuple(args.tasks.split(",")),
-        lengths=_numbers("--lengths", args.lengths, int),
-        budgets=_numbers("--budgets", args.budgets, _budget),
-        policies=tuple(args.policies.split(",")),
-        samples=args.samples,
-        seed=args.seed,
-    )
+    files = Files(args.haystack, args.squad, args.hotpotqa, args.infinitebench)
+    parts, left_out = plans(args.suite, _overrides(args), files)
+    if left_out:
+        print(f"left out, for want of --squad, --hotpotqa, --infinitebench: {', '.join(left_out)}", file=sys.stderr)
     options = ContextOptions(args.threads or 2, args.n_ubatch, args.flash_attn, KV_TYPES[args.kv_type], args.gpu_layers)
     model = Model(args.model, options)
     try:
-        run(model, plan, Results(args.out), dequant=args.dequant, progress=_report)
+        run(
+            model,
+            parts,
+            Results(args.out),
+            dequant=args.dequant,
+            chat=chat_format(model, args.chat),
+            record_bytes=int(args.record_gib * 2**30),
+            progress=_report,
+        )
     finally:
         model.close()
     return 0
@@ -83,5 +142,24 @@ def run_report(args: argparse.Namespace) -> int:
     rows = [row for folder in args.folders for row in read_rows(folder / "results.jsonl")]
     if not rows:
         raise OptionError(f"expected results of asl-gguf eval in {', '.join(map(str, args.folders))}, found none")
+    if args.html or args.figures:
+        _write_figures(rows, args.html, args.figures)
     print(document(rows))
     return 0
+
+
+def _write_figures(rows: list[dict[str, Any]], html: Path | None, folder: Path | None) -> None:
+    from ..eval.figures import drawings
+    from ..eval.page import page
+
+    drawn = drawings(rows)
+    try:
+        if html is not None:
+            html.parent.mkdir(parents=True, exist_ok=True)
+            html.write_text(page(rows, drawn), encoding="utf-8")
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for drawing in drawn:
+                (folder / f"{drawing.name}.svg").write_bytes(drawing.svg())
+    except OSError as err:
+        raise OptionError(f"expected a file and a folder that can be written: {err}") from None

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import engine
+from .. import __version__, engine
+from .._native import llama_cpp
 from ..bench.stock import Model
 from ..budget import Budget, round_cells
-from ..errors import OptionError
 from ..policies import Full, Policy, parse_policy
 from ..replay import Records
-from ..types import PrefillReport
-from .measure import measure
-from .tasks import Example, Task, make_task
+from ..session import Session
+from ..types import Floats, PrefillReport
+from .measure import MOST_REFERENCE_TOKENS, answer_logits, measure
+from .results import FULL, Key, Results, Row, key_of, read_rows
+from .tasks import CHATML, ChatFormat, Example, Task, label, make_task
 
-FULL = "none"
-_ANSWER_CELLS = 256
+__all__ = ["FULL", "Key", "Plan", "Results", "key_of", "read_rows", "run"]
+
+RECORD_BYTES = 8 * 2**30
+"""host memory for the full passes of one prompt, unless told otherwise"""
+_LEAST_ANSWER_CELLS = 256
 
 
 @dataclass(frozen=True)
@@ -28,130 +33,180 @@ class Plan:
     """What is run. Results of another plan in the same folder are kept and not repeated."""
 
     tasks: tuple[str, ...]
+    """names, or name:FILE"""
     lengths: tuple[int, ...]
     """tokens of a prompt, at most"""
     budgets: tuple[float | int, ...]
     policies: tuple[str, ...]
-    """names, with parameters in the form name:parameter=value,..."""
+    """names, with parameters in the form name:parameter=value:..."""
     samples: int
+    """examples of a task; of `niah`: at each depth"""
     seed: int
+    depths: tuple[int, ...] = tuple(range(0, 101, 10))
+    """of `niah`, in percent of the haystack"""
 
 
-Key = tuple[str, int, int, int, str, float | int | None]
 Progress = Callable[[int, int, float], None]
 """(examples done, examples in all, seconds since the start)"""
+Wanted = tuple[str, float | int | None]
+"""policy and budget of an answer"""
 
 
-class Results:
-    """The lines of a folder. A line is written whole or not at all, whenever the process is killed."""
+@dataclass(frozen=True)
+class _Job:
+    """One prompt, with the answers to it that are wanted."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "results.jsonl"
-        self.rows = read_rows(self._path, repair=True)
-        self._keys = {key_of(row) for row in self.rows}
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self._keys
-
-    def add(self, row: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        self.rows.append(row)
-        self._keys.add(key_of(row))
+    task: Task
+    head: Row
+    """task, length, index and seed of its lines"""
+    wanted: tuple[Wanted, ...]
 
 
-def key_of(row: dict[str, Any]) -> Key:
-    """What names an answer."""
-    return (row["task"], row["length"], row["index"], row["seed"], row["policy"], row["budget"])
+def run(
+    model: Model,
+    plan: Plan | Sequence[Plan],
+    results: Results,
+    *,
+    dequant: str = "auto",
+    chat: ChatFormat = CHATML,
+    record_bytes: int = RECORD_BYTES,
+    progress: Progress | None = None,
+) -> None:
+    """Adds every answer of the plans that the results lack.
 
-
-def read_rows(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
-    """The lines of a results file; a last line that was cut off is left out, and removed from the file to repair it.
-
-    Raises:
-        OptionError: another line is no result.
-    """
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if repair and len(whole) < len(data):
-        path.write_bytes(whole)
-    try:
-        return [json.loads(line) for line in whole.decode("utf-8").splitlines()]
-    except ValueError as err:
-        raise OptionError(f"expected one JSON result per line in {path}: {err}") from None
-
-
-def run(model: Model, plan: Plan, results: Results, *, dequant: str = "auto", progress: Progress | None = None) -> None:
-    """Adds every answer of the plan that the results lack.
+    Args:
+        chat: the format of the prompts.
+        record_bytes: host memory for the full passes over a prompt that serve all policies; where they need more,
+            each answer is prefilled by itself.
 
     Raises:
-        OptionError: a task, a policy or one of its parameters is unknown.
+        OptionError: a task, a policy or one of its parameters is unknown, or the folder has results of another model
+            or of other settings.
     """
-    policies = {text: parse_policy(text) for text in plan.policies if text != FULL}
-    jobs = [(length, index, name) for length in plan.lengths for index in range(plan.samples) for name in plan.tasks]
-    tasks = {
-        (name, length): make_task(name, lambda text: len(model.tokenize(text)), length, plan.samples, plan.seed)
-        for name in plan.tasks
-        for length in plan.lengths
-    }
+    plans = [plan] if isinstance(plan, Plan) else plan
+    policies = {text: parse_policy(text) for one in plans for text in one.policies if text != FULL}
+    jobs = [job for one in plans for job in _jobs(model, one, chat)]
+    common = {"model": Path(model.path).name, "settings": _settings(model, dequant, chat)}
+    results.check_same(**common)
     started = time.perf_counter()
-    for done, (length, index, name) in enumerate(jobs):
+    for done, job in enumerate(jobs):
         if progress:
             progress(done, len(jobs), time.perf_counter() - started)
-        key = (name, length, index, plan.seed)
-        wanted = [(FULL, None), *((text, budget) for text in policies for budget in plan.budgets)]
-        missing = [pair for pair in wanted if (*key, *pair) not in results]
+        missing = [pair for pair in job.wanted if (*job.head.values(), *pair) not in results]
         if missing:
-            task = tasks[name, length]
-            head = {"task": name, "length": length, "index": index, "seed": plan.seed}
-            for row in _answers(model, task, task.get_example(index), missing, policies, dequant):
-                results.add(head | row)
+            example = job.task.get_example(job.head["index"])
+            answers = _Answers(model, job.task, example, dequant, record_bytes)
+            for row in answers.rows(missing, policies):
+                results.add(job.head | row | common)
     if progress:
         progress(len(jobs), len(jobs), time.perf_counter() - started)
 
 
-def _answers(
-    model: Model,
-    task: Task,
-    example: Example,
-    wanted: list[tuple[str, float | int | None]],
-    policies: dict[str, Policy],
-    dequant: str,
-) -> Iterator[dict[str, Any]]:
-    tokens = model.tokenize(example.prompt)
-    n_cells = round_cells(len(tokens) + _ANSWER_CELLS)
-    with model.context(n_cells) as ctx, model.session(ctx, n_cells, n_cells, dequant) as session:
-        records = Records(session, tokens)
-        started = time.perf_counter()
-        first, first_budget = wanted[0]
-        records.replay_for(policies.get(first, Full()), _kept(policies.get(first, Full()), first_budget, len(tokens)))
-        full_seconds = time.perf_counter() - started
+def _jobs(model: Model, plan: Plan, chat: ChatFormat) -> Iterator[_Job]:
+    """By length, then example by example of all tasks: what is there when it ends early is of all tasks."""
+    policies = [text for text in plan.policies if text != FULL]
+    wanted: tuple[Wanted, ...] = ((FULL, None), *((text, budget) for text in policies for budget in plan.budgets))
+    for length in plan.lengths:
+        tasks = [
+            make_task(spec, lambda text: len(model.tokenize(text)), length, plan.samples, plan.seed, chat)
+            for spec in plan.tasks
+        ]
+        indices = [task.indices(plan.depths) for task in tasks]
+        for turn in range(max(map(len, indices), default=0)):
+            for spec, task, of_task in zip(plan.tasks, tasks, indices):
+                if turn < len(of_task):
+                    head = {"task": label(spec), "length": length, "index": of_task[turn], "seed": plan.seed}
+                    yield _Job(task, head, wanted)
+
+
+def _settings(model: Model, dequant: str, chat: ChatFormat) -> dict[str, Any]:
+    """What a line depends on beside its key and the model."""
+    options = {name: value for name, value in asdict(model.options).items() if name != "n_threads"}
+    return {**options, "dequant": dequant, "chat": list(asdict(chat).values()), "version": __version__}
+
+
+class _Answers:
+    """The answers to one example."""
+
+    def __init__(self, model: Model, task: Task, example: Example, dequant: str, record_bytes: int) -> None:
+        self._model, self._task, self._example, self._dequant = model, task, example, dequant
+        self._record_bytes = record_bytes
+        self._tokens = model.tokenize(example.prompt)
+
+    def rows(self, wanted: Sequence[Wanted], policies: dict[str, Policy]) -> Iterator[Row]:
+        model, n_tokens = self._model, len(self._tokens)
+        n_answer = max(_LEAST_ANSWER_CELLS, MOST_REFERENCE_TOKENS + 1, self._example.max_new_tokens)
+        n_cells = round_cells(n_tokens + n_answer)
+        chosen = []
         for text, budget in wanted:
             policy = policies.get(text, Full())
-            n_kept = _kept(policy, budget, len(tokens))
-            replay: Any = records.replay_for(policy, n_kept)
-            report = engine.prefill(replay, tokens, policy, n_kept)
-            measures = measure(model, ctx, len(tokens), task, example)
-            yield {
-                "policy": text,
-                "budget": budget,
-                **asdict(measures),
-                **_outline(report),
-                "full_seconds": round(full_seconds, 3),
-                "references": list(example.references),
-                "depths": [round(depth, 4) for depth in example.depths],
-                "model": Path(model.path).name,
-            }
+            n_kept = n_tokens if budget is None else Budget(budget, 0).kept(n_tokens, policy.min_kept)
+            chosen.append((text, budget, policy, n_kept))
+        with model.context(n_cells) as ctx, model.session(ctx, n_cells, n_cells, self._dequant) as session:
+            n_bytes = _record_bytes(model, session, n_tokens)
+            in_use = [(policy, n_kept) for *_, policy, n_kept in chosen]
+            shared = _Shared(session, self._tokens, in_use, n_bytes, self._record_bytes)
+            started = time.perf_counter()
+            shared.for_policy(*chosen[0][2:])
+            full_seconds = time.perf_counter() - started
+            full: list[Floats] | None = None
+            if chosen[0][0] != FULL:  # it is in the results already; its logits are not
+                engine.prefill(shared.for_policy(Full(), n_tokens), self._tokens, Full(), n_tokens)
+                full = answer_logits(model, ctx, n_tokens, self._example)
+            for text, budget, policy, n_kept in chosen:
+                report, seconds = shared.prefill(policy, n_kept)
+                rows = answer_logits(model, ctx, n_tokens, self._example)
+                full = rows if full is None else full
+                measures = measure(model, ctx, n_tokens, self._task, self._example, full=full, rows=rows)
+                yield {
+                    "policy": text,
+                    "budget": budget,
+                    **asdict(measures),
+                    **_outline(report),
+                    "prefill_seconds": round(seconds, 3),
+                    "shared": shared.shares,
+                    "full_seconds": round(full_seconds, 3) if shared.shares else None,
+                    "references": list(self._example.references),
+                    "depths": [round(depth, 4) for depth in self._example.depths],
+                    "prompt_sha256": hashlib.sha256(self._example.prompt.encode()).hexdigest()[:16],
+                }
 
 
-def _kept(policy: Policy, budget: float | int | None, n_tokens: int) -> int:
-    return n_tokens if budget is None else Budget(budget, 0).kept(n_tokens, policy.min_kept)
+class _Shared:
+    """Full passes over a prompt that serve all policies, if host memory allows; else each policy runs by itself."""
+
+    def __init__(
+        self,
+        session: Session,
+        tokens: Sequence[int],
+        uses: Sequence[tuple[Policy, int]],
+        bytes_of_record: int,
+        most_bytes: int,
+    ) -> None:
+        n_records = len(Records.keys_of(uses, len(tokens)))
+        self._session, self._tokens = session, tokens
+        self.shares = n_records * bytes_of_record <= most_bytes
+        self._records = Records(session, tokens)
+
+    def for_policy(self, policy: Policy, n_kept: int) -> Any:
+        """A session, or what stands in for one."""
+        return self._records.replay_for(policy, n_kept) if self.shares else self._session
+
+    def prefill(self, policy: Policy, n_kept: int) -> tuple[PrefillReport, float]:
+        """The report, and the seconds a prefill by itself takes: layers from a record count as they took there."""
+        session = self.for_policy(policy, n_kept)
+        before = session.seconds_spared if self.shares else 0.0
+        report = engine.prefill(session, self._tokens, policy, n_kept)
+        return report, report.prefill_seconds + (session.seconds_spared - before if self.shares else 0.0)
 
 
-def _outline(report: PrefillReport) -> dict[str, Any]:
+def _record_bytes(model: Model, session: Session, n_tokens: int) -> int:
+    """Host memory of one full pass, about: K/V, hidden states and scores."""
+    n_floats = llama_cpp.llama_model_n_embd(model.handle) + llama_cpp.llama_model_n_head_kv(model.handle)
+    return int(n_tokens * (session.info().kv_bytes_cell + 4 * model.n_layer * n_floats))
+
+
+def _outline(report: PrefillReport) -> Row:
     return {
         "prompt_tokens": report.prompt_tokens,
         "budget_tokens": report.budget_tokens,
@@ -159,5 +214,6 @@ def _outline(report: PrefillReport) -> dict[str, Any]:
         "n_layer": report.n_layer,
         "prefill_share": round(report.prefill_share, 4),
         "kv_share": round(report.kv_bytes_prompt / report.kv_bytes_prompt_full, 4),
+        "kv_bytes": report.kv_bytes_prompt,
         "attention_mass": report.attention_mass,
     }

@@ -1,29 +1,17 @@
-"""Tables of results."""
+"""Markdown tables of results."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import mean, median
-from typing import Any
 
-from .runner import FULL
+from .results import FULL, Row
+from .statistics import decode_speed, group, mean_of, mean_of_tasks, relative_score
 
-Row = dict[str, Any]
+__all__ = ["document", "group", "relative_score", "table"]
 
-
-def group(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
-    """Rows by the values of these columns, in order of appearance."""
-    result: dict[tuple, list[Row]] = defaultdict(list)
-    for row in rows:
-        result[tuple(row[name] for name in names)].append(row)
-    return result
-
-
-def relative_score(rows: Sequence[Row], full: Sequence[Row]) -> float | None:
-    """Score as a share of the full cache's on the same examples; None where that is 0."""
-    base = mean(row["score"] for row in full)
-    return mean(row["score"] for row in rows) / base if base > 0 else None
+_OPTIONAL = {"kl": "KL", "top1_agreement": "top-1"}
+"""columns that results of earlier versions lack"""
 
 
 def table(rows: Sequence[Row], length: int) -> str:
@@ -31,46 +19,99 @@ def table(rows: Sequence[Row], length: int) -> str:
     rows = [row for row in rows if row["length"] == length]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     full = [row for row in rows if row["policy"] == FULL]
-    by_task = group(full, "task")
-    n = min((len(values) for values in by_task.values()), default=0)
+    counts = sorted({len(values) for values in group(full, "task").values()})
+    n_examples = " to ".join(map(str, dict.fromkeys([*counts[:1], *counts[-1:]]))) or "0"
+    optional = [name for name in _OPTIONAL if any(name in row for row in rows)]
     lines = [
-        f"{length} tokens, {n} examples a task. Score (share of the answers found), and for all tasks together the "
-        "share of the full cache's score; mean negative log-likelihood of the right answer; median selection layer; "
-        "mean share of the full prefill's token-layers that were computed; mean share of the K/V kept.",
+        f"{length} tokens, {n_examples} examples a task. Score (share of the answers found), and for all tasks "
+        "together the share of the full cache's score; mean negative log-likelihood of the right answer; median "
+        "selection layer; mean share of the full prefill's token-layers that were computed; mean share of the K/V "
+        "kept" + (
+            "; divergence of the next-token distribution from the full cache's in nats, and share of positions with "
+            "the same likeliest token, over the right answer's tokens." if optional else "."
+        ),
         "",
-        "| policy | budget | " + " | ".join(tasks) + " | all | of full | nll | layer | prefill | K/V |",
-        "|---" * (len(tasks) + 8) + "|",
+        f"| policy | budget | {' | '.join(tasks)} | all | of full | nll | layer | prefill | K/V |"
+        + "".join(f" {_OPTIONAL[name]} |" for name in optional),
+        "|---" * (len(tasks) + 8 + len(optional)) + "|",
+    ]  # fmt: skip
+    for (policy, budget), answers in _ordered(rows):
+        more = [_number(mean_of(answers, name), 2) for name in optional]
+        lines.append(_line(policy, budget, answers, full, tasks) + "".join(f" {text} |" for text in more))
+    return "\n".join(lines)
+
+
+def costs(rows: Sequence[Row], length: int) -> str:
+    """Markdown: time and memory at one prompt length; empty for results of versions that did not measure them."""
+    rows = [row for row in rows if row["length"] == length and "prefill_seconds" in row]
+    base = mean_of([row for row in rows if row["policy"] == FULL], "prefill_seconds")
+    if base is None:
+        return ""
+    lines = [
+        f"{length} tokens: seconds of the prefill (layers that several policies share count for each), its ratio to "
+        "the full cache's, tokens per second of the answers, and K/V of the prompt, all means.",
+        "",
+        "| policy | budget | prefill s | of full | decoding tokens/s | K/V MiB | attention kept |",
+        "|---|---|---|---|---|---|---|",
     ]
-    ordered = sorted(
-        group(rows, "policy", "budget").items(), key=lambda item: (item[0][0] != FULL, item[0][1] or 1, item[0][0])
-    )
-    for (policy, budget), answers in ordered:
-        lines.append(_line(policy, budget, answers, full, tasks))
+    for (policy, budget), answers in _ordered(rows):
+        seconds = mean_of(answers, "prefill_seconds") or 0.0
+        lines.append(
+            f"| {policy} | {'' if budget is None else budget} | {seconds:.2f} | {seconds / base:.2f} "
+            f"| {_number(decode_speed(answers), 1)} | {mean(row['kv_bytes'] for row in answers) / 2**20:.1f} "
+            f"| {_number(mean_of(answers, 'attention_mass'), 2)} |"
+        )
     return "\n".join(lines)
 
 
 def document(rows: Sequence[Row]) -> str:
-    """Markdown: where the results come from, and a table for each prompt length."""
+    """Markdown: where the results come from, and tables for each prompt length."""
 
     def used(name: str) -> str:
         return ", ".join(str(value) for value in dict.fromkeys(row[name] for row in rows))
 
     lengths = sorted({row["length"] for row in rows})
-    budgets = sorted({row["budget"] for row in rows if row["policy"] != FULL})
-    policies = dict.fromkeys(row["policy"] for row in rows if row["policy"] != FULL)
-    command = (
-        f"asl-gguf eval --tasks {','.join(dict.fromkeys(row['task'] for row in rows))} "
-        f"--lengths {','.join(map(str, lengths))} --seed {used('seed')} "
-        f"--budgets {','.join(str(budget) for budget in budgets)} --policies {','.join(policies)}"
-    )
+    commands = "\n    ".join(_commands(rows))
     head = (
         "# Answers under pruning\n\n"
         f"Model {used('model')}, seed {used('seed')} (0: development, 1: reporting). Made by `asl-gguf report` from the "
-        f"results of\n\n    {command}\n\n"
+        f"results of\n\n    {commands}\n\n"
         "Tasks and scoring are those of RULER and InfiniteBench (`asl_gguf/eval/tasks`), on prompts of exactly chosen "
         "length. A policy that drops other keys' values can score above the full cache: then it drops distractors."
     )
-    return "\n\n".join([head, *(table(rows, length) for length in lengths)])
+    parts = [text for length in lengths for text in (table(rows, length), costs(rows, length)) if text]
+    return "\n\n".join([head, *parts])
+
+
+def _commands(rows: Sequence[Row]) -> list[str]:
+    """The calls of `asl-gguf eval` that run what these rows hold: one for all tasks that were run alike."""
+    alike: dict[str, list[str]] = {}
+    for (task,), of_task in group(rows, "task").items():
+        pruned = [row for row in of_task if row["policy"] != FULL]
+        budgets = sorted({row["budget"] for row in pruned})
+        depths, samples = {row["index"] % 101 for row in of_task}, len({row["index"] for row in of_task})
+        grid = task.partition(":")[0] == "niah"
+        options = [
+            f"--lengths {','.join(map(str, sorted({row['length'] for row in of_task})))}",
+            f"--seed {','.join(dict.fromkeys(str(row['seed']) for row in of_task))}",
+            f"--budgets {','.join(map(str, budgets))}" if budgets else "",
+            f"--policies {','.join(dict.fromkeys(row['policy'] for row in pruned))}" if pruned else "--policies none",
+            f"--samples {samples // len(depths) if grid else samples}",
+            f"--depths {','.join(map(str, sorted(depths)))}" if grid else "",
+        ]
+        alike.setdefault(" ".join(option for option in options if option), []).append(task)
+    return [f"asl-gguf eval --tasks {','.join(tasks)} {options}" for options, tasks in alike.items()]
+
+
+def _ordered(rows: Sequence[Row]) -> list[tuple[tuple, list[Row]]]:
+    """By budget, then policy; the full cache first."""
+    return sorted(
+        group(rows, "policy", "budget").items(), key=lambda item: (item[0][0] != FULL, item[0][1] or 1, item[0][0])
+    )
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _line(policy: str, budget: float | None, answers: list[Row], full: list[Row], tasks: Sequence[str]) -> str:
@@ -78,13 +119,12 @@ def _line(policy: str, budget: float | None, answers: list[Row], full: list[Row]
     cells = [f"{mean(row['score'] for row in by_task[(task,)]):.2f}" if (task,) in by_task else "" for task in tasks]
     seen = {(row["task"], row["index"]) for row in answers}
     base = [row for row in full if (row["task"], row["index"]) in seen]
-    score = mean(mean(row["score"] for row in values) for values in by_task.values())
     of_full = relative_score(answers, base) if base else None
     layers = [row["selection_layer"] for row in answers if row["selection_layer"] is not None]
     n_never = len(answers) - len(layers)
     layer = f"{median(layers):.0f}" + (f" ({n_never} never)" if n_never else "") if layers else "-"
     return (
-        f"| {policy} | {'' if budget is None else budget} | {' | '.join(cells)} | {score:.3f} "
-        f"| {'' if of_full is None else f'{of_full:.3f}'} | {mean(row['nll'] for row in answers):.2f} | {layer} "
+        f"| {policy} | {'' if budget is None else budget} | {' | '.join(cells)} | {mean_of_tasks(answers):.3f} "
+        f"| {_number(of_full, 3)} | {mean(row['nll'] for row in answers):.2f} | {layer} "
         f"| {mean(row['prefill_share'] for row in answers):.2f} | {mean(row['kv_share'] for row in answers):.2f} |"
     )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from asl_gguf.policies import parse_policy
 POLICIES = ("asl-span:min_layer=3:obs_layers=2:tau=2:window=8", "gemfilter:window=8", "snapkv:window=8")
 PLAN = Plan(("passkey", "multivalue"), (700,), (0.2, 100), POLICIES, samples=2, seed=0)
 N_ANSWERS = 2 * 2 * (1 + 3 * 2)
-TIMES = {"full_seconds"}
+TIMES = {"full_seconds", "prefill_seconds", "decode_seconds"}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,48 @@ def test_killed_and_resumed_equals_uninterrupted(model, tmp_path, uninterrupted,
             n_kills += 1
     assert n_kills == N_ANSWERS // 4 - (N_ANSWERS % 4 == 0)
     assert without_times(read_rows(folder / "results.jsonl")) == without_times(uninterrupted)
+
+
+def test_cut_at_any_byte(folder, tmp_path):
+    """Whatever a kill leaves of the file, its whole lines are there, once each, and the next line starts afresh."""
+    data = (folder / "results.jsonl").read_bytes()
+    ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
+    last = json.loads(data[ends[-2] :])
+    for cut in {*range(0, len(data), 97), *ends, *(end - 1 for end in ends)}:
+        path = tmp_path / str(cut)
+        path.mkdir()
+        (path / "results.jsonl").write_bytes(data[:cut])
+        results = Results(path)
+        n_whole = sum(end <= cut for end in ends)
+        assert len(results.rows) == n_whole
+        results.add(last)
+        assert read_rows(path / "results.jsonl") == [*uncut(data)[:n_whole], last]
+
+
+def uncut(data: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def test_a_process_killed_between_and_within_answers(tiny_model, model, tmp_path, uninterrupted):
+    """SIGKILL as soon as some lines are there, again and again: the results are those of one run."""
+    program = (
+        "import sys\nfrom asl_gguf.bench.stock import ContextOptions, Model\n"
+        "from asl_gguf.eval.runner import Plan, Results, run\nfrom pathlib import Path\n"
+        f"run(Model({str(tiny_model('llama'))!r}, ContextOptions(n_threads=1)), {PLAN!r}, Results(Path(sys.argv[1])))\n"
+    )
+    path = tmp_path / "results.jsonl"
+    n_kills = 0
+    while len(read_rows(path)) < N_ANSWERS:
+        n_wanted = len(read_rows(path)) + 9
+        process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+        while process.poll() is None and len(read_rows(path)) < n_wanted:
+            time.sleep(0.01)
+        n_kills += process.poll() is None
+        process.kill()
+        assert process.wait() in (0, -signal.SIGKILL)
+    run(model, PLAN, Results(tmp_path))  # what was cut off after the last whole line goes
+    assert n_kills >= 2
+    assert without_times(read_rows(path)) == without_times(uninterrupted)
 
 
 def test_nothing_is_run_twice(model, folder, uninterrupted, monkeypatch):

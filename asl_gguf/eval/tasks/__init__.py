@@ -1,6 +1,6 @@
-"""Synthetic tasks whose prompts can have any length: needles, pass keys, look-ups, variable tracking.
+"""The tasks of RULER, "needle in a haystack" and InfiniteBench, and forms of them that small models follow.
 
-All prompts are made from a seed, nothing is downloaded. Choose thresholds, budgets and prompt forms on
+Prompts have any length and are made from a seed; some read a file that the user gives, nothing is downloaded. Choose thresholds, budgets and prompt forms on
 DEVELOPMENT_SEED; report figures from REPORT_SEED, whose examples no choice has seen.
 """
 
@@ -10,12 +10,20 @@ from collections.abc import Callable
 
 from ...errors import OptionError
 from .base import CHATML, PLAIN, ChatFormat, Example, Task
+from .files import label
+from .frequency import CommonWords, FrequentWords
+from .infinitebench import CodeRun, KvRetrieval, MathFind
+from .infinitebench_files import FILE_TASKS
 from .keyvalue import KeyValue, UuidKeyValue
 from .needles import MultiKey, MultiValue, NoiseNeedle, ProseNeedle
 from .passkey import NumberString, PassKey
-from .tracking import VariableTracking
+from .qa import HotpotQuestion, SquadQuestion
+from .ruler_needles import FourKeys, FourQueries, NeedlesOnly, Niah, UuidNeedle, UuidNeedlesOnly
+from .text import Continuation
+from .tracking import RulerTracking, VariableTracking
 
 __all__ = [
+    "ALIASES",
     "CHATML",
     "DEVELOPMENT_SEED",
     "PLAIN",
@@ -25,7 +33,9 @@ __all__ = [
     "Example",
     "Task",
     "VariableTracking",
+    "label",
     "make_task",
+    "task_class",
 ]
 
 DEVELOPMENT_SEED = 0
@@ -33,32 +43,63 @@ DEVELOPMENT_SEED = 0
 REPORT_SEED = 1
 """For figures that are reported."""
 
-TASKS: dict[str, type[Task]] = {
-    task.name: task
-    for task in (
-        NoiseNeedle,
-        ProseNeedle,
-        MultiKey,
-        MultiValue,
-        KeyValue,
-        UuidKeyValue,
-        PassKey,
-        NumberString,
-        VariableTracking,
-    )
-}
+_ALL: tuple[type[Task], ...] = (
+    NoiseNeedle,
+    ProseNeedle,
+    MultiKey,
+    MultiValue,
+    KeyValue,
+    UuidKeyValue,
+    PassKey,
+    NumberString,
+    VariableTracking,
+    UuidNeedle,
+    FourKeys,
+    NeedlesOnly,
+    UuidNeedlesOnly,
+    FourQueries,
+    RulerTracking,
+    CommonWords,
+    FrequentWords,
+    SquadQuestion,
+    HotpotQuestion,
+    Niah,
+    MathFind,
+    CodeRun,
+    KvRetrieval,
+    *FILE_TASKS,
+    Continuation,
+)
+TASKS = {task.name: task for task in _ALL}
 """The tasks by name, each with its default options."""
+
+ALIASES = {"niah_single_1": "niah_noise", "niah_single_2": "niah_prose", "niah_multivalue": "multivalue"}
+"""RULER's names of tasks that have one of ours."""
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of a task by its name, or by RULER's.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if (known := ALIASES.get(name, name)) not in TASKS:
+        raise OptionError(f"expected a task among {', '.join([*TASKS, *ALIASES])}, got {name!r}; TASKS holds them all")
+    return TASKS[known]
 
 
 def make_task(
-    name: str,
+    spec: str,
     count_tokens: Callable[[str], int],
     n_tokens: int,
     num_examples: int,
     seed: int,
     chat: ChatFormat = CHATML,
 ) -> Task:
-    """The task of that name; for the arguments see Task."""
-    if name not in TASKS:
-        raise OptionError(f"expected a task among {', '.join(TASKS)}, got {name!r}; TASKS holds them all")
-    return TASKS[name](count_tokens, n_tokens, num_examples, seed, chat)
+    """A task by its name, or by name:FILE where it reads one; for the other arguments see Task.
+
+    Raises:
+        OptionError: the name is unknown, a file is missing or one too many, or an argument is outside its domain.
+    """
+    name, _, source = spec.partition(":")
+    return task_class(name)(count_tokens, n_tokens, num_examples, seed, chat, source or None)

@@ -62,7 +62,11 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """An example before its length is known. prompt_of: the prompt with a number of haystack units."""
+    """An example before its length is known.
+
+    prompt_of: the prompt with a number of haystack units.
+    n_units: how many units there are; None: as many as are wanted.
+    """
 
     prompt_of: Callable[[int], str]
     question: str
@@ -70,6 +74,7 @@ class Draft:
     reference_text: str
     max_new_tokens: int
     depths: tuple[float, ...]
+    n_units: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,29 +87,50 @@ class Task(ABC):
     count_tokens: number of tokens of a text, with the special tokens the caller wants to count.
     n_tokens: a prompt has at most this many tokens, and one more haystack unit would exceed it.
     chat: the format of the prompt. The tasks in `shot` form (see the classes) do not use it.
+    source: the user's file that the text comes from, for the tasks that read one (see source_is).
     """
 
     name: ClassVar[str]
+    source_is: ClassVar[str | None] = None
+    """what `source` names; None: the task reads no file"""
+    needs_source: ClassVar[bool] = False
+    generates: ClassVar[bool] = True
+    """False: a text to go on with, scored token by token; no completion is asked for"""
 
     count_tokens: Callable[[str], int]
     n_tokens: int
     num_examples: int
     seed: int
     chat: ChatFormat = CHATML
+    source: str | None = None
 
     def __post_init__(self) -> None:
+        if self.source is not None and self.source_is is None:
+            raise OptionError(f"expected {self.name} alone, got {self.name}:{self.source}; it reads no file")
+        if self.source is None and self.needs_source:
+            raise OptionError(f"expected {self.name}:FILE, {self.source_is}, got {self.name} alone; name the file")
         for option in ("n_tokens", "num_examples"):
             value = getattr(self, option)
             if value < 1:
                 raise OptionError(f"expected {option} >= 1, got {value}; choose a larger {option}")
 
+    @property
+    def _n_indices(self) -> int:
+        return self.num_examples
+
+    def indices(self, depths: Sequence[int]) -> Sequence[int]:
+        """Those that stand for num_examples examples; depths, in percent, are for the grid of `niah` alone."""
+        return range(self.num_examples)
+
     def get_example(self, index: int) -> Example:
         """Example number `index`, made anew at each call."""
-        if not 0 <= index < self.num_examples:
+        if not 0 <= index < self._n_indices:
             raise OptionError(
-                f"expected index between 0 and {self.num_examples - 1}, got {index}; raise num_examples for more"
+                f"expected index between 0 and {self._n_indices - 1}, got {index}; raise num_examples for more"
             )
-        draft = self._draft(seeded(self.name, self.seed, index), self._depth(index))
+        return self._example(index, self._draft(seeded(self.name, self.seed, index), self._depth(index)))
+
+    def _example(self, index: int, draft: Draft) -> Example:
         prompt, n_tokens = self._fill(draft)
         return Example(
             task=self.name,
@@ -135,6 +161,8 @@ class Task(ABC):
         counts: dict[int, int] = {}
 
         def fits(n_units: int) -> bool:
+            if draft.n_units is not None and n_units > draft.n_units:
+                return False
             counts[n_units] = self.count_tokens(draft.prompt_of(n_units))
             return counts[n_units] <= self.n_tokens
 

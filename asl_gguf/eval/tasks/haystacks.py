@@ -8,10 +8,20 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import random
+import re
 from collections.abc import Callable, Iterator, Sequence
+
+from ...demo_text import sentences
+from .files import read_text
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 """The noise of Landmark attention's pass-key task (arXiv 2305.16300), of RULER and of InfiniteBench."""
+
+HAYSTACK = "a text file for a haystack"
+
+_LONGEST_UNIT = 120
+"""characters of a sentence after which it is split at the next word"""
 
 Fact = tuple[float, str]
 """How deep a fact stands, as a share of the haystack in characters (0 first, 1 last), and the fact."""
@@ -20,6 +30,26 @@ Fact = tuple[float, str]
 def noise() -> Iterator[str]:
     """Lines of noise, as in RULER."""
     return itertools.repeat("\n" + NOISE)
+
+
+def prose(source: str | None, rng: random.Random) -> Iterator[str]:
+    """Sentences of a text file from its start, over and over; of our own prose, other for each example, if it is None.
+
+    Raises:
+        OptionError: the file cannot be read, or holds no text.
+    """
+    return sentences(rng) if source is None else itertools.cycle(file_units(source))
+
+
+def file_units(path: str) -> list[str]:
+    """The sentences of a text file, each with the white space that goes before it; long ones in parts."""
+    words = re.findall(r"\s*\S+", " " + read_text(path).strip())
+    units = [""]
+    for word in words:
+        units[-1] += word
+        if word[-1] in ".!?" or len(units[-1]) > _LONGEST_UNIT:
+            units.append("")
+    return units if units[-1] else units[:-1]
 
 
 def spread(depth: float, n: int) -> list[float]:

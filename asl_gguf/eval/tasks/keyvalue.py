@@ -32,11 +32,11 @@ class JsonLookUp(Task):
         asked = list(islice(pairs, 1 + self.n_shots))
         _, *others = spread(depth, len(asked))
         facts: list[Fact] = [
-            (where, ", " + _written(pair)) for where, pair in zip([depth, *shuffled(rng, others)], asked)
+            (where, ", " + written(pair)) for where, pair in zip([depth, *shuffled(rng, others)], asked)
         ]
-        context_of = context_maker((", " + _written(pair) for pair in pairs), facts)
+        context_of = context_maker((", " + written(pair) for pair in pairs), facts)
         (key, value), *shot_pairs = asked
-        shots = "".join(_written(pair) + "\n" for pair in shot_pairs)
+        shots = "".join(written(pair) + "\n" for pair in shot_pairs)
         question = f'"{key}": "'
         return Draft(
             prompt_of=lambda n: f"{{{context_of(n)}}}\n\n{shots}{question}",
@@ -73,5 +73,6 @@ class UuidKeyValue(JsonLookUp):
         return zip(source, source)
 
 
-def _written(pair: _Pair) -> str:
+def written(pair: tuple[str, str]) -> str:
+    """A key and its value as JSON writes them."""
     return '"{}": "{}"'.format(*pair)

@@ -1,8 +1,8 @@
 """Needles in a haystack: numbers to be found by their keys.
 
 RULER's retrieval tasks (arXiv 2404.06654; needle, question and answer prefix as in its public generator,
-scripts/data/synthetic/niah.py), with our own haystack of prose in the place of the essays. The answer
-prefix ends with a colon, as the needle does: the number follows after a space.
+scripts/data/synthetic/niah.py), with our own haystack of prose in the place of the essays, or a text file of
+the user's (`niah_prose:FILE`). The answer prefix ends with a colon, as the needle does: the number follows after a space.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import ClassVar
 
-from ...demo_text import sentences
 from .base import Draft, Task
-from .haystacks import Fact, context_maker, noise, spread
+from .haystacks import HAYSTACK, Fact, context_maker, noise, prose, spread
 from .words import keys, numbers, shuffled
 
 N_DIGITS = 7
@@ -66,10 +65,11 @@ class ProseNeedle(SingleNeedle):
     """As RULER's niah_single_2, the needle in prose, other for each example."""
 
     name = "niah_prose"
+    source_is = HAYSTACK
     separator = " "
 
     def _haystack(self, rng: random.Random) -> Iterator[str]:
-        return sentences(rng)
+        return prose(self.source, rng)
 
 
 class MultiKey(Task):
@@ -80,6 +80,7 @@ class MultiKey(Task):
     """
 
     name = "multikey"
+    source_is = HAYSTACK
     n_needles: ClassVar[int] = 6
     n_shots: ClassVar[int] = 2
 
@@ -89,7 +90,7 @@ class MultiKey(Task):
         facts: list[Fact] = [
             (where, " " + needle(*pair)) for where, pair in zip([depth, *shuffled(rng, others)], pairs)
         ]
-        context_of = context_maker(sentences(rng), facts)
+        context_of = context_maker(prose(self.source, rng), facts)
         (key, number), *other_pairs = pairs
         shots = "".join(needle(*pair) + "\n" for pair in other_pairs[: self.n_shots])
         question = needle_start(key)
@@ -107,6 +108,7 @@ class MultiValue(Task):
     """RULER's niah_multivalue: several numbers for one key in prose, all asked for."""
 
     name = "multivalue"
+    source_is = HAYSTACK
     n_values: ClassVar[int] = 4
 
     def _draft(self, rng: random.Random, depth: float) -> Draft:
@@ -114,7 +116,7 @@ class MultiValue(Task):
         values = tuple(islice(numbers(rng, N_DIGITS), self.n_values))
         depths = sorted(spread(depth, self.n_values))
         facts = [(where, " " + needle(key, value)) for where, value in zip(depths, values)]
-        context_of = context_maker(sentences(rng), facts)
+        context_of = context_maker(prose(self.source, rng), facts)
         question = f"What are all the special magic numbers for {key} mentioned in the provided text?"
         prefix = f"The special magic numbers for {key} mentioned in the provided text are:"
         return Draft(
@@ -127,11 +129,11 @@ class MultiValue(Task):
         )
 
 
-def needle(key: str, number: str) -> str:
-    """RULER's needle."""
-    return f"{needle_start(key)} {number}."
+def needle(key: str, value: str, kind: str = "number") -> str:
+    """RULER's needle. kind: what the value is called."""
+    return f"{needle_start(key, kind)} {value}."
 
 
-def needle_start(key: str) -> str:
-    """RULER's needle up to its number."""
-    return f"One of the special magic numbers for {key} is:"
+def needle_start(key: str, kind: str = "number") -> str:
+    """RULER's needle up to its value."""
+    return f"One of the special magic {kind}s for {key} is:"

@@ -65,6 +65,14 @@ class VariableTracking(Task):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class RulerTracking(VariableTracking):
+    """vt: four hops, as RULER has it."""
+
+    name: ClassVar[str] = "vt"
+    hops: int = 4
+
+
 def _chain(variables: Sequence[str], value: str, depths: Sequence[float]) -> list[tuple[float, str]]:
     """One assignment per variable, each on a line of its own: the value first, then the variable before."""
     sources = [value, *(f"VAR {variable}" for variable in variables)]
