@@ -17,6 +17,7 @@ from . import _native
 from .errors import OptionError
 from .options import AslOptions
 from .session import Session
+from .targets import Target
 from .types import Floats, Indices, PrefillReport
 
 _MIN_PAST = 32
@@ -41,12 +42,17 @@ class FullKV:
         """What `asl_full_kv` asks for; None: nothing.
 
         Raises:
-            OptionError: without a budget there is no other selection to make.
+            OptionError: without a budget there is no other selection to make; for a time there is none that saves it.
         """
         if options.full_kv and options.budget is None:
             raise OptionError(
                 "asl_full_kv: expected asl_budget with it, got None, which keeps the K/V of all tokens in the context "
                 "anyway; pass asl_budget, or leave asl_full_kv out"
+            )
+        if options.full_kv and isinstance(options.budget, Target) and options.budget.kind == "ttft":
+            raise OptionError(
+                f"asl_full_kv: expected a budget in tokens, a share or memory with it, got {options.budget.value}: no token is "
+                "dropped while a prompt runs, so a prefill takes as long whatever is kept; choose one of the two"
             )
         return cls() if options.full_kv else None
 

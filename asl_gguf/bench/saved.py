@@ -35,16 +35,7 @@ def bench_saved(
     model = Model(path, options)
     tokens = make_prompt(model, n_tokens)
     model.close()
-    shared: dict[str, Any] = {
-        "n_ctx": len(tokens) + _ANSWER_TOKENS,
-        "n_batch": options.n_ubatch,
-        "n_ubatch": options.n_ubatch,
-        "n_threads": options.n_threads,
-        "n_threads_batch": options.n_threads,
-        "flash_attn": options.flash_attn,
-        "type_k": options.kv_type,
-        "n_gpu_layers": options.n_gpu_layers,
-    }
+    shared = options.to_kwargs(len(tokens) + _ANSWER_TOKENS)
     ours = Llama(path, asl_budget=budget, asl_policy=policy, asl_dequant=dequant, asl_min_prompt=0, **shared)
     stock = llama_cpp.Llama(path, verbose=False, **shared)
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(ours), contextlib.closing(stock):

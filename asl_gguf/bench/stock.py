@@ -26,6 +26,25 @@ class ContextOptions:
     kv_type: int = 1
     n_gpu_layers: int = 0
 
+    @property
+    def type_v(self) -> int:
+        """ggml type of V: a quantised one needs flash attention."""
+        return self.kv_type if self.flash_attn or self.kv_type == 0 else 1
+
+    def to_kwargs(self, n_ctx: int) -> dict[str, Any]:
+        """The keyword arguments of llama_cpp.Llama that make such a context."""
+        return {
+            "n_ctx": n_ctx,
+            "n_batch": self.n_ubatch,
+            "n_ubatch": self.n_ubatch,
+            "n_threads": self.n_threads,
+            "n_threads_batch": self.n_threads,
+            "flash_attn": self.flash_attn,
+            "type_k": self.kv_type,
+            "type_v": self.type_v,
+            "n_gpu_layers": self.n_gpu_layers,
+        }
+
 
 class Model:
     """A loaded model that hands out contexts. Close it after them."""
@@ -60,8 +79,7 @@ class Model:
         params.n_threads = params.n_threads_batch = self.options.n_threads
         params.flash_attn_type = int(self.options.flash_attn)
         params.type_k = self.options.kv_type
-        # a quantised V needs flash attention
-        params.type_v = self.options.kv_type if self.options.flash_attn or self.options.kv_type == 0 else 1
+        params.type_v = self.options.type_v
         return params
 
     @contextmanager

@@ -75,16 +75,7 @@ def bench_turns(
     path = str(resolve(name_or_path))
     model = Model(path, options)
     chats = [make_chat(lambda text: len(model.tokenize(text)), n_tokens, n_turns, index) for index in range(runs)]
-    shared: dict[str, Any] = {
-        "n_ctx": n_tokens + n_turns * _TURN_TOKENS,
-        "n_batch": options.n_ubatch,
-        "n_ubatch": options.n_ubatch,
-        "n_threads": options.n_threads,
-        "n_threads_batch": options.n_threads,
-        "flash_attn": options.flash_attn,
-        "type_k": options.kv_type,
-        "n_gpu_layers": options.n_gpu_layers,
-    }
+    shared = options.to_kwargs(n_tokens + n_turns * _TURN_TOKENS)
     pruned = {"asl_budget": budget, "asl_policy": policy, "asl_dequant": dequant, "asl_min_prompt": 0}
     pruned["asl_room"] = n_turns * _TURN_TOKENS
     ways: dict[str, tuple[dict[str, Any], bool]] = {

@@ -7,6 +7,7 @@
 //       asl_session_get_scores   how much the window attends to each token in that layer
 //       asl_session_keep_rows    copy that layer's K/V rows into cells of the decode context
 //       asl_session_keep_tokens  deeper layers see only these tokens, at their original positions
+//       asl_session_save_rows    that layer's K/V for a later prompt that begins alike (asl_session_set_past)
 //     asl_session_finish       remaining layers straight into the decode context, logits ready there
 //
 // After asl_session_finish the decode context is in the state llama_decode would leave: sample from
@@ -158,7 +159,7 @@ ASL_API asl_status asl_session_set_window(asl_session * session, int32_t n_windo
 //   n_past    0 <= n_past < n_tokens
 ASL_API asl_status asl_session_set_past(asl_session * session, int32_t n_past);
 
-// K/V of one token in one layer: its K row, then its V row, as the cache stores them.
+// Bytes of one token's K/V in a layer: its K row, then its V row, as the cache stores them. A prefill must be open.
 ASL_API asl_status asl_session_row_bytes(const asl_session * session, int32_t il, int64_t * n_bytes);
 
 // K/V rows of tokens begin..end-1 in the layer that ran last, for asl_session_load_rows in a session over the same

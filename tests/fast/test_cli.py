@@ -394,8 +394,7 @@ def test_progress_bar_on_a_terminal(model, document):
 
 
 def test_progress_bar_is_silent_elsewhere():
-    stream = io.StringIO()
-    bar = progress.ProgressBar("prefill", stream)
+    bar = progress.ProgressBar("prefill", stream := io.StringIO())
     bar(1, 2)
     bar.clear()
     assert stream.getvalue() == ""

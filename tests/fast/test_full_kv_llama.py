@@ -313,6 +313,12 @@ def test_without_a_budget_it_is_an_error(make):
     greedy(make(asl_full_kv=False), DOCUMENT, 1)
 
 
+def test_no_time_is_saved_where_no_token_is_dropped(make):
+    with pytest.raises(OptionError, match="asl_full_kv: expected a budget in tokens, .*, got ttft:5s"):
+        make(asl_full_kv=True, asl_budget="ttft:5s")
+    assert make(asl_full_kv=True, asl_budget="fit:64MiB").prefill(OTHER).budget_choice.startswith("fit:64MiB: ")
+
+
 @pytest.mark.parametrize("architecture", UNPRUNABLE)
 def test_a_model_that_cannot_be_pruned_says_so(make, architecture):
     with pytest.warns(PruningDisabledWarning, match="not pruning: "):
