@@ -329,10 +329,12 @@ def test_another_past_has_nothing_loaded(short):
         session.run(1, False)
 
 
-def test_a_past_leaves_the_window(short):
+@pytest.mark.parametrize("window", [4, 30])
+def test_a_past_leaves_the_window(short, window):
+    """And the weights of the queries that are left of it: the last one alone counts here."""
     session, rows, _ = short
     session.begin(SHORT, 8)
-    session.set_window(4, np.array([0, 0, 0, 1], dtype=np.float32))
+    session.set_window(window, np.eye(window, dtype=np.float32)[-1])
     session.set_past(N_PAST)
     session.load_rows(rows[0][:N_PAST])
     session.run(1, True)
