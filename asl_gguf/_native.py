@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
     llama_cpp = _library.load(list(_package_paths))
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 OK = 0
 ERR_ARGUMENT = 1
@@ -45,11 +45,14 @@ class session_info(ctypes.Structure):
         ("n_window", c_int32),
         ("n_cells", c_int32),
         ("n_cells_used", c_int32),
+        ("n_cells_sliding", c_int32),
+        ("n_cells_sliding_used", c_int32),
         ("n_head", c_int32),
         ("n_head_kv", c_int32),
         ("n_embd_head_k", c_int32),
         ("n_dequantised", c_int32),
         ("kv_bytes_cell", c_int64),
+        ("kv_bytes_cell_sliding", c_int64),
         ("kv_bytes_decode", c_int64),
         ("kv_bytes_prefill", c_int64),
         ("kv_bytes_prefill_peak", c_int64),
@@ -63,6 +66,7 @@ _context_params_p = POINTER(llama_cpp.llama_context_params)
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_abi_version": (c_int32, []),
     "asl_model_check": (c_int, [c_void_p, c_char_p, c_size_t]),
+    "asl_model_get_sliding": (c_int32, [c_void_p, POINTER(c_bool)]),
     "asl_context_kv_bytes": (c_int64, [c_void_p]),
     "asl_session_init": (c_void_p, [c_void_p, _context_params_p, c_uint32, c_char_p, c_size_t]),
     "asl_session_free": (None, [c_void_p]),

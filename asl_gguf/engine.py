@@ -50,9 +50,10 @@ class _Trace:
         self.current = self.current[tokens]
         self.selection_layer = layer if self.selection_layer is None else self.selection_layer
 
-    def rows_by_layer(self, n_layer: int) -> tuple[int, ...]:
-        """Rows of every layer; those that were not asked about keep what they see."""
-        return tuple(self.rows + [self.current.size] * (n_layer - len(self.rows)))
+    def rows_by_layer(self, sliding: Sequence[bool], n_sliding: int) -> tuple[int, ...]:
+        """Rows of every layer; those that were not asked about keep what they see, sliding ones n_sliding."""
+        asked = iter(self.rows)
+        return tuple(n_sliding if slides else next(asked, self.current.size) for slides in sliding)
 
 
 def attention_mass(attention: Floats, rows: Indices | None) -> float:
@@ -104,7 +105,7 @@ def prefill(
     started = time.perf_counter()
     n_tokens = len(tokens)
     info = session.info()
-    prompt = _plan(info.n_cells, info.n_layer, n_tokens, policy, n_kept, protected)
+    prompt = _plan(info.n_cells, session.sliding, n_tokens, policy, n_kept, protected)
     asked = prompt.n_kept < n_tokens or (always_ask and n_tokens > policy.min_kept)
     policy_run: Policy = policy if asked else Full(window=policy.window)
     trace = _Trace(n_tokens)
@@ -122,11 +123,13 @@ def prefill(
         session.abort()
         raise
     mass = tuple(trace.attention_mass)
-    rows = trace.rows_by_layer(info.n_layer)
-    bytes_row = info.kv_bytes_cell / info.n_layer
+    rows = trace.rows_by_layer(session.sliding, session.info().n_cells_sliding_used)
+    full, slid = ([n for n, slides in zip(rows, session.sliding) if slides is kind] for kind in (False, True))
+    bytes_full = info.kv_bytes_cell - info.kv_bytes_cell_sliding
+    bytes_prompt = sum(full) * bytes_full / len(full) + max(slid, default=0) * info.kv_bytes_cell_sliding
     return PrefillReport(
         prompt_tokens=n_tokens,
-        kept_tokens=max(rows),
+        kept_tokens=max(full),
         policy=policy.name,
         budget_tokens=prompt.n_kept,
         reason=reason,
@@ -143,14 +146,21 @@ def prefill(
         prefill_seconds=time.perf_counter() - started,
         seconds=dict(trace.seconds),
         kv_bytes=info.kv_bytes_decode,
-        kv_bytes_prompt=round(sum(rows) * bytes_row),
+        kv_bytes_prompt=round(bytes_prompt),
         kv_bytes_prompt_full=n_tokens * info.kv_bytes_cell,
         kv_bytes_prefill_peak=peak,
         n_dequantised=n_dequantised,
     )
 
 
-def _plan(n_cells: int, n_layer: int, n_tokens: int, policy: Policy, n_kept: int, protected: Indices | None) -> Prompt:
+def _plan(
+    n_cells: int,
+    sliding: Sequence[bool],
+    n_tokens: int,
+    policy: Policy,
+    n_kept: int,
+    protected: Indices | None,
+) -> Prompt:
     """The prompt as its policy sees it, checked against policy and decode context."""
     if n_tokens == 0:
         raise PromptError("expected at least one token, got an empty prompt")
@@ -173,17 +183,19 @@ def _plan(n_cells: int, n_layer: int, n_tokens: int, policy: Policy, n_kept: int
             f"expected at most {n_cells} tokens to keep (cells of the decode context), got {n_rows}; "
             "raise asl_decode_ctx or lower asl_budget"
         )
-    return Prompt(n_tokens, n_kept, n_layer, protected)
+    full_layers = tuple(layer for layer, slides in enumerate(sliding) if not slides) if any(sliding) else ()
+    return Prompt(n_tokens, n_kept, len(sliding), protected, full_layers)
 
 
 def _run_layers(session: Session, policy: Policy, prompt: Prompt, trace: _Trace, guard: float | None) -> bool:
     """Layer after layer, as long as the policy has to be asked. Returns whether the kept tokens start again."""
     observe = policy.start(prompt)
     n_waiting = 0  # layers that nobody looks at run together with the next one
-    for layer in range(prompt.n_layer):
-        n_waiting += 1
-        with_keys = policy.needs_keys(layer, prompt.n_layer)
-        with_scores = policy.needs_scores(layer, prompt.n_layer) or with_keys
+    for layers in _layers_to_ask(session, prompt.n_layer):
+        layer = layers[-1]
+        n_waiting += len(layers)
+        with_keys = any(policy.needs_keys(one, prompt.n_layer) for one in layers)
+        with_scores = any(policy.needs_scores(one, prompt.n_layer) for one in layers) or with_keys
         with_rows = policy.keeps_rows(layer, prompt.n_layer)
         if not (with_scores or with_rows) and layer < prompt.n_layer - 1:
             continue
@@ -210,6 +222,16 @@ def _run_layers(session: Session, policy: Policy, prompt: Prompt, trace: _Trace,
             if not decision.more:
                 return False
     return False
+
+
+def _layers_to_ask(session: Session, n_layer: int) -> Iterator[range]:
+    """The layers that a policy is asked about, each with the sliding ones before it: those rank nothing beyond their
+    window. Sliding layers after the last of them are left out."""
+    begin = 0
+    for layer in range(n_layer):
+        if not session.sliding[layer]:
+            yield range(begin, layer + 1)
+            begin = layer + 1
 
 
 def _read_scores(

@@ -84,6 +84,7 @@ class KeepingSession:
 
     def __init__(self, session: Session, kept: FullKV) -> None:
         self._session = session
+        self.sliding = session.sliding
         self._kept = kept
         self._tokens: tuple[int, ...] = ()
         self._current: Indices | None = None  # what is left of the tokens, as the policy sees it; None: all
@@ -164,7 +165,8 @@ class KeepingSession:
         if self._is_prompt:
             while len(self._rows) < self._session.info().n_layer:
                 self.run(1, False)
-                self.keep_rows(None)
+                if not self.sliding[len(self._rows) - 1]:
+                    self.keep_rows(None)
         self._session.finish()
         if self._is_prompt:
             self._kept.put(self._tokens, self.n_past, self._rows)

@@ -74,6 +74,7 @@ class Replay:
 
     def __init__(self, session: Session, recording: Recording) -> None:
         self._session = session
+        self.sliding = session.sliding
         self._recording = recording
         self._layer = -1  # that ran last, as the caller sees it
         self._loaded = -1  # that the session holds
@@ -125,11 +126,13 @@ class Replay:
         return theirs is None or ours is None or np.array_equal(theirs, ours)
 
     def _load(self, layer: int) -> None:
-        if layer > self._loaded:
-            started = time.perf_counter()
-            self._session.load_layer(layer, self._recording.layers[layer].state)
-            self.seconds_spared -= time.perf_counter() - started
-            self._loaded = layer
+        started = time.perf_counter()
+        for one in range(self._loaded + 1, layer + 1):
+            # of layers on the way, those with a sliding window keep K/V by themselves
+            if one == layer or self.sliding[one]:
+                self._session.load_layer(one, self._recording.layers[one].state)
+                self._loaded = one
+        self.seconds_spared -= time.perf_counter() - started
 
     def scores(self) -> Floats:
         """`Session.scores`"""

@@ -33,6 +33,17 @@ def unsupported_reason(model: int) -> str | None:
     return None if status == _native.OK else reason.value.decode("utf-8", "replace")
 
 
+def sliding_layers(model: int) -> tuple[bool, ...]:
+    """Of each layer, whether it attends to a sliding window of the newest tokens only.
+
+    Args:
+        model: a `llama_model *`.
+    """
+    flags = (ctypes.c_bool * llama_cpp.llama_model_n_layer(model))()
+    lib.model_get_sliding(model, flags)
+    return tuple(flags)
+
+
 class Session:
     """Prefills prompts layer by layer for one decode context. The calls are those of native/include/asl.h.
 
@@ -54,6 +65,9 @@ class Session:
         self._interrupted = False
         if not self._pointer:
             raise UnsupportedModelError(error.value.decode("utf-8", "replace"))
+        self.sliding = sliding_layers(llama_cpp.llama_get_model(context))
+        """of each layer, whether it attends to a sliding window only: its scores rank nothing beyond, and it keeps
+        K/V by itself"""
 
     @property
     def _handle(self) -> int:

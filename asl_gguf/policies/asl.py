@@ -73,13 +73,15 @@ class ASL(SelectingPolicy):
             per_token = per_head.sum(axis=0)
             total = evidence(per_token)
             history.append(reference.ranks(per_token))
-            if scores.layer < min_layer:
+            # of a few layers, earlier ones serve as the reference too, and the first of all has none to wait for
+            if scores.layer < min_layer and (len(history) < 2 or not prompt.full_layers):
                 return Decision(rows)
+            alone = base is None and bool(prompt.full_layers)
             variance = reference.rank_variance(list(history), n_leading)
             if base is None or (self.variance_reference == "peak" and variance > base):
                 base = variance
             ratio = variance / base if base > 0 else 1.0
-            if ratio >= self.tau:
+            if scores.layer < min_layer or (ratio >= self.tau and not alone):
                 return Decision(rows, None, variance, ratio)
             selected = True
             tokens = self.choose(total, scores, prompt.n_kept)

@@ -50,7 +50,7 @@ class FastKV(SelectingPolicy):
             if selected:
                 return Decision(rows)
             total = evidence(per_head.sum(axis=0))
-            if scores.layer != tsp_layer:
+            if scores.layer < tsp_layer:
                 return Decision(rows)
             selected = True
             more = self.n_rows(prompt.n_kept, prompt.n_kept) < prompt.n_kept

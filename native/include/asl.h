@@ -50,7 +50,7 @@ struct llama_context_params;
 typedef struct asl_session asl_session;
 
 // Raised with every incompatible change of this header.
-#define ASL_ABI_VERSION 4
+#define ASL_ABI_VERSION 5
 
 typedef enum asl_status {
     ASL_OK              = 0,
@@ -82,15 +82,18 @@ typedef struct asl_session_info {
     int32_t n_window;      // last tokens whose queries are scored
     int32_t n_cells;       // KV cells of the decode context
     int32_t n_cells_used;  // of these, cells that hold a token now
+    int32_t n_cells_sliding;      // cells of the layers that attend to a sliding window; 0 if there are none
+    int32_t n_cells_sliding_used; // of these, cells that hold a token now
     int32_t n_head;        // query heads of the layer that ran last
     int32_t n_head_kv;     // KV heads of the layer that ran last
     int32_t n_embd_head_k; // elements of a key of one head of the layer that ran last
     int32_t n_dequantised; // weight matrices expanded so far in this prefill (asl_dequant)
     int64_t kv_bytes_cell;     // bytes one cell takes over all layers of the decode context
+    int64_t kv_bytes_cell_sliding; // of these, bytes in layers that attend to a sliding window
     int64_t kv_bytes_decode;   // bytes of the decode context's KV buffers
     int64_t kv_bytes_prefill;  // bytes of the prefill context's KV buffers, now
     int64_t kv_bytes_prefill_peak; // the same, largest since asl_session_begin
-    int64_t host_bytes;        // hidden states, expanded weights and attention mask held now
+    int64_t host_bytes;        // hidden states, expanded weights, attention mask and K/V of sliding layers held now
 } asl_session_info;
 
 // ASL_ABI_VERSION of the library in use.
@@ -99,6 +102,11 @@ ASL_API int32_t asl_abi_version(void);
 // Whether models of this architecture can be prefilled layer by layer.
 //   reason    receives one line (NUL-terminated, cut to n_reason bytes) if not
 ASL_API asl_status asl_model_check(const struct llama_model * model, char * reason, size_t n_reason);
+
+// Which layers attend to a sliding window of the newest tokens only.
+//   sliding   bool [n_layer]
+// Returns the window's tokens; 0, and all false, if there are none.
+ASL_API int32_t asl_model_get_sliding(const struct llama_model * model, bool * sliding);
 
 // Bytes of the KV (or recurrent state) buffers of any context.
 ASL_API int64_t asl_context_kv_bytes(const struct llama_context * ctx);
@@ -192,7 +200,9 @@ ASL_API asl_status asl_session_get_queries(const asl_session * session, float * 
 //   dst       float [n_current, n_head_kv, n_embd_head_k]
 ASL_API asl_status asl_session_get_keys(const asl_session * session, float * dst);
 
-// Copies K/V rows of the layer that ran last into the decode context, byte for byte. The first call of a prefill
+// Copies K/V rows of the layer that ran last into the decode context, byte for byte. Layers with a sliding window are
+// refused: by themselves they keep the newest of the tokens that are current in the end, no more than other layers, and
+// all that later tokens may see if these are fewer. The first call of a prefill
 // says how many cells the prompt takes: N = n_rows, cells 0..N-1. A layer that keeps fewer rows holds them in cells
 // N - n_rows..N-1 and attends to those only. Such states live until the cache is cleared; a state file of llama.cpp
 // does not say which cells a layer has (asl_context_get_first_cells).

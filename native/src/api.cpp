@@ -56,6 +56,13 @@ asl_status asl_model_check(const llama_model * model, char * reason, size_t n_re
     }
 }
 
+int32_t asl_model_get_sliding(const llama_model * model, bool * sliding) {
+    for (uint32_t il = 0; il < model->hparams.n_layer(); ++il) {
+        sliding[il] = asl_is_sliding(*model, il);
+    }
+    return asl_first_layer(*model, true) < 0 ? 0 : model->hparams.n_swa;
+}
+
 int64_t asl_context_kv_bytes(const llama_context * ctx) {
     return ctx->get_memory() ? asl_kv_bytes(*ctx) : 0;
 }

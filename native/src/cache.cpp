@@ -3,6 +3,7 @@
 #include "asl-hooks.h"
 
 #include "llama-context.h"
+#include "llama-kv-cache-iswa.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -18,15 +19,41 @@ bool asl_kv_slots_are_shared() {
 asl_shared_kv_scope::asl_shared_kv_scope()  { ++n_shared_scopes; }
 asl_shared_kv_scope::~asl_shared_kv_scope() { --n_shared_scopes; }
 
+bool asl_is_sliding(const llama_model & model, int32_t il) {
+    return model.hparams.swa_type != LLAMA_SWA_TYPE_NONE && model.hparams.is_swa(il);
+}
+
+int32_t asl_first_layer(const llama_model & model, bool sliding) {
+    const int32_t n_layer = model.hparams.n_layer();
+    for (int32_t il = 0; il < n_layer; ++il) {
+        if (asl_is_sliding(model, il) == sliding) {
+            return il;
+        }
+    }
+    return -1;
+}
+
 llama_kv_cache & asl_get_kv_cache(llama_context & ctx) {
-    auto * kv = dynamic_cast<llama_kv_cache *>(ctx.get_memory());
+    auto * both = dynamic_cast<llama_kv_cache_iswa *>(ctx.get_memory());
+    auto * kv   = both ? both->get_base() : dynamic_cast<llama_kv_cache *>(ctx.get_memory());
     if (!kv) {
-        throw std::runtime_error("the model's memory is not a plain KV cache (sliding window, recurrent or hybrid)");
+        throw std::runtime_error("the model's memory is not a KV cache of its own for every layer (recurrent or hybrid)");
     }
     if (kv->get_n_stream() != 1) {
         throw std::runtime_error("the decode context has one KV stream per sequence; create it with n_seq_max = 1 or kv_unified");
     }
     return *kv;
+}
+
+llama_kv_cache * asl_get_kv_cache_swa(llama_context & ctx) {
+    auto * both = dynamic_cast<llama_kv_cache_iswa *>(ctx.get_memory());
+    return both ? both->get_swa() : nullptr;
+}
+
+// the one that holds a layer
+static llama_kv_cache & get_kv_cache(llama_context & ctx, int32_t il) {
+    llama_kv_cache * swa = asl_get_kv_cache_swa(ctx);
+    return swa && asl_is_sliding(ctx.get_model(), il) ? *swa : asl_get_kv_cache(ctx);
 }
 
 struct asl_kv_access {
@@ -41,19 +68,24 @@ uint32_t asl_get_version(const llama_kv_cache_context * mctx) {
     return mctx ? mctx->get_asl_version() : 0;
 }
 
+// the sliding layers' cells are alike in every layer
+uint32_t asl_get_version(const llama_kv_cache_iswa_context * mctx) {
+    return mctx ? asl_get_version(mctx->get_base()) : 0;
+}
+
 uint32_t asl_get_first_cell(llama_context & ctx, int32_t il) {
-    llama_kv_cache & kv = asl_get_kv_cache(ctx);
+    llama_kv_cache & kv = get_kv_cache(ctx, il);
     return asl_kv_access::layout(kv).get_first(asl_kv_access::index(kv, il));
 }
 
 void asl_set_first_cell(llama_context & ctx, int32_t il, uint32_t first) {
-    llama_kv_cache & kv = asl_get_kv_cache(ctx);
+    llama_kv_cache & kv = get_kv_cache(ctx, il);
     asl_kv_access::layout(kv).set_first(asl_kv_access::n_layers(kv), asl_kv_access::index(kv, il), first);
 }
 
 asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il) {
     const auto & hparams = ctx.get_model().hparams;
-    llama_kv_cache & kv = asl_get_kv_cache(ctx);
+    llama_kv_cache & kv = get_kv_cache(ctx, il);
 
     // get_k and get_v return views that know the cache tensor; the slot info only selects the stream
     ggml_context_ptr tmp { ggml_init({ 4*ggml_tensor_overhead(), nullptr, true }) };
@@ -82,11 +114,10 @@ int64_t asl_kv_bytes(const llama_context & ctx) {
     return n_bytes;
 }
 
-int64_t asl_kv_bytes_cell(llama_context & ctx) {
+int64_t asl_kv_bytes_cell(llama_context & ctx, const llama_kv_cache & kv) {
     int64_t n_bytes = 0;
-    for (uint32_t il : asl_get_kv_cache(ctx).get_layer_ids()) {
-        const asl_kv_layer layer = asl_get_kv_layer(ctx, il);
-        n_bytes += ggml_row_size(layer.k->type, layer.k->ne[0]) + ggml_row_size(layer.v->type, layer.v->ne[0]);
+    for (uint32_t il : kv.get_layer_ids()) {
+        n_bytes += asl_row_bytes(ctx, il);
     }
     return n_bytes;
 }

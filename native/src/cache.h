@@ -10,6 +10,7 @@
 #include <vector>
 
 struct llama_context;
+struct llama_model;
 
 // While one is alive, KV caches constructed on this thread hold one slot per buffer type and row size.
 struct asl_shared_kv_scope {
@@ -19,6 +20,12 @@ struct asl_shared_kv_scope {
     asl_shared_kv_scope(const asl_shared_kv_scope &) = delete;
     asl_shared_kv_scope & operator=(const asl_shared_kv_scope &) = delete;
 };
+
+// Whether a layer attends to a sliding window of the newest tokens only.
+bool asl_is_sliding(const llama_model & model, int32_t il);
+
+// The first layer whose attention slides, or does not; -1 if there is none.
+int32_t asl_first_layer(const llama_model & model, bool sliding);
 
 // K and V tensors of one layer, as a view on the cache of a context.
 struct asl_kv_layer {
@@ -31,16 +38,20 @@ struct asl_kv_layer {
     bool    v_trans       = false;
 };
 
-// Throws std::runtime_error with the reason if the context has no plain KV cache.
+// The KV cache of the layers that attend to the whole prompt. Throws std::runtime_error with the reason if the context
+// has none.
 llama_kv_cache & asl_get_kv_cache(llama_context & ctx);
+
+// That of the layers that attend to a sliding window, NULL if the model has no such layers.
+llama_kv_cache * asl_get_kv_cache_swa(llama_context & ctx);
 
 asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il);
 
 // bytes of all KV buffers of a context
 int64_t asl_kv_bytes(const llama_context & ctx);
 
-// bytes that one cell takes over all layers of a context whose layers have slots of their own
-int64_t asl_kv_bytes_cell(llama_context & ctx);
+// bytes that one cell takes over all layers of a cache of the context, whose layers have slots of their own
+int64_t asl_kv_bytes_cell(llama_context & ctx, const llama_kv_cache & kv);
 
 // Copies rows of a layer's slot in src to cells first..first+n_rows-1 of the same layer in dst, byte for byte.
 //   index: [n_head_kv][n_rows] cells of src

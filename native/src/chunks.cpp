@@ -6,7 +6,7 @@
 #include "llama-context.h"
 #include "llama-model.h"
 
-llama_memory_context_ptr asl_place_tokens(llama_context & ctx, const std::vector<llama_token> & ids, const llama_pos * positions) {
+llama_memory_context_ptr asl_place_tokens(llama_context & ctx, llama_memory_i & memory, const std::vector<llama_token> & ids, const llama_pos * positions) {
     llama_batch_ext batch(&ctx);
     for (size_t i = 0; i < ids.size(); ++i) {
         const int32_t idx = batch.add_token(0);
@@ -20,7 +20,7 @@ llama_memory_context_ptr asl_place_tokens(llama_context & ctx, const std::vector
     if (!balloc.init(batch, model.vocab, false)) {
         throw asl_error(ASL_ERR_INTERNAL, "the positions of the kept tokens were refused");
     }
-    auto mctx = ctx.get_memory()->init_batch(balloc, ids.size(), false);
+    auto mctx = memory.init_batch(balloc, ids.size(), false);
     if (!mctx || mctx->get_status() != LLAMA_MEMORY_STATUS_SUCCESS) {
         throw asl_error(ASL_ERR_INTERNAL, "no free cells for " + std::to_string(ids.size()) + " tokens");
     }
@@ -31,7 +31,7 @@ llama_memory_context_i & asl_chunk_plan::get(
         llama_context & ctx, int32_t begin, const std::vector<llama_token> & ids, const llama_pos * positions) {
     auto & chunk = chunks[begin];
     if (!chunk) {
-        chunk = asl_place_tokens(ctx, ids, positions);
+        chunk = asl_place_tokens(ctx, *ctx.get_memory(), ids, positions);
     }
     return *chunk;
 }

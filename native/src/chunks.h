@@ -13,9 +13,9 @@
 
 struct llama_context;
 
-// Finds cells for tokens that follow those in the context. Apply the result to take them.
+// Finds cells for tokens that follow those in a memory of the context. Apply the result to take them.
 // Throws asl_error.
-llama_memory_context_ptr asl_place_tokens(llama_context & ctx, const std::vector<llama_token> & ids, const llama_pos * positions);
+llama_memory_context_ptr asl_place_tokens(llama_context & ctx, llama_memory_i & memory, const std::vector<llama_token> & ids, const llama_pos * positions);
 
 class asl_chunk_plan {
 public:

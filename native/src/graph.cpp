@@ -2,6 +2,8 @@
 
 #include "graph.h"
 
+#include "cache.h"
+
 #include "llama-context.h"
 #include "llama-graph.h"
 #include "llama-model.h"
@@ -10,11 +12,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <stdexcept>
-#include <unordered_map>
 #include <unordered_set>
 
-// nodes of replace_mask per layer
+// nodes of replace_masks per layer
 static const size_t N_MASK_NODES = 2;
 // the view of the hidden states
 static const size_t N_INPUT_NODES = 1;
@@ -189,12 +191,13 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     if (chunk.first) {
         dequantiser.prepare(nodes);
     }
-    const ggml_tensor * input_mask = replace_mask(res);
+    const auto unused_masks = replace_masks(res);
 
-    // every other input stays, used or not: the set_input of each writes to its buffer
+    // every other input stays, used or not: the set_input of each writes to its buffer. They come first, and what has
+    // memory already after them: ggml_gallocr takes the places of an earlier graph of as many nodes and leaves
     for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
         for (ggml_tensor * src : ggml_graph_node(gf, i)->src) {
-            if (src && src != input_mask && (src->flags & GGML_TENSOR_FLAG_INPUT)) {
+            if (src && !src->data && !unused_masks.count(src) && (src->flags & GGML_TENSOR_FLAG_INPUT)) {
                 ggml_build_forward_expand(part, src);
             }
         }
@@ -229,27 +232,39 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     return part;
 }
 
-// The layers read the prefill's own mask. Returns the input that stands for it in the full graph: without a
-// buffer, llm_graph_input_attn_kv::set_input does not fill it.
-ggml_tensor * asl_layer_cutter::replace_mask(llm_graph_result & res) {
+// The layers read the prefill's own masks, but for sliding windows over tokens that do not follow each other. Returns
+// the inputs that stand for them in the full graph: without a buffer, their set_input does not fill them.
+std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(llm_graph_result & res) {
+    const auto & model = ctx.get_model();
     // kernels of CPUs take rows that lie apart, those of other devices may not
     const bool strided = is_cpu_only(ctx);
 
-    std::unordered_map<ggml_backend_buffer_type_t, ggml_tensor *> masks;
-    ggml_tensor * input = asl_find_attention(res, range.last).mask;
+    const ggml_tensor * inputs[2] = {}; // of layers that attend to all tokens, and of those with a sliding window
+    for (const bool sliding : { false, true }) {
+        const int32_t il = asl_first_layer(model, sliding);
+        inputs[sliding] = il < 0 ? nullptr : asl_find_attention(res, il).mask;
+    }
+    std::unordered_set<const ggml_tensor *> unused(std::begin(inputs), std::end(inputs));
+
+    std::map<std::pair<ggml_backend_buffer_type_t, bool>, ggml_tensor *> masks;
     for (int32_t il = range.first; il <= range.last; ++il) {
         const asl_attention att = asl_find_attention(res, il);
-        if (att.mask != input) {
+        const bool sliding = asl_is_sliding(model, il);
+        if (att.mask != inputs[sliding]) {
             throw std::runtime_error("layer " + std::to_string(il) + " has an attention mask of its own");
         }
+        if (sliding && chunk.has_gaps) {
+            unused.erase(att.mask);
+            continue;
+        }
         ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(att.k->buffer);
-        ggml_tensor *& own = masks[buft];
-        own = own ? own : mask.build(ctx_part.get(), input, chunk.n_past, buft, strided);
+        ggml_tensor *& own = masks[{ buft, sliding }];
+        own = own ? own : mask.build(ctx_part.get(), att.mask, chunk.n_past, sliding ? model.hparams.n_swa : 0, buft, strided);
         for (auto & src : att.node->src) {
-            src = src == input ? own : src;
+            src = src == att.mask ? own : src;
         }
     }
-    return input;
+    return unused;
 }
 
 // Nothing in the part may read what an earlier layer computed, except through its output.

@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 struct llama_context;
@@ -33,6 +34,7 @@ struct asl_chunk {
     int32_t n_queries = 0;       // last tokens of the chunk that belong to the window
     bool    scores    = false;
     const float * weights = nullptr; // [n_queries] factors on the queries' attention, NULL for 1
+    bool    has_gaps  = false;   // positions do not follow each other: tokens were dropped
     bool    first     = false;   // first chunk of the range: weights are expanded, the cut is verified
     float * hidden    = nullptr; // [n_tokens, n_embd] receives the output of layer `last`; NULL with head
 
@@ -66,7 +68,7 @@ public:
 private:
     ggml_cgraph * cut_impl(llm_graph_result & res, const llama_ubatch & ubatch);
 
-    ggml_tensor * replace_mask(llm_graph_result & res);
+    std::unordered_set<const ggml_tensor *> replace_masks(llm_graph_result & res);
     void verify(const llm_graph_result & res, ggml_cgraph * part, int begin) const;
     // scores.cpp
     size_t n_score_nodes(int64_t n_head_kv) const;

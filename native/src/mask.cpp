@@ -16,24 +16,25 @@ void asl_causal_mask::reset(int32_t n_tokens_max, int32_t n_past_max) {
 }
 
 template <typename T>
-static void fill_band(ggml_tensor * t, int64_t n_past_max, T keep, T drop) {
+static void fill_band(ggml_tensor * t, int64_t n_past_max, int64_t n_swa, T keep, T drop) {
     std::vector<T> row(t->ne[0]);
     for (int64_t j = 0; j < t->ne[1]; ++j) {
         const auto end = row.begin() + std::min(t->ne[0], n_past_max + j + 1);
-        std::fill(row.begin(), end, keep);
-        std::fill(end, row.end(), drop);
+        std::fill(row.begin(), row.end(), drop);
+        std::fill(n_swa > 0 ? end - std::min<int64_t>(n_swa, end - row.begin()) : row.begin(), end, keep);
         ggml_backend_tensor_set(t, row.data(), j*t->nb[1], t->nb[1]);
     }
 }
 
-ggml_tensor * asl_causal_mask::get_band(ggml_backend_buffer_type_t buft, ggml_type type) {
+ggml_tensor * asl_causal_mask::get_band(ggml_backend_buffer_type_t buft, ggml_type type, int32_t n_swa) {
     for (const band & b : bands) {
-        if (b.buft == buft && b.tensor->type == type) {
+        if (b.buft == buft && b.tensor->type == type && b.n_swa == n_swa) {
             return b.tensor;
         }
     }
     band b;
-    b.buft = buft;
+    b.buft  = buft;
+    b.n_swa = n_swa;
     b.ctx.reset(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
     b.tensor = ggml_new_tensor_2d(b.ctx.get(), type, n_past_max + GGML_PAD(n_tokens_max, N_PAD) + N_PAD, n_tokens_max);
     ggml_set_name(b.tensor, "asl_causal_band");
@@ -42,21 +43,21 @@ ggml_tensor * asl_causal_mask::get_band(ggml_backend_buffer_type_t buft, ggml_ty
         throw std::runtime_error("cannot allocate " + std::to_string(ggml_nbytes(b.tensor)) + " bytes for the attention mask");
     }
     if (type == GGML_TYPE_F16) {
-        fill_band<ggml_fp16_t>(b.tensor, n_past_max, ggml_fp32_to_fp16(0.0f), ggml_fp32_to_fp16(-INFINITY));
+        fill_band<ggml_fp16_t>(b.tensor, n_past_max, n_swa, ggml_fp32_to_fp16(0.0f), ggml_fp32_to_fp16(-INFINITY));
     } else {
-        fill_band<float>(b.tensor, n_past_max, 0.0f, -INFINITY);
+        fill_band<float>(b.tensor, n_past_max, n_swa, 0.0f, -INFINITY);
     }
     bands.push_back(std::move(b));
     return bands.back().tensor;
 }
 
 ggml_tensor * asl_causal_mask::build(
-        ggml_context * ctx, const ggml_tensor * mask, int32_t n_past, ggml_backend_buffer_type_t buft, bool strided) {
+        ggml_context * ctx, const ggml_tensor * mask, int32_t n_past, int32_t n_swa, ggml_backend_buffer_type_t buft, bool strided) {
     const int64_t n_kv = mask->ne[0];
     if ((mask->type != GGML_TYPE_F32 && mask->type != GGML_TYPE_F16) || ggml_nrows(mask) != mask->ne[1]) {
         throw std::runtime_error("the attention mask has an unexpected form");
     }
-    ggml_tensor * band = get_band(buft, mask->type);
+    ggml_tensor * band = get_band(buft, mask->type, n_swa);
     const int64_t begin = n_past_max - n_past;
     if (begin < 0 || begin + n_kv > band->ne[0] || mask->ne[1] > band->ne[1]) {
         throw std::runtime_error("a chunk of " + std::to_string(mask->ne[1]) + " tokens after " + std::to_string(n_past) +

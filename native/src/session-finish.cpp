@@ -25,7 +25,7 @@ void asl_session::finish() {
         check_computed();
     }
     const bool even = std::all_of(rows_kept.begin(), rows_kept.end(), [n_current](int32_t n) { return n == n_current; });
-    if (next_layer < n_layer && even) {
+    if (next_layer < n_layer && even && !asl_get_kv_cache_swa(ctx)) {
         finish_layers();
     } else {
         finish_uneven();
@@ -38,12 +38,18 @@ void asl_session::finish() {
 // The remaining layers, where earlier ones kept other numbers of rows than there are current tokens.
 void asl_session::finish_uneven() {
     const int32_t n_current = positions.size();
-    if (next_layer < n_layer && n_current > (int32_t) cells.size()) {
+    bool any_full = false;
+    for (int32_t il = next_layer; il < n_layer; ++il) {
+        any_full |= !is_sliding(il);
+    }
+    if (any_full && !cells.empty() && n_current > (int32_t) cells.size()) {
         throw asl_error(ASL_ERR_STATE, "expected at most " + str(cells.size()) + " current tokens, as many as the first layer kept rows, got " + str(n_current));
     }
     while (next_layer < n_layer) {
         run(1, false);
-        keep_rows(nullptr, n_current, false);
+        if (!is_sliding(next_layer - 1)) {
+            keep_rows(nullptr, n_current, false);
+        }
     }
 }
 
@@ -71,23 +77,36 @@ void asl_session::finish_layers() {
 // Tells the decode context which tokens its cells hold, all but the last, which run_head adds.
 void asl_session::mark_cells() {
     const int32_t n_rows = cells.size();
+    llama_kv_cache * swa = asl_get_kv_cache_swa(ctx);
+    const size_t first = swa ? sliding.choose(ctx, positions, n_rows) : 0;
+
     ctx.get_memory()->clear(false);
-    for (int32_t i = 0; i < n_rows - 1; i += ctx.n_batch()) {
-        mark_cells(i, std::min<int32_t>(n_rows - 1, i + ctx.n_batch()));
+    mark_cells(asl_get_kv_cache(ctx), cells);
+    if (swa) {
+        const std::vector<llama_pos> left(positions.begin() + first, positions.end());
+        mark_cells(*swa, left);
+        sliding.put(ctx, left);
     }
     for (int32_t il = 0; il < n_layer; ++il) {
-        asl_set_first_cell(ctx, il, n_rows - rows_kept[il]);
+        if (!is_sliding(il)) {
+            asl_set_first_cell(ctx, il, n_rows - rows_kept[il]);
+        }
     }
 }
 
-// Adds cells [begin, end) to the decode context's cell map without computing anything.
-void asl_session::mark_cells(int32_t begin, int32_t end) {
-    std::vector<llama_token> ids;
-    for (int32_t i = begin; i < end; ++i) {
-        ids.push_back(tokens[cells[i] - first_pos]);
-    }
-    if (!asl_place_tokens(ctx, ids, cells.data() + begin)->apply()) {
-        throw asl_error(ASL_ERR_INTERNAL, "the cells of the kept tokens could not be taken");
+// Adds cells for tokens at these positions to the cell map of an empty cache, but for the last one, without computing
+// anything.
+void asl_session::mark_cells(llama_kv_cache & kv, const std::vector<llama_pos> & positions) {
+    const int32_t n = (int32_t) positions.size() - 1;
+    for (int32_t begin = 0; begin < n; begin += ctx.n_batch()) {
+        const int32_t end = std::min<int32_t>(n, begin + ctx.n_batch());
+        std::vector<llama_token> ids;
+        for (int32_t i = begin; i < end; ++i) {
+            ids.push_back(tokens[positions[i] - first_pos]);
+        }
+        if (!asl_place_tokens(ctx, kv, ids, positions.data() + begin)->apply()) {
+            throw asl_error(ASL_ERR_INTERNAL, "the cells of the kept tokens could not be taken");
+        }
     }
 }
 

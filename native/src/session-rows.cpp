@@ -58,6 +58,9 @@ std::vector<int32_t> asl_session::check_index(const int32_t * index, int32_t n_r
 void asl_session::keep_rows(const int32_t * index, int32_t n_rows, bool per_head) {
     const int32_t il = check_open(true);
     check_slot();
+    if (is_sliding(il)) {
+        throw asl_error(ASL_ERR_STATE, "expected a layer that attends to the whole prompt, layer " + str(il) + " has a sliding window and keeps its K/V by itself");
+    }
     const int32_t n_head_kv = ctx.get_model().hparams.n_head_kv(il);
     const int32_t n_cells   = asl_get_kv_cache(ctx).get_size();
 
@@ -185,7 +188,6 @@ void asl_session::load_layer(int32_t il, const uint8_t * src, size_t n_bytes) {
     memcpy(state, src + n_rows, n_bytes - n_rows);
 
     n_work_done += (int64_t) n_tokens*(il + 1 - next_layer);
-    next_layer = il + 1;
-    rows_kept.resize(next_layer, 0);
+    end_layer(il);
     has_scores = false;
 }

@@ -25,8 +25,11 @@ void asl_check_model(const llama_model & model) {
     if (hparams.is_mla()) {
         fail("multi-head latent attention is not supported yet");
     }
-    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE) {
-        fail("sliding-window attention is not supported yet");
+    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE && hparams.swa_type != LLAMA_SWA_TYPE_STANDARD) {
+        fail("attention to chunks of the prompt, or to both sides of a token, is not supported yet");
+    }
+    if (asl_first_layer(model, false) < 0) {
+        fail("every layer attends to a sliding window: its K/V do not grow with the prompt");
     }
     if (hparams.n_embd_inp() != hparams.n_embd || hparams.n_pos_per_embd() != 1) {
         fail("multimodal inputs or positions of several dimensions are not supported yet");
@@ -60,7 +63,10 @@ asl_session::asl_session(llama_context & ctx, const llama_context_params & param
     if (ctx.get_cparams().embeddings) {
         throw asl_error(ASL_ERR_UNSUPPORTED, "the decode context computes embeddings");
     }
-    kv_bytes_cell = asl_kv_bytes_cell(ctx);
+    kv_bytes_cell = asl_kv_bytes_cell(ctx, asl_get_kv_cache(ctx));
+    if (llama_kv_cache * swa = asl_get_kv_cache_swa(ctx)) {
+        kv_bytes_cell_sliding = asl_kv_bytes_cell(ctx, *swa);
+    }
     // rope factors that depend on the context length must follow the prompt's length, not the number of cells
     asl_context_access::cparams(ctx).n_ctx_seq = GGML_PAD(n_ctx, 256);
 }
@@ -91,6 +97,7 @@ void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_wind
     cparams.n_threads       = ctx.n_threads();
     cparams.n_threads_batch = ctx.n_threads_batch();
     cparams.n_seq_max     = 1;
+    cparams.swa_full      = false; // sliding layers have cells for all tokens here anyway: the patch sees to it
     cparams.n_outputs_max = 1;
     cparams.n_outputs_max_per_seq = 0;
     cparams.samplers      = nullptr;
@@ -176,8 +183,17 @@ void asl_session::run(int32_t n_layers, bool with_scores) {
         asl_layer_range range;
         range.first = range.last = next_layer;
         run_layer(*prefill, range, with_scores && i == n_layers - 1);
-        ++next_layer;
-        rows_kept.push_back(0);
+        end_layer(next_layer);
+    }
+}
+
+// A layer has run, or was loaded.
+void asl_session::end_layer(int32_t il) {
+    next_layer = il + 1;
+    rows_kept.resize(next_layer, 0);
+    if (is_sliding(il)) {
+        sliding.take(*prefill, ctx, il, positions);
+        rows_kept[il] = positions.size();
     }
 }
 
@@ -218,6 +234,7 @@ void asl_session::run_layer(llama_context & ctx, const asl_layer_range & range, 
         chunk.scores    = with_scores;
         chunk.weights   = weights.empty() ? nullptr : weights.data() + std::max(0, n_done - (n_current - n_window));
         chunk.first     = n_done == n_past;
+        chunk.has_gaps  = positions.back() - positions.front() != n_current - 1;
         chunk.hidden    = range.head ? nullptr : hidden.row(n_done);
 
         // the output rows of the last layer are not those of the chunk's tokens: at most the last one
@@ -238,6 +255,12 @@ void asl_session::run_layer(llama_context & ctx, const asl_layer_range & range, 
         report_progress((int64_t) chunk.n_tokens*(range.last - range.first + 1));
     }
     has_scores = with_scores;
+}
+
+// whether the last used cell is this one and holds this position
+static bool asl_lies_in(const llama_kv_cache & kv, int32_t cell, llama_pos pos) {
+    const auto & cells = kv.get_cells(0);
+    return !cells.is_empty(cell) && cells.pos_get(cell) == pos && (int32_t) cells.get_used() == cell + 1;
 }
 
 void asl_session::run_chunk(llama_context & ctx, const asl_layer_range & range, asl_chunk & chunk) {
@@ -268,10 +291,11 @@ void asl_session::run_chunk(llama_context & ctx, const asl_layer_range & range, 
         throw asl_error(ASL_ERR_COMPUTE, "llama_decode returned " + str(status) + " for layer " + str(range.first));
     }
     // token i of the current tokens must lie in cell i: gathering rows relies on it
-    const auto & cells = asl_get_kv_cache(ctx).get_cells(0);
     const int32_t i_last = chunk.n_past + n - 1;
-    if (cells.is_empty(i_last) || cells.pos_get(i_last) != positions[i_last] || (int32_t) cells.get_used() != i_last + 1) {
-        throw asl_error(ASL_ERR_INTERNAL, "token " + str(i_last) + " does not lie in cell " + str(i_last));
+    for (const llama_kv_cache * kv : { &asl_get_kv_cache(ctx), asl_get_kv_cache_swa(ctx) }) {
+        if (kv && !asl_lies_in(*kv, i_last, positions[i_last])) {
+            throw asl_error(ASL_ERR_INTERNAL, "token " + str(i_last) + " does not lie in cell " + str(i_last));
+        }
     }
 }
 
@@ -349,6 +373,7 @@ void asl_session::release() {
     }
     positions.clear();
     cells.clear();
+    sliding.clear();
 }
 
 void asl_session::abort() {

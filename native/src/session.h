@@ -8,6 +8,7 @@
 #include "graph.h"
 #include "hidden.h"
 #include "mask.h"
+#include "sliding.h"
 
 #include "llama.h"
 
@@ -18,6 +19,7 @@
 #include <vector>
 
 struct llama_context;
+class llama_kv_cache;
 
 // carries a status across the implementation; api.cpp turns it into the return value
 struct asl_error : std::runtime_error {
@@ -63,6 +65,8 @@ struct asl_session {
     std::string last_error;
 
 private:
+    void end_layer(int32_t il);
+    bool is_sliding(int32_t il) const;
     void take_past_cells();
     void run_layer(llama_context & ctx, const asl_layer_range & range, bool with_scores);
     void run_chunk(llama_context & ctx, const asl_layer_range & range, asl_chunk & chunk);
@@ -72,7 +76,7 @@ private:
     void finish_layers();
     void finish_uneven();
     void mark_cells();
-    void mark_cells(int32_t begin, int32_t end);
+    void mark_cells(llama_kv_cache & kv, const std::vector<llama_pos> & positions);
     void collect(const asl_chunk & chunk);
     void report_progress(int64_t n_done);
     void release();
@@ -90,7 +94,8 @@ private:
     const int32_t n_layer;
     const int32_t n_embd;
 
-    int64_t kv_bytes_cell = 0;
+    int64_t kv_bytes_cell = 0;         // of layers that attend to the whole prompt
+    int64_t kv_bytes_cell_sliding = 0; // of the others
 
     std::unique_ptr<llama_context> prefill; // NULL outside a prefill
     asl_dequantiser dequantiser;
@@ -113,6 +118,7 @@ private:
     asl_hidden             hidden;    // [n_current, n_embd]
     std::vector<float>     output;    // [n_embd] of the last token after the last layer
     std::vector<int32_t>   rows_kept; // per layer that has run: rows copied to the decode context, 0 for none
+    asl_sliding_rows       sliding;
     std::vector<llama_pos> cells;     // position each cell stands for when all layers have run
 
     bool has_scores = false;

@@ -1,0 +1,85 @@
+#include "sliding.h"
+
+#include "cache.h"
+#include "session.h"
+
+#include "llama-context.h"
+#include "llama-hparams.h"
+#include "llama-kv-cache.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+void asl_sliding_rows::take(llama_context & src, llama_context & dst, int32_t il, const std::vector<llama_pos> & positions) {
+    const auto & hparams = src.get_model().hparams;
+    const size_t n = positions.size();
+    const bool   all = n <= asl_get_kv_cache_swa(dst)->get_size();
+    size_t begin = 0;
+    while (!all && llama_hparams::is_masked_swa(hparams.n_swa, hparams.swa_type, positions[begin], positions.back() + 1)) {
+        ++begin;
+    }
+
+    layer taken;
+    taken.il = il;
+    taken.positions.assign(positions.begin() + begin, positions.end());
+    if (all) {
+        std::vector<int32_t> index;
+        for (int64_t h = 0; h < asl_get_kv_layer(dst, il).n_head_kv; ++h) {
+            index.resize(index.size() + n);
+            std::iota(index.end() - n, index.end(), 0);
+        }
+        asl_gather_rows(src, dst, il, index, n, 0);
+    } else {
+        taken.rows.resize((n - begin)*asl_row_bytes(src, il));
+        asl_get_rows(src, il, begin, n, taken.rows.data());
+    }
+    layers.push_back(std::move(taken));
+}
+
+size_t asl_sliding_rows::choose(llama_context & dst, const std::vector<llama_pos> & positions, size_t n_most) const {
+    const size_t n = positions.size();
+    size_t first = n - std::min<size_t>({ n, n_most, asl_get_kv_cache_swa(dst)->get_size() });
+    for (const layer & l : layers) {
+        const size_t first_held = std::lower_bound(positions.begin(), positions.end(), l.positions.front()) - positions.begin();
+        first = std::max(first, first_held);
+    }
+    return first;
+}
+
+void asl_sliding_rows::put(llama_context & dst, const std::vector<llama_pos> & positions) {
+    for (layer & l : layers) {
+        if (l.rows.empty() && l.positions == positions) {
+            continue;
+        }
+        const size_t n_row = asl_row_bytes(dst, l.il);
+        if (l.rows.empty()) {
+            l.rows.resize(l.positions.size()*n_row);
+            asl_get_rows(dst, l.il, 0, l.positions.size(), l.rows.data());
+        }
+        std::vector<uint8_t> rows(positions.size()*n_row);
+        for (size_t i = 0; i < positions.size(); ++i) {
+            const auto it = std::lower_bound(l.positions.begin(), l.positions.end(), positions[i]);
+            if (it == l.positions.end() || *it != positions[i]) {
+                throw asl_error(ASL_ERR_INTERNAL, "layer " + std::to_string(l.il) + " has no K/V of position " + std::to_string(positions[i]));
+            }
+            memcpy(rows.data() + i*n_row, l.rows.data() + (it - l.positions.begin())*n_row, n_row);
+        }
+        asl_set_rows(dst, l.il, 0, positions.size(), rows.data());
+        l = layer(); // its memory is not needed any more
+    }
+    clear();
+}
+
+void asl_sliding_rows::clear() {
+    std::vector<layer>().swap(layers);
+}
+
+size_t asl_sliding_rows::size_bytes() const {
+    size_t result = 0;
+    for (const layer & l : layers) {
+        result += l.rows.size();
+    }
+    return result;
+}

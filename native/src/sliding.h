@@ -1,0 +1,43 @@
+// K/V of layers that attend to a sliding window: llama.cpp has a second cache for them, with cells of its own.
+//
+// Which tokens these cells hold is known when all layers have run, because it is the same in every layer: tokens that
+// were dropped on the way have no K/V in deeper ones. Until then the rows of each layer wait here.
+
+#pragma once
+
+#include "llama.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+struct llama_context;
+
+class asl_sliding_rows {
+public:
+    // Takes the rows of a layer that ran last in src, of tokens that may be asked for.
+    //   positions: of the tokens in its cells 0..
+    void take(llama_context & src, llama_context & dst, int32_t il, const std::vector<llama_pos> & positions);
+
+    // Which of the tokens left in the end the cells of dst are to hold: the newest n_most, as far as every layer has them.
+    // All that later tokens may see are among them if there is room.
+    //   positions: of the tokens left
+    // Returns the first of them; the others follow it.
+    size_t choose(llama_context & dst, const std::vector<llama_pos> & positions, size_t n_most) const;
+
+    // Writes the rows of these tokens to cells 0.. of every layer that was taken.
+    void put(llama_context & dst, const std::vector<llama_pos> & positions);
+
+    void clear();
+
+    size_t size_bytes() const;
+
+private:
+    struct layer {
+        int32_t il;
+        std::vector<llama_pos> positions; // of the tokens whose rows wait
+        std::vector<uint8_t>   rows;      // [n_tokens, row bytes]; empty: they lie in the cells of dst already
+    };
+
+    std::vector<layer> layers;
+};
