@@ -151,6 +151,11 @@ static std::vector<ggml_tensor *> take_nodes(ggml_cgraph * gf, int begin, int la
     return nodes;
 }
 
+// Whether a node stores rows in a KV cache.
+static bool is_cache_write(const ggml_tensor * node) {
+    return (node->op == GGML_OP_SET_ROWS || node->op == GGML_OP_CPY) && node->view_src && strncmp(node->view_src->name, "cache_", 6) == 0;
+}
+
 static bool is_cpu_only(const llama_context & ctx) {
     return ctx.get_model().devices.empty();
 }
@@ -201,32 +206,42 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     }
     for (ggml_tensor * node : nodes) {
         dequantiser.replace(node);
-        ggml_build_forward_expand(part, node);
+    }
+    for (ggml_tensor * node : nodes) {
+        if (!chunk.rows_only || is_cache_write(node)) {
+            ggml_build_forward_expand(part, node); // with what it reads
+        }
     }
     if (chunk.first && prev) {
         verify(res, part, i_prev + 1);
     }
-
-    if (!range.head) {
-        out = ggml_graph_node(gf, i_last);
-        ggml_set_output(out);
-        // the last node may overwrite the rows that the layer read, if it adds element by element
-        in_place = is_cpu_only(ctx) && !range.is_last(hparams.n_layer()) && out->op == GGML_OP_ADD && !out->view_src;
-        if (in_place) {
-            hidden.take(out, chunk.n_past);
-        }
-        res.t_logits = nullptr;
-        res.t_embd   = nullptr;
-        res.t_sampled.clear();
-        res.t_sampled_probs.clear();
-        res.t_sampled_logits.clear();
-        res.t_candidates.clear();
+    if (!range.head || chunk.rows_only) {
+        keep_output(res, chunk.rows_only ? nullptr : ggml_graph_node(gf, i_last));
     }
     if (chunk.scores && chunk.n_queries > 0) {
         add_scores(res, part);
     }
     res.gf = part;
     return part;
+}
+
+// The output of the part, which ends before the logits: `node` goes to the hidden states. NULL: nothing is read.
+void asl_layer_cutter::keep_output(llm_graph_result & res, ggml_tensor * node) {
+    out = node;
+    if (out) {
+        ggml_set_output(out);
+        // the last node may overwrite the rows that the layer read, if it adds element by element
+        in_place = is_cpu_only(ctx) && !range.is_last(ctx.get_model().hparams.n_layer()) && out->op == GGML_OP_ADD && !out->view_src;
+    }
+    if (in_place) {
+        hidden.take(out, chunk.n_past);
+    }
+    res.t_logits = nullptr;
+    res.t_embd   = nullptr;
+    res.t_sampled.clear();
+    res.t_sampled_probs.clear();
+    res.t_sampled_logits.clear();
+    res.t_candidates.clear();
 }
 
 // The layers read the prefill's own mask. Returns the input that stands for it in the full graph: without a

@@ -34,6 +34,7 @@ struct asl_chunk {
     bool    scores    = false;
     const float * weights = nullptr; // [n_queries] factors on the queries' attention, NULL for 1
     bool    first     = false;   // first chunk of the range: weights are expanded, the cut is verified
+    bool    rows_only = false;   // nothing after the chunk reads its output, only its K/V
     float * hidden    = nullptr; // [n_tokens, n_embd] receives the output of layer `last`; NULL with head
 
     std::vector<float> queries;                // [n_queries, n_head, n_embd_head_k]
@@ -66,6 +67,7 @@ public:
 private:
     ggml_cgraph * cut_impl(llm_graph_result & res, const llama_ubatch & ubatch);
 
+    void keep_output(llm_graph_result & res, ggml_tensor * node);
     ggml_tensor * replace_mask(llm_graph_result & res);
     void verify(const llm_graph_result & res, ggml_cgraph * part, int begin) const;
     // scores.cpp

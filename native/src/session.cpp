@@ -218,6 +218,8 @@ void asl_session::run_layer(llama_context & ctx, const asl_layer_range & range, 
         chunk.scores    = with_scores;
         chunk.weights   = weights.empty() ? nullptr : weights.data() + std::max(0, n_done - (n_current - n_window));
         chunk.first     = n_done == n_past;
+        // after the last layer only the last token is read: of the chunks before it, later ones attend to the K/V
+        chunk.rows_only = range.is_last(n_layer) && n_done + chunk.n_tokens < n_current;
         chunk.hidden    = range.head ? nullptr : hidden.row(n_done);
 
         // the output rows of the last layer are not those of the chunk's tokens: at most the last one
@@ -251,7 +253,7 @@ void asl_session::run_chunk(llama_context & ctx, const asl_layer_range & range, 
     int32_t status;
     {
         asl_hook_scope scope(ctx, this->ctx, cutter);
-        const bool output = range.is_last(n_layer) && chunk.n_past + n == (int32_t) positions.size();
+        const bool output = range.is_last(n_layer) && !chunk.rows_only;
         const bool again  = &ctx == prefill.get() && !range.is_last(n_layer);
         status = again ? compute_chunk(ctx, ids, chunk) : decode_chunk(ctx, ids, chunk, output);
     }
