@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
     llama_cpp = _library.load(list(_package_paths))
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 OK = 0
 ERR_ARGUMENT = 1
@@ -64,6 +64,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_abi_version": (c_int32, []),
     "asl_model_check": (c_int, [c_void_p, c_char_p, c_size_t]),
     "asl_context_kv_bytes": (c_int64, [c_void_p]),
+    "asl_context_get_kv_resident": (c_bool, [c_void_p, POINTER(c_int64)]),
     "asl_session_init": (c_void_p, [c_void_p, _context_params_p, c_uint32, c_char_p, c_size_t]),
     "asl_session_free": (None, [c_void_p]),
     "asl_session_last_error": (c_char_p, [c_void_p]),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import gguf_header, guard, opening, vocabulary
+from . import gguf_header, guard, opening, state, vocabulary
 from ._native import llama_cpp
 from .budget import round_cells
 from .choosing import Chooser
@@ -309,6 +309,7 @@ class Llama(SavingLlama):
         self.last_prefill = replace(
             self._chooser.noted(session.corrected(report) if self._asl_full else report),
             kv_bytes_full=round_cells(self._n_ctx) * self._asl_session.info().kv_bytes_cell,
+            kv_bytes_resident=sum(state.resident_bytes(self.ctx)),
             calibration=self._asl.calibration,
         )
         self.input_ids[:n_tokens] = tokens

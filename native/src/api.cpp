@@ -4,6 +4,7 @@
 #include "asl.h"
 
 #include "cache.h"
+#include "pages.h"
 #include "session.h"
 
 #include "llama-context.h"
@@ -58,6 +59,18 @@ asl_status asl_model_check(const llama_model * model, char * reason, size_t n_re
 
 int64_t asl_context_kv_bytes(const llama_context * ctx) {
     return ctx->get_memory() ? asl_kv_bytes(*ctx) : 0;
+}
+
+bool asl_context_get_kv_resident(llama_context * ctx, int64_t * n_bytes) {
+    try {
+        asl_get_kv_cache(*ctx);
+        for (uint32_t il = 0; il < ctx->get_model().hparams.n_layer(); ++il) {
+            n_bytes[il] = asl_resident_bytes(*ctx, il);
+        }
+        return true;
+    } catch (const std::exception &) {
+        return false;
+    }
 }
 
 bool asl_context_get_first_cells(llama_context * ctx, int32_t * first) {
