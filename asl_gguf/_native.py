@@ -80,6 +80,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_session_row_bytes": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),
     "asl_session_save_rows": (c_int, [c_void_p, c_int32, c_int32, c_void_p, c_int64]),
     "asl_session_load_rows": (c_int, [c_void_p, c_void_p, c_int64]),
+    "asl_session_save_hidden": (c_int, [c_void_p, c_int32, c_int32, POINTER(c_float), c_int64]),
+    "asl_session_load_hidden": (c_int, [c_void_p, POINTER(c_float), c_int64]),
     "asl_session_run": (c_int, [c_void_p, c_int32, c_bool]),
     "asl_session_get_scores": (c_int, [c_void_p, POINTER(c_float)]),
     "asl_session_get_queries": (c_int, [c_void_p, POINTER(c_float)]),

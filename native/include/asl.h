@@ -160,8 +160,8 @@ ASL_API asl_status asl_session_set_window(asl_session * session, int32_t n_windo
 
 // The first n_past tokens are not computed: their K/V, of an earlier prefill that began with the same tokens, are
 // loaded before each layer runs (asl_session_load_rows), one layer per asl_session_run. The others attend to them.
-// Tokens cannot be dropped then, and every layer has to run before asl_session_finish. To be called before any layer
-// ran; makes the window at most n_tokens - n_past tokens.
+// Tokens cannot be dropped then, and every layer has to run before asl_session_finish, unless their hidden states follow
+// (asl_session_load_hidden). To be called before any layer ran; makes the window at most n_tokens - n_past tokens.
 //   n_past    0 <= n_past < n_tokens
 ASL_API asl_status asl_session_set_past(asl_session * session, int32_t n_past);
 
@@ -177,6 +177,15 @@ ASL_API asl_status asl_session_save_rows(const asl_session * session, int32_t be
 // any more.
 //   src       uint8 [n_past, row bytes]
 ASL_API asl_status asl_session_load_rows(asl_session * session, const void * src, int64_t n_bytes);
+
+// Output of the layer that ran last, not of the model's last layer, for tokens begin..end-1 that were computed.
+//   dst       float [end - begin, n_embd]
+ASL_API asl_status asl_session_save_hidden(const asl_session * session, int32_t begin, int32_t end, float * dst, int64_t n_bytes);
+
+// Output of the layer that ran last for the first n_past tokens (asl_session_set_past), of an earlier prefill that began
+// with the same tokens: from then on they are like all others, run through deeper layers and can be dropped.
+//   src       float [n_past, n_embd]
+ASL_API asl_status asl_session_load_hidden(asl_session * session, const float * src, int64_t n_bytes);
 
 // Runs the next n_layers layers over the current tokens. Only the last of them has scores, and only
 // its K/V rows can be kept: earlier ones are overwritten.

@@ -195,6 +195,14 @@ asl_status asl_session_load_rows(asl_session * session, const void * src, int64_
     return guard(session, [&] { session->load_rows((const uint8_t *) src, n_bytes); });
 }
 
+asl_status asl_session_save_hidden(const asl_session * session, int32_t begin, int32_t end, float * dst, int64_t n_bytes) {
+    return guard(const_cast<asl_session *>(session), [&] { session->save_hidden(begin, end, dst, n_bytes); });
+}
+
+asl_status asl_session_load_hidden(asl_session * session, const float * src, int64_t n_bytes) {
+    return guard(session, [&] { session->load_hidden(src, n_bytes); });
+}
+
 asl_status asl_session_layer_bytes(const asl_session * session, int32_t il, int64_t * n_bytes) {
     return guard(const_cast<asl_session *>(session), [&] { *n_bytes = session->layer_bytes(il); });
 }

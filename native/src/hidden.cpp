@@ -1,8 +1,15 @@
 #include "hidden.h"
 
+#include "llama-model.h"
+
 #include "ggml-backend.h"
 
 #include <new>
+
+ggml_backend_buffer_type_t asl_host_buffer_type(const llama_model & model) {
+    ggml_backend_buffer_type_t buft = model.devices.empty() ? nullptr : ggml_backend_dev_host_buffer_type(model.devices[0].dev);
+    return buft ? buft : ggml_backend_cpu_buffer_type();
+}
 
 void asl_hidden::release() {
     tensor = nullptr;

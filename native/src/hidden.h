@@ -8,6 +8,11 @@
 #include <cstddef>
 #include <cstdint>
 
+struct llama_model;
+
+// Memory that graphs read in place on CPUs and that other devices copy fast.
+ggml_backend_buffer_type_t asl_host_buffer_type(const llama_model & model);
+
 class asl_hidden {
 public:
     // Room for tokens begin..end-1, n_embd values each. What was there is lost.

@@ -22,7 +22,7 @@ static void check_size(size_t expected, size_t n_bytes) {
 // Hidden states are there of computed tokens only.
 void asl_session::check_computed() const {
     if (n_past > 0) {
-        throw asl_error(ASL_ERR_STATE, "not possible where K/V were loaded: the first " + str(n_past) + " tokens have no hidden states");
+        throw asl_error(ASL_ERR_STATE, "not possible where K/V were loaded: the first " + str(n_past) + " tokens have no hidden states (asl_session_load_hidden)");
     }
 }
 
@@ -145,6 +145,40 @@ void asl_session::load_rows(const uint8_t * src, size_t n_bytes) {
     check_size(n_past*asl_row_bytes(*prefill, next_layer), n_bytes);
     asl_set_rows(*prefill, next_layer, 0, n_past, src);
     past_ready = true;
+}
+
+// The last layer leaves the output of one token.
+void asl_session::check_hidden() const {
+    check_open(true);
+    if (next_layer == n_layer) {
+        throw asl_error(ASL_ERR_STATE, "expected a layer left to run: the last one has no hidden states");
+    }
+}
+
+void asl_session::save_hidden(int32_t begin, int32_t end, float * dst, size_t n_bytes) const {
+    check_hidden();
+    const int32_t n_current = positions.size();
+    if (begin < n_past || begin >= end || end > n_current) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected tokens between " + str(n_past) + " and " + str(n_current) + ", got " + str(begin) + " to " + str(end));
+    }
+    check_size((size_t) (end - begin)*n_embd*sizeof(float), n_bytes);
+    memcpy(dst, hidden.row(begin), n_bytes);
+}
+
+void asl_session::load_hidden(const float * src, size_t n_bytes) {
+    check_hidden();
+    if (n_past == 0 || past_ready) {
+        throw asl_error(ASL_ERR_STATE, "expected tokens whose K/V were loaded (asl_session_set_past) and a layer that ran over the others");
+    }
+    check_size((size_t) n_past*n_embd*sizeof(float), n_bytes);
+    const asl_hidden computed = std::move(hidden);
+    hidden = asl_hidden();
+    hidden.reset(n_embd, 0, n_tokens, asl_host_buffer_type(ctx.get_model()));
+    memcpy(hidden.row(0), src, n_bytes);
+    memcpy(hidden.row(n_past), computed.row(n_past), (size_t) (n_tokens - n_past)*n_embd*sizeof(float));
+    n_past = 0;
+    plan.clear();
+    n_work_total = n_work_done + (int64_t) n_tokens*(n_layer - next_layer);
 }
 
 size_t asl_session::layer_bytes(int32_t il) const {

@@ -42,12 +42,6 @@ void asl_check_model(const llama_model & model) {
     }
 }
 
-// Memory that graphs read in place on CPUs and that other devices copy fast.
-static ggml_backend_buffer_type_t host_buffer_type(const llama_model & model) {
-    ggml_backend_buffer_type_t buft = model.devices.empty() ? nullptr : ggml_backend_dev_host_buffer_type(model.devices[0].dev);
-    return buft ? buft : ggml_backend_cpu_buffer_type();
-}
-
 asl_session::asl_session(llama_context & ctx, const llama_context_params & params, uint32_t n_ctx)
     : ctx(ctx), params(params), n_ctx(n_ctx),
       n_layer(ctx.get_model().hparams.n_layer()), n_embd(ctx.get_model().hparams.n_embd) {
@@ -120,7 +114,7 @@ void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_wind
     for (int32_t i = 0; i < n_tokens; ++i) {
         positions[i] = first_pos + i;
     }
-    hidden.reset(n_embd, 0, n_tokens, host_buffer_type(ctx.get_model()));
+    hidden.reset(n_embd, 0, n_tokens, asl_host_buffer_type(ctx.get_model()));
     kv_bytes_prefill_peak = asl_kv_bytes(*prefill);
     n_work_total = (int64_t) n_tokens*n_layer;
 }
@@ -160,7 +154,7 @@ void asl_session::set_past(int32_t n_past) {
     if ((int32_t) weights.size() > n_window) {
         weights.erase(weights.begin(), weights.end() - n_window);
     }
-    hidden.reset(n_embd, n_past, n_tokens, host_buffer_type(ctx.get_model()));
+    hidden.reset(n_embd, n_past, n_tokens, asl_host_buffer_type(ctx.get_model()));
     n_work_total = (int64_t) (n_tokens - n_past)*n_layer;
 }
 
