@@ -54,6 +54,7 @@ class session_info(ctypes.Structure):
         ("kv_bytes_prefill", c_int64),
         ("kv_bytes_prefill_peak", c_int64),
         ("host_bytes", c_int64),
+        ("device_bytes", c_int64),
     ]
 
 

@@ -90,7 +90,8 @@ typedef struct asl_session_info {
     int64_t kv_bytes_decode;   // bytes of the decode context's KV buffers
     int64_t kv_bytes_prefill;  // bytes of the prefill context's KV buffers, now
     int64_t kv_bytes_prefill_peak; // the same, largest since asl_session_begin
-    int64_t host_bytes;        // hidden states, expanded weights and attention mask held now
+    int64_t host_bytes;        // hidden states, expanded weights and attention mask held now in host memory
+    int64_t device_bytes;      // hidden states and attention mask held now in memory of other devices
 } asl_session_info;
 
 // ASL_ABI_VERSION of the library in use.

@@ -22,7 +22,8 @@ public:
     //   buft: where the layer attends; strided: return a view, not a contiguous copy
     ggml_tensor * build(ggml_context * ctx, const ggml_tensor * mask, int32_t n_past, ggml_backend_buffer_type_t buft, bool strided);
 
-    size_t size_bytes() const;
+    // bytes in host memory, or in memory of other devices
+    size_t size_bytes(bool host) const;
 
 private:
     struct band {

@@ -9,7 +9,6 @@
 #include "llama-model.h"
 
 #include <algorithm>
-#include <cstring>
 
 static std::string str(int64_t value) { return std::to_string(value); }
 
@@ -114,7 +113,7 @@ void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_wind
     for (int32_t i = 0; i < n_tokens; ++i) {
         positions[i] = first_pos + i;
     }
-    hidden.reset(n_embd, 0, n_tokens, asl_host_buffer_type(ctx.get_model()));
+    hidden.reset(n_embd, 0, n_tokens, asl_hidden_buffer_type(*prefill, (size_t) n_tokens*n_embd*sizeof(float)));
     kv_bytes_prefill_peak = asl_kv_bytes(*prefill);
     n_work_total = (int64_t) n_tokens*n_layer;
 }
@@ -154,7 +153,7 @@ void asl_session::set_past(int32_t n_past) {
     if ((int32_t) weights.size() > n_window) {
         weights.erase(weights.begin(), weights.end() - n_window);
     }
-    hidden.reset(n_embd, n_past, n_tokens, asl_host_buffer_type(ctx.get_model()));
+    hidden.reset(n_embd, n_past, n_tokens, hidden.get_type());
     n_work_total = (int64_t) (n_tokens - n_past)*n_layer;
 }
 
@@ -216,18 +215,9 @@ void asl_session::run_layer(llama_context & ctx, const asl_layer_range & range, 
         chunk.first     = n_done == n_past;
         // after the last layer only the last token is read: of the chunks before it, later ones attend to the K/V
         chunk.rows_only = range.is_last(n_layer) && n_done + chunk.n_tokens < n_current;
-        chunk.hidden    = range.head ? nullptr : hidden.row(n_done);
-
-        // the output rows of the last layer are not those of the chunk's tokens: at most the last one
-        const bool is_last = range.is_last(n_layer) && !range.head;
-        std::vector<float> last_rows(is_last ? (size_t) chunk.n_tokens*n_embd : 0);
-        if (is_last) {
-            chunk.hidden = last_rows.data();
-        }
         run_chunk(ctx, range, chunk);
-        if (is_last && chunk.n_hidden_rows > 0) {
-            const float * row = last_rows.data() + (chunk.n_hidden_rows - 1)*n_embd;
-            output.assign(row, row + n_embd);
+        if (!chunk.output.empty()) {
+            output = chunk.output;
         }
         if (with_scores) {
             collect(chunk);
@@ -235,6 +225,7 @@ void asl_session::run_layer(llama_context & ctx, const asl_layer_range & range, 
         n_done += chunk.n_tokens;
         report_progress((int64_t) chunk.n_tokens*(range.last - range.first + 1));
     }
+    ggml_backend_sched_synchronize(ctx.get_sched());
     has_scores = with_scores;
 }
 
