@@ -132,9 +132,19 @@ def test_progress_ends_at_its_total(load_tiny):
 LOADED = {
     "no-past": (lambda s, h: s.load_hidden(h), 0, NativeError, "expected tokens whose K/V were loaded"),
     "few": (lambda s, h: s.load_hidden(h[:9]), N_PAST, OptionError, "expected a buffer of 32768 bytes, got 4608"),
-    "type": (lambda s, h: s.load_hidden(h.astype(np.float64)), N_PAST, OptionError, "expected float32 \\[n_past, 128\\]"),
+    "type": (
+        lambda s, h: s.load_hidden(h.astype(np.float64)),
+        N_PAST,
+        OptionError,
+        "expected float32 \\[n_past, 128\\]",
+    ),
     "shape": (lambda s, h: s.load_hidden(h.ravel()), N_PAST, OptionError, "expected float32 \\[n_past, 128\\]"),
-    "of-the-past": (lambda s, h: s.save_hidden(0, 99), N_PAST, OptionError, "expected tokens between 64 and 150, got 0 to 99"),
+    "of-the-past": (
+        lambda s, h: s.save_hidden(0, 99),
+        N_PAST,
+        OptionError,
+        "expected tokens between 64 and 150, got 0 to 99",
+    ),
     "beyond": (lambda s, h: s.save_hidden(70, 151), N_PAST, OptionError, "between 64 and 150, got 70 to 151"),
     "none": (lambda s, h: s.save_hidden(70, 70), N_PAST, OptionError, "between 64 and 150, got 70 to 70"),
 }

@@ -9,7 +9,7 @@ import pytest
 
 from asl_gguf import engine, reference
 from asl_gguf.full_kv import FullKV, KeepingSession
-from asl_gguf.policies import ASL, SpanASL, FastKV, GemFilter, Policy, PyramidInfer, SnapKV, StreamingLLM
+from asl_gguf.policies import ASL, FastKV, GemFilter, Policy, PyramidInfer, SnapKV, SpanASL, StreamingLLM
 from asl_gguf.replay import Replay, record
 from harness import F16, KV_NAMES, Q8_0, Context, Model, Options, prompt
 from tiny_gguf import ARCHITECTURES

@@ -10,7 +10,6 @@ from asl_gguf._native import llama_cpp
 from asl_gguf.bench.stock import ContextOptions, Model, stock_prefill
 from asl_gguf.policies import ASL, Full
 
-
 N_TOKENS = 700
 
 
