@@ -14,10 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from . import _native
-from .errors import OptionError
 from .options import AslOptions
 from .session import Session
-from .targets import Target
 from .types import Floats, Indices, PrefillReport
 
 _MIN_PAST = 32
@@ -39,21 +37,7 @@ class FullKV:
 
     @classmethod
     def of(cls, options: AslOptions) -> FullKV | None:
-        """What `asl_full_kv` asks for; None: nothing.
-
-        Raises:
-            OptionError: without a budget there is no other selection to make; for a time there is none that saves it.
-        """
-        if options.full_kv and options.budget is None:
-            raise OptionError(
-                "asl_full_kv: expected asl_budget with it, got None, which keeps the K/V of all tokens in the context "
-                "anyway; pass asl_budget, or leave asl_full_kv out"
-            )
-        if options.full_kv and isinstance(options.budget, Target) and options.budget.kind == "ttft":
-            raise OptionError(
-                f"asl_full_kv: expected a budget in tokens, a share or memory with it, got {options.budget.value}: no token is "
-                "dropped while a prompt runs, so a prefill takes as long whatever is kept; choose one of the two"
-            )
+        """What `asl_full_kv` asks for; None: nothing."""
         return cls() if options.full_kv else None
 
     def clear(self) -> None:

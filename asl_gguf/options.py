@@ -73,7 +73,7 @@ class AslOptions:
             protect=Protection.parse(options.get("asl_protect")),
             guard=_guard(options.get("asl_guard")),
             use_calibration=_flag("asl_calibration", options.get("asl_calibration", True)),
-            full_kv=_flag("asl_full_kv", options.get("asl_full_kv", False)),
+            full_kv=_full_kv(options.get("asl_full_kv", False), budget),
             given_policy=options.get("asl_policy", DEFAULT),
         )
 
@@ -133,6 +133,22 @@ def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise OptionError(f"{name}: expected True or False, got {value!r}")
     return value
+
+
+def _full_kv(value: object, budget: Budget | Target | None) -> bool:
+    """Without a budget there is no other selection to make; for a time there is none that saves it."""
+    full_kv = _flag("asl_full_kv", value)
+    if full_kv and budget is None:
+        raise OptionError(
+            "asl_full_kv: expected asl_budget with it, got None, which keeps the K/V of all tokens in the context "
+            "anyway; pass asl_budget, or leave asl_full_kv out"
+        )
+    if full_kv and isinstance(budget, Target) and budget.kind == "ttft":
+        raise OptionError(
+            f"asl_full_kv: expected a budget in tokens, a share or memory with it, got {budget.value}: no token is "
+            "dropped while a prompt runs, so a prefill takes as long whatever is kept; choose one of the two"
+        )
+    return full_kv
 
 
 def _dequant(value: object) -> str:

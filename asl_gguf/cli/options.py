@@ -101,6 +101,15 @@ def add_pruning_options(parser: argparse.ArgumentParser, budget: str, targets: b
     )
 
 
+def add_full_kv_option(parser: argparse.ArgumentParser, why: str) -> None:
+    """--full-kv.
+
+    Args:
+        why: what it is good for in this command.
+    """
+    parser.add_argument("--full-kv", action="store_true", help=f"keep K/V of all prompt tokens in host memory: {why}")
+
+
 def llama_kwargs(args: argparse.Namespace) -> dict[str, object]:
     """Keyword arguments of `Llama` from the model options."""
     kv_type = KV_TYPES[args.kv_type]
