@@ -8,13 +8,14 @@ but of K/V that were computed with all tokens in sight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from . import _native
-from .options import AslOptions
+from . import _native, gguf_header
+from .packing import Packing
 from .session import Session
 from .types import Floats, Indices, PrefillReport
 
@@ -23,22 +24,48 @@ _MIN_PAST = 32
 
 
 class FullKV:
-    """K/V of all layers of the last prompt, as the cache stores them."""
+    """K/V of all layers of the last prompt.
 
-    def __init__(self) -> None:
+    Args:
+        packing: makes them smaller; None: they stay as the cache stores them.
+    """
+
+    def __init__(self, packing: Packing | None = None) -> None:
+        self._packing = packing
         self.tokens: tuple[int, ...] = ()
         self.layers: tuple[np.ndarray, ...] = ()
-        """uint8 [n_tokens, row bytes] of each layer"""
+        """uint8 [n_tokens, row bytes] of each layer, packed"""
+
+    @classmethod
+    def of(cls, full_kv: bool | str, session: Session, path: str, arguments: Mapping[str, Any]) -> FullKV | None:
+        """What `asl_full_kv` asks for; None: nothing.
+
+        Args:
+            session: of the model.
+            path: its GGUF file.
+            arguments: of llama_cpp.Llama.
+
+        Raises:
+            OptionError, ModelError: as `Packing`.
+        """
+        if not isinstance(full_kv, str):
+            return cls() if full_kv else None
+        widths = gguf_header.cache_widths(path, arguments)
+        return cls(Packing(full_kv, *session.kv_types, widths, session.info().kv_bytes_cell))
 
     @property
     def n_bytes(self) -> int:
         """Host memory it takes."""
         return sum(layer.nbytes for layer in self.layers)
 
-    @classmethod
-    def of(cls, options: AslOptions) -> FullKV | None:
-        """What `asl_full_kv` asks for; None: nothing."""
-        return cls() if options.full_kv else None
+    def packed(self, layer: int, rows: np.ndarray) -> np.ndarray:
+        """Rows as the cache stores them -> as they lie here."""
+        return rows if self._packing is None else self._packing.pack(layer, rows)
+
+    def rows(self, layer: int, n_rows: int) -> np.ndarray:
+        """The first rows of a layer, uint8 [n_rows, row bytes], as the cache stores them."""
+        rows = self.layers[layer][:n_rows]
+        return rows if self._packing is None else self._packing.unpack(layer, rows)
 
     def clear(self) -> None:
         """Gives the memory back; the next prompt runs from its first token."""
@@ -54,7 +81,7 @@ class FullKV:
         """Another prompt, whose first n_past tokens are those it has.
 
         Args:
-            layers: uint8 [n_tokens - n_past, row bytes] of each layer.
+            layers: uint8 [n_tokens - n_past, row bytes] of each layer, packed.
         """
         old = list(self.layers)
         self.clear()
@@ -71,7 +98,7 @@ class KeepingSession:
         self._kept = kept
         self._tokens: tuple[int, ...] = ()
         self._current: Indices | None = None  # what is left of the tokens, as the policy sees it; None: all
-        self._rows: list[np.ndarray] = []  # new K/V of the layers that ran
+        self._rows: list[np.ndarray] = []  # new K/V of the layers that ran, packed
         self._is_prompt = True  # False: tokens that run a second time, at positions of their own
         self._window: tuple[int, Floats | None] = (0, None)  # and the weights of its queries
         self.n_past = 0
@@ -107,9 +134,10 @@ class KeepingSession:
             self._set_past()
         for i in range(n_layers):
             if self.n_past:
-                self._session.load_rows(self._kept.layers[len(self._rows)][: self.n_past])
+                self._session.load_rows(self._kept.rows(len(self._rows), self.n_past))
             self._session.run(1, with_scores and i == n_layers - 1)
-            self._rows.append(self._session.save_rows(self.n_past, len(self._tokens)))
+            rows = self._session.save_rows(self.n_past, len(self._tokens))
+            self._rows.append(self._kept.packed(len(self._rows), rows))
 
     def info(self) -> _native.session_info:
         """`Session.info`"""

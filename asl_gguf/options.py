@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from . import packing
 from ._native import llama_cpp
 from .budget import Budget
 from .calibration import calibrated
@@ -39,8 +40,8 @@ class AslOptions:
     """take min_layer and tau from a stored calibration, where the policy was given by name and they were not"""
     given_policy: str | Policy = DEFAULT
     """the policy as it was given"""
-    full_kv: bool = False
-    """keep K/V of all tokens of the last prompt on the host"""
+    full_kv: bool | str = False
+    """keep K/V of all tokens of the last prompt on the host; a str: quantised to this type"""
     calibration: str | None = None
     """the calibration that the policy's parameters come from, for the report"""
 
@@ -135,20 +136,21 @@ def _flag(name: str, value: object) -> bool:
     return value
 
 
-def _full_kv(value: object, budget: Budget | Target | None) -> bool:
+def _full_kv(value: object, budget: Budget | Target | None) -> bool | str:
     """Without a budget there is no other selection to make; for a time there is none that saves it."""
-    full_kv = _flag("asl_full_kv", value)
-    if full_kv and budget is None:
+    if not isinstance(value, bool) and not (isinstance(value, str) and value in packing.KINDS):
+        raise OptionError(f"asl_full_kv: expected True, False or one of {', '.join(packing.KINDS)}, got {value!r}")
+    if value and budget is None:
         raise OptionError(
             "asl_full_kv: expected asl_budget with it, got None, which keeps the K/V of all tokens in the context "
             "anyway; pass asl_budget, or leave asl_full_kv out"
         )
-    if full_kv and isinstance(budget, Target) and budget.kind == "ttft":
+    if value and isinstance(budget, Target) and budget.kind == "ttft":
         raise OptionError(
             f"asl_full_kv: expected a budget in tokens, a share or memory with it, got {budget.value}: no token is "
             "dropped while a prompt runs, so a prefill takes as long whatever is kept; choose one of the two"
         )
-    return full_kv
+    return value
 
 
 def _dequant(value: object) -> str:

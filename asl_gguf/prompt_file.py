@@ -18,6 +18,9 @@ from .state import Held, State
 _FORMAT = 1
 _KIND = "asl_gguf prompt"
 
+AllRows = tuple[list[int], list[np.ndarray]]
+"""the tokens and the packed rows of each layer of a `FullKV`; both empty if there are none"""
+
 
 def save(path: Path, state: State, full: FullKV | None = None) -> int:
     """Writes a state, and K/V of all tokens where they are kept. Returns the file's bytes.
@@ -42,15 +45,15 @@ def save(path: Path, state: State, full: FullKV | None = None) -> int:
         "cells": np.frombuffer(state.llama_state, dtype=np.uint8),
     }
     if full is not None:
-        arrays["full_tokens"] = np.array(full.tokens, dtype=np.int32)
+        arrays["full_tokens"] = np.array(full.tokens, dtype=np.int32)  # and their rows, packed as they are
         arrays |= {f"full_{layer}": rows for layer, rows in enumerate(full.layers)}
     with replacing(path) as file:
         np.savez(file, **arrays)
     return path.stat().st_size
 
 
-def load(path: Path, expected: Any) -> tuple[State, FullKV]:
-    """Reads what `save` has written; without K/V of all tokens, `FullKV` is empty.
+def load(path: Path, expected: Any) -> tuple[State, AllRows]:
+    """Reads what `save` has written.
 
     Args:
         expected: the origin that it must have.
@@ -80,9 +83,9 @@ def load(path: Path, expected: Any) -> tuple[State, FullKV]:
         ) from err
 
 
-def _full(arrays: Any) -> FullKV:
-    full = FullKV()
+def _full(arrays: Any) -> AllRows:
     layers = [arrays[f"full_{layer}"] for layer in range(sum(name.startswith("full_") for name in arrays) - 1)]
-    if layers:
-        full.put(arrays["full_tokens"].tolist(), 0, layers)
-    return full
+    tokens = arrays["full_tokens"].tolist() if layers else []
+    if any(rows.dtype != np.uint8 or rows.ndim != 2 or len(rows) != len(tokens) for rows in layers):
+        raise ValueError(f"K/V that are not one row of bytes for each of {len(tokens)} tokens")
+    return tokens, layers

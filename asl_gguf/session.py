@@ -98,6 +98,11 @@ class Session:
         """n_batch and n_ubatch of prefills."""
         return {"n_batch": self._params.n_batch, "n_ubatch": self._params.n_ubatch}
 
+    @property
+    def kv_types(self) -> tuple[int, int]:
+        """ggml types of K and V in the cache."""
+        return self._params.type_k, self._params.type_v
+
     def info(self) -> _native.session_info:
         """Sizes and progress, see `asl_session_info`."""
         info = _native.session_info()

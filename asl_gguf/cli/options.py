@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..errors import OptionError
+from ..packing import KINDS
 from ..policies import DEFAULT
 from ..targets import FORMS, BudgetValue, Target, is_target
 
@@ -107,7 +108,15 @@ def add_full_kv_option(parser: argparse.ArgumentParser, why: str) -> None:
     Args:
         why: what it is good for in this command.
     """
-    parser.add_argument("--full-kv", action="store_true", help=f"keep K/V of all prompt tokens in host memory: {why}")
+    parser.add_argument(
+        "--full-kv",
+        nargs="?",
+        choices=KINDS,
+        const=True,
+        default=False,
+        metavar="TYPE",
+        help=f"keep K/V of all prompt tokens in host memory: {why}. With a TYPE ({', '.join(KINDS)}) they are quantised",
+    )
 
 
 def llama_kwargs(args: argparse.Namespace) -> dict[str, object]:
