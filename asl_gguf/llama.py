@@ -67,12 +67,12 @@ class Llama(SavingLlama):
         asl_calibration: False leaves min_layer and tau of a named policy as they are, whatever `asl-gguf calibrate`
             has stored for this model file (default True). A policy object is never changed, nor is a name that writes
             min_layer, min_depth or tau out.
-        asl_full_kv: True keeps K/V of all tokens of the last prompt in host memory. Prompts that start alike, such as
-            the next question about a document, select anew from them and run their other tokens alone. In return no
-            token is dropped while a prompt runs: prefills save no time but what they share (default False). Policies
-            that run kept tokens a second time (gemfilter, asl-two-pass) keep nothing there. "q8_0", "q5_1", "q5_0",
-            "q4_1" or "q4_0" quantise them there: half the memory of an f16 cache or less, and what is selected
-            from them is rounded.
+        asl_full_kv: True keeps, in host memory, K/V of all tokens of the last prompt up to the layer where it was cut
+            down, and the hidden states after it. Prompts that start alike, such as the next question about a document,
+            select anew and run their other tokens alone up to there (default False). A prompt that was cut down
+            nowhere is kept in all layers, and what follows it is not cut down either. Policies that run kept tokens a
+            second time (gemfilter, asl-two-pass) keep nothing there. "q8_0", "q5_1", "q5_0", "q4_1" or "q4_0" quantise
+            the K/V there: half the memory of an f16 cache or less, and what is selected from them is rounded.
         asl_progress: called as (done, total) in token-layers during a prefill; False cancels it.
         **kwargs: those of llama_cpp.Llama.
 

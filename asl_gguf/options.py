@@ -137,7 +137,7 @@ def _flag(name: str, value: object) -> bool:
 
 
 def _full_kv(value: object, budget: Budget | Target | None) -> bool | str:
-    """Without a budget there is no other selection to make; for a time there is none that saves it."""
+    """Without a budget there is no other selection to make; a time cannot be predicted."""
     if not isinstance(value, bool) and not (isinstance(value, str) and value in packing.KINDS):
         raise OptionError(f"asl_full_kv: expected True, False or one of {', '.join(packing.KINDS)}, got {value!r}")
     if value and budget is None:
@@ -147,8 +147,9 @@ def _full_kv(value: object, budget: Budget | Target | None) -> bool | str:
         )
     if value and isinstance(budget, Target) and budget.kind == "ttft":
         raise OptionError(
-            f"asl_full_kv: expected a budget in tokens, a share or memory with it, got {budget.value}: no token is "
-            "dropped while a prompt runs, so a prefill takes as long whatever is kept; choose one of the two"
+            f"asl_full_kv: expected a budget in tokens, a share or memory with it, got {budget.value}: how long "
+            "a prefill takes depends on what it shares with the last prompt, which predictions do not know; choose one of "
+            "the two"
         )
     return value
 
