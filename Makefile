@@ -26,8 +26,9 @@ help: ## this list
 demo: build ## a long prompt with and without pruning, on a small model (downloads 93 MB once)
 	$(VENV)/bin/asl-gguf demo
 
-test: build ## all tests: the fast ones, then the slow ones
+test: build ## all tests: the fast ones, those of a GPU or what stands for one, the slow ones
 	$(PY) -m pytest -n auto tests/fast
+	$(PY) -m pytest tests/gpu
 	$(PY) -m pytest tests/slow
 
 test-fast: build ## the tests that need no model

@@ -57,6 +57,7 @@ class session_info(ctypes.Structure):
         ("kv_bytes_prefill", c_int64),
         ("kv_bytes_prefill_peak", c_int64),
         ("host_bytes", c_int64),
+        ("device_bytes", c_int64),
     ]
 
 
@@ -68,6 +69,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_model_check": (c_int, [c_void_p, c_char_p, c_size_t]),
     "asl_model_get_sliding": (c_int32, [c_void_p, POINTER(c_bool)]),
     "asl_context_kv_bytes": (c_int64, [c_void_p]),
+    "asl_context_get_kv_resident": (c_bool, [c_void_p, POINTER(c_int64)]),
     "asl_session_init": (c_void_p, [c_void_p, _context_params_p, c_uint32, c_char_p, c_size_t]),
     "asl_session_free": (None, [c_void_p]),
     "asl_session_last_error": (c_char_p, [c_void_p]),
@@ -83,6 +85,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_session_row_bytes": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),
     "asl_session_save_rows": (c_int, [c_void_p, c_int32, c_int32, c_void_p, c_int64]),
     "asl_session_load_rows": (c_int, [c_void_p, c_void_p, c_int64]),
+    "asl_session_save_hidden": (c_int, [c_void_p, c_int32, c_int32, POINTER(c_float), c_int64]),
+    "asl_session_load_hidden": (c_int, [c_void_p, POINTER(c_float), c_int64]),
     "asl_session_run": (c_int, [c_void_p, c_int32, c_bool]),
     "asl_session_get_scores": (c_int, [c_void_p, POINTER(c_float)]),
     "asl_session_get_queries": (c_int, [c_void_p, POINTER(c_float)]),

@@ -162,7 +162,7 @@ class ChatSession:
         """Remembers what the prefill kept: turns that go on from it, and another budget, replace the report."""
         assert llm.last_prefill is not None
         self.report = llm.last_prefill
-        if self.report.pruned and not self.report.reused_tokens:
+        if self.report.pruned and self.report.token_layers:  # 0: llama_cpp evaluated what is new
             self._kept = (llm.input_ids[: self.report.prompt_tokens].tolist(), self.report.selected)
 
     def kept_text(self) -> str:

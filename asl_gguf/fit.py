@@ -37,11 +37,7 @@ class KVMemory:
         Raises:
             ModelError: the file is no readable GGUF.
         """
-        widths = gguf_header.kv_widths(path, kwargs.get("kv_overrides"))
-        if not kwargs.get("flash_attn") and widths:
-            # V is stored transposed then, alike in all layers
-            widest = max(n_v for _, n_v in widths)
-            widths = [(n_k, widest) for n_k, _ in widths]
+        widths = gguf_header.cache_widths(path, kwargs)
         ggml = llama_cpp.llama_cpp._lib  # libllama, through which its libggml-base is found
         ggml.ggml_row_size.restype, ggml.ggml_row_size.argtypes = ctypes.c_size_t, [ctypes.c_int, ctypes.c_int64]
         ggml.ggml_type_name.restype, ggml.ggml_type_name.argtypes = ctypes.c_char_p, [ctypes.c_int]

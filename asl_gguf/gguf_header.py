@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from ._native import llama_cpp
 from .errors import ModelError
@@ -67,6 +68,23 @@ def kv_widths(path: str, overrides: Mapping[str, object] | None = None) -> list[
         per_head = [n_embd[0] // n_head[0]]
         n_k, n_v = (header.numbers(f"attention.{name}_length") or per_head for name in ("key", "value"))
         return [(n * n_k[0], n * n_v[0]) for n in by_layer]
+
+
+def cache_widths(path: str, arguments: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Elements of a cell's K and V in each layer of a cache; empty if the header does not say.
+
+    Args:
+        arguments: of llama_cpp.Llama.
+
+    Raises:
+        ModelError: the file is no readable GGUF.
+    """
+    widths = kv_widths(path, arguments.get("kv_overrides"))
+    if arguments.get("flash_attn") or not widths:
+        return widths
+    # V is stored transposed then, alike in all layers
+    widest = max(n_v for _, n_v in widths)
+    return [(n_k, widest) for n_k, _ in widths]
 
 
 class _Header:

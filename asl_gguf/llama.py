@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import gguf_header, guard, opening, vocabulary
+from . import gguf_header, guard, opening, state, vocabulary
 from ._native import llama_cpp
 from .budget import round_cells
 from .choosing import Chooser
@@ -67,10 +67,12 @@ class Llama(SavingLlama):
         asl_calibration: False leaves min_layer and tau of a named policy as they are, whatever `asl-gguf calibrate`
             has stored for this model file (default True). A policy object is never changed, nor is a name that writes
             min_layer, min_depth or tau out.
-        asl_full_kv: keep K/V of all tokens of the last prompt in host memory. Prompts that start alike, such as the
-            next question about a document, select anew from them and run their other tokens alone. In return no
-            token is dropped while a prompt runs: prefills save no time but what they share (default False). Policies
-            that run kept tokens a second time (gemfilter, asl-two-pass) keep nothing there.
+        asl_full_kv: True keeps, in host memory, K/V of all tokens of the last prompt up to the layer where it was cut
+            down, and the hidden states after it. Prompts that start alike, such as the next question about a document,
+            select anew and run their other tokens alone up to there (default False). A prompt that was cut down
+            nowhere is kept in all layers, and what follows it is not cut down either. Policies that run kept tokens a
+            second time (gemfilter, asl-two-pass) keep nothing there. "q8_0", "q5_1", "q5_0", "q4_1" or "q4_0" quantise
+            the K/V there: half the memory of an f16 cache or less, and what is selected from them is rounded.
         asl_progress: called as (done, total) in token-layers during a prefill; False cancels it.
         **kwargs: those of llama_cpp.Llama.
 
@@ -93,7 +95,7 @@ class Llama(SavingLlama):
         options = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("asl_")}
         self._asl = AslOptions.parse(asl_budget, options)
         self._asl_session: Session | None = None
-        self._asl_full = FullKV.of(self._asl)
+        self._asl_full: FullKV | None = None
         self._asl_chooser: Chooser | None = None
         self._asl_reason: str | None = None
         self._asl_n_pruned = 0
@@ -113,7 +115,11 @@ class Llama(SavingLlama):
         if self._asl_reason is None:
             self._asl_chooser = self._asl.chooser(path, n_ctx, kwargs)
             self._init_parent(path, self._asl_chooser.n_cells, kwargs)
-            self._asl_reason = self._attach(n_ctx, kwargs)
+            try:
+                self._asl_reason = self._attach(n_ctx, kwargs)
+            except BaseException:
+                self.close()
+                raise
         if self._asl_reason is not None:
             self.close()
             self._init_parent(path, n_ctx, kwargs)
@@ -146,6 +152,7 @@ class Llama(SavingLlama):
         except UnsupportedModelError as err:
             return str(err)
         self._stack.callback(self._asl_session.close)  # before the context, which entered the stack earlier
+        self._asl_full = FullKV.of(self._asl.full_kv, self._asl_session, self.model_path, kwargs)
         if self._asl_full:
             self._stack.callback(self._asl_full.clear)
         self._chooser.attached(self._asl_session.info())
@@ -309,6 +316,7 @@ class Llama(SavingLlama):
         self.last_prefill = replace(
             self._chooser.noted(session.corrected(report) if self._asl_full else report),
             kv_bytes_full=round_cells(self._n_ctx) * self._asl_session.info().kv_bytes_cell,
+            kv_bytes_resident=sum(state.resident_bytes(self.ctx)),
             calibration=self._asl.calibration,
         )
         self.input_ids[:n_tokens] = tokens

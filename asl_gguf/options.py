@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from . import packing
 from ._native import llama_cpp
 from .budget import Budget
 from .calibration import calibrated
@@ -39,8 +40,8 @@ class AslOptions:
     """take min_layer and tau from a stored calibration, where the policy was given by name and they were not"""
     given_policy: str | Policy = DEFAULT
     """the policy as it was given"""
-    full_kv: bool = False
-    """keep K/V of all tokens of the last prompt on the host"""
+    full_kv: bool | str = False
+    """keep K/V of all tokens of the last prompt on the host; a str: quantised to this type"""
     calibration: str | None = None
     """the calibration that the policy's parameters come from, for the report"""
 
@@ -73,7 +74,7 @@ class AslOptions:
             protect=Protection.parse(options.get("asl_protect")),
             guard=_guard(options.get("asl_guard")),
             use_calibration=_flag("asl_calibration", options.get("asl_calibration", True)),
-            full_kv=_flag("asl_full_kv", options.get("asl_full_kv", False)),
+            full_kv=_full_kv(options.get("asl_full_kv", False), budget),
             given_policy=options.get("asl_policy", DEFAULT),
         )
 
@@ -132,6 +133,24 @@ def _cells(name: str, value: object) -> int:
 def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise OptionError(f"{name}: expected True or False, got {value!r}")
+    return value
+
+
+def _full_kv(value: object, budget: Budget | Target | None) -> bool | str:
+    """Without a budget there is no other selection to make; a time cannot be predicted."""
+    if not isinstance(value, bool) and not (isinstance(value, str) and value in packing.KINDS):
+        raise OptionError(f"asl_full_kv: expected True, False or one of {', '.join(packing.KINDS)}, got {value!r}")
+    if value and budget is None:
+        raise OptionError(
+            "asl_full_kv: expected asl_budget with it, got None, which keeps the K/V of all tokens in the context "
+            "anyway; pass asl_budget, or leave asl_full_kv out"
+        )
+    if value and isinstance(budget, Target) and budget.kind == "ttft":
+        raise OptionError(
+            f"asl_full_kv: expected a budget in tokens, a share or memory with it, got {budget.value}: how long "
+            "a prefill takes depends on what it shares with the last prompt, which predictions do not know; choose one of "
+            "the two"
+        )
     return value
 
 

@@ -14,9 +14,13 @@ from .files import replacing
 from .full_kv import FullKV
 from .origin import check_origin
 from .state import Held, State
+from .types import Floats
 
 _FORMAT = 1
 _KIND = "asl_gguf prompt"
+
+AllRows = tuple[list[int], list[np.ndarray], Floats | None]
+"""the tokens, the packed rows of each layer, and the hidden states of a `FullKV`; empty if there are none"""
 
 
 def save(path: Path, state: State, full: FullKV | None = None) -> int:
@@ -42,15 +46,16 @@ def save(path: Path, state: State, full: FullKV | None = None) -> int:
         "cells": np.frombuffer(state.llama_state, dtype=np.uint8),
     }
     if full is not None:
-        arrays["full_tokens"] = np.array(full.tokens, dtype=np.int32)
+        arrays["full_tokens"] = np.array(full.tokens, dtype=np.int32)  # and their rows, packed as they are
         arrays |= {f"full_{layer}": rows for layer, rows in enumerate(full.layers)}
+        arrays |= {} if full.hidden is None else {"hidden": full.hidden}
     with replacing(path) as file:
         np.savez(file, **arrays)
     return path.stat().st_size
 
 
-def load(path: Path, expected: Any) -> tuple[State, FullKV]:
-    """Reads what `save` has written; without K/V of all tokens, `FullKV` is empty.
+def load(path: Path, expected: Any) -> tuple[State, AllRows]:
+    """Reads what `save` has written.
 
     Args:
         expected: the origin that it must have.
@@ -80,9 +85,12 @@ def load(path: Path, expected: Any) -> tuple[State, FullKV]:
         ) from err
 
 
-def _full(arrays: Any) -> FullKV:
-    full = FullKV()
+def _full(arrays: Any) -> AllRows:
     layers = [arrays[f"full_{layer}"] for layer in range(sum(name.startswith("full_") for name in arrays) - 1)]
-    if layers:
-        full.put(arrays["full_tokens"].tolist(), 0, layers)
-    return full
+    tokens = arrays["full_tokens"].tolist() if layers else []
+    hidden = arrays["hidden"] if "hidden" in arrays else None
+    if any(rows.dtype != np.uint8 or rows.ndim != 2 or len(rows) != len(tokens) for rows in layers):
+        raise ValueError(f"K/V that are not one row of bytes for each of {len(tokens)} tokens")
+    if hidden is not None and (hidden.dtype != np.float32 or hidden.ndim != 2 or len(hidden) != len(tokens)):
+        raise ValueError(f"hidden states that are not one row of float32 for each of {len(tokens)} tokens")
+    return tokens, layers, hidden

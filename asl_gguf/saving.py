@@ -154,7 +154,8 @@ class SavingLlama(llama_cpp.Llama):
         Raises:
             StateError: no such file, it is damaged, or belongs to another model, version or setting.
         """
-        saved, full = prompt_file.load(Path(path), self._origin() if self._asl_session else {})
+        saved, (tokens, layers, hidden) = prompt_file.load(Path(path), self._origin() if self._asl_session else {})
         self.load_state(saved)
-        self._asl_full = full if self._asl_full is not None else None
+        if self._asl_full is not None:
+            self._asl_full.put(tokens, 0, layers, hidden)
         return list(saved.held.text_tokens)

@@ -59,6 +59,7 @@ class Session:
     def __init__(self, context: int, params: llama_cpp.llama_context_params, n_ctx: int) -> None:
         error = ctypes.create_string_buffer(256)
         self._params = params
+        self._n_embd = llama_cpp.llama_model_n_embd(llama_cpp.llama_get_model(context))
         self._pointer: int | None = lib.session_init(context, ctypes.byref(params), n_ctx, error, len(error))
         self._progress = _native.progress_callback()  # NULL
         self._raised: BaseException | None = None
@@ -110,6 +111,11 @@ class Session:
     def chunks(self) -> dict[str, int]:
         """n_batch and n_ubatch of prefills."""
         return {"n_batch": self._params.n_batch, "n_ubatch": self._params.n_ubatch}
+
+    @property
+    def kv_types(self) -> tuple[int, int]:
+        """ggml types of K and V in the cache."""
+        return self._params.type_k, self._params.type_v
 
     def info(self) -> _native.session_info:
         """Sizes and progress, see `asl_session_info`."""
@@ -169,6 +175,25 @@ class Session:
             raise OptionError(f"rows: expected uint8 [n_past, {n_row}], got {rows.dtype} {list(rows.shape)}")
         data = np.ascontiguousarray(rows)
         self._check(lib.session_load_rows(self._handle, data.ctypes.data, data.nbytes))
+
+    def save_hidden(self, begin: int, end: int) -> Floats:
+        """float32 [end - begin, n_embd]: output of the layer that ran last, not the model's last, for `load_hidden`."""
+        result = np.empty((max(0, end - begin), self._n_embd), dtype=np.float32)
+        self._check(lib.session_save_hidden(self._handle, begin, end, _float_p(result), result.nbytes))
+        return result
+
+    def load_hidden(self, hidden: Floats) -> None:
+        """Output of the layer that ran last for the first n_past tokens, which are like all others from then on.
+
+        Args:
+            hidden: float32 [n_past, n_embd], as from `save_hidden` for the same first tokens.
+        """
+        if hidden.dtype != np.float32 or hidden.ndim != 2 or hidden.shape[1] != self._n_embd:
+            raise OptionError(
+                f"hidden: expected float32 [n_past, {self._n_embd}], got {hidden.dtype} {list(hidden.shape)}"
+            )
+        data = np.ascontiguousarray(hidden)
+        self._check(lib.session_load_hidden(self._handle, _float_p(data), data.nbytes))
 
     def run(self, n_layers: int, with_scores: bool) -> None:
         """Runs the next layers over the current tokens; the last of them has scores."""

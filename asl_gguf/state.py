@@ -67,6 +67,15 @@ def first_cells(ctx: Any) -> tuple[int, ...]:
     return tuple(first) if lib.context_get_first_cells(ctx, first) else ()
 
 
+def resident_bytes(ctx: Any) -> tuple[int, ...]:
+    """Physical memory that each layer's K/V take now, in bytes; () without a plain KV cache.
+
+    Cells take pages once they are written (Linux, host memory); elsewhere it is what is allocated.
+    """
+    n_bytes = (ctypes.c_int64 * llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(ctx)))()
+    return tuple(n_bytes) if lib.context_get_kv_resident(ctx, n_bytes) else ()
+
+
 def last_logits(ctx: Any, n_vocab: int) -> Floats | None:
     """float32 [n_vocab] of the last decode, a copy."""
     values = llama_cpp.llama_get_logits_ith(ctx, -1)

@@ -42,6 +42,7 @@ def stock_report(
         n_layer=llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(ctx)),
         reused_tokens=n_reused,
         kv_bytes=kv_bytes,
+        kv_bytes_resident=kv_bytes,
         kv_bytes_full=round_cells(n_ctx) * info.kv_bytes_cell if info else kv_bytes,
         kv_bytes_prompt=n_kept * info.kv_bytes_cell if info else 0,
         kv_bytes_prompt_full=n_tokens * info.kv_bytes_cell if info else 0,

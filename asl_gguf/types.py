@@ -113,6 +113,9 @@ class PrefillReport:
     """prefill_seconds by phase: setup, layers, policy, rows, finish; measuring before them, for a `ttft:` budget"""
     kv_bytes: int = 0
     """KV buffers allocated now: those of the decode context"""
+    kv_bytes_resident: int = 0
+    """physical memory that they took when the prompt was prefilled: on Linux and CPUs, cells take pages once they are
+    written, and layers that keep fewer rows take fewer"""
     kv_bytes_full: int = 0
     """KV buffers that a stock context of the same n_ctx and KV type allocates"""
     kv_bytes_prompt: int = 0

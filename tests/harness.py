@@ -144,11 +144,16 @@ class Model:
 
     Args:
         repack: let llama.cpp bring weights into the form of a kernel (AMX, repacked): those are never expanded.
+        n_gpu_layers: the last ones, on a device that is not the CPU; 0: no such device takes part.
     """
 
-    def __init__(self, path: Path, repack: bool = True) -> None:
+    def __init__(self, path: Path, repack: bool = True, n_gpu_layers: int = 0) -> None:
         params = llama_cpp.llama_model_default_params()
         params.use_extra_bufts = repack
+        params.n_gpu_layers = n_gpu_layers
+        if n_gpu_layers == 0:
+            self._no_devices = (ctypes.c_void_p * 1)(None)
+            params.devices = ctypes.addressof(self._no_devices)
         self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         assert self.handle, path
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.handle))

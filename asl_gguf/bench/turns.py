@@ -1,7 +1,8 @@
 """`asl-gguf bench turns`: a chat about one document, each turn asking for something else.
 
 K/V that were chosen for the first question miss what the next one asks for. Beside the full cache: going on from what
-was kept, prefilling the whole chat again for every turn, and selecting again from K/V of all tokens (`asl_full_kv`).
+was kept, prefilling the whole chat again for every turn, and selecting again from K/V of all tokens (`asl_full_kv`), as
+they were computed or quantised.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..llama import Llama
 from ..models import resolve
 from .stock import ContextOptions, Model
 
+_KINDS = ("q8_0", "q4_0")
 _ANSWER_TOKENS = 16
 _TURN_TOKENS = 128
 """at most, of a question and its answer"""
@@ -67,7 +69,7 @@ def bench_turns(
     dequant: str,
     runs: int,
 ) -> dict[str, Any]:
-    """Right answers and seconds to the first token by turn, of four ways to hold the same `runs` chats.
+    """Right answers and seconds to the first token by turn, of each way to hold the same `runs` chats.
 
     Returns:
         For each way: the share of right answers and the median seconds by turn, and what memory it takes.
@@ -84,6 +86,7 @@ def bench_turns(
         "prefills_again": (pruned, True),
         "selects_again": (pruned | {"asl_full_kv": True}, False),
     }
+    ways |= {f"selects_again_{kind}": (pruned | {"asl_full_kv": kind}, False) for kind in _KINDS}
     result: dict[str, Any] = {
         "model": path.rsplit("/", 1)[-1],
         "document_tokens": max(len(model.tokenize(chat.document)) for chat in chats),

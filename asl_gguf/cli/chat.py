@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..calibration import config_dir
 from ..errors import AslError, ModelError, OptionError, PromptError
-from .options import BUDGET_HELP, add_model_options, add_pruning_options, llama_kwargs, parse_budget
+from .options import (
+    BUDGET_HELP,
+    add_full_kv_option,
+    add_model_options,
+    add_pruning_options,
+    llama_kwargs,
+    parse_budget,
+)
 from .progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -44,6 +51,7 @@ def add_parser(commands: Any) -> None:
     )
     add_model_options(parser)
     add_pruning_options(parser, budget="0.2")
+    add_full_kv_option(parser, "every question selects from them again, and runs its own tokens alone")
     parser.add_argument("-f", "--file", type=Path, help="text to put in front of the first question")
     parser.add_argument("--system", help="system message")
     parser.add_argument(
@@ -88,6 +96,7 @@ def _make_session(args: argparse.Namespace) -> ChatSession:
         "asl_dequant": args.dequant,
         "asl_decode_ctx": args.decode_ctx,
         "asl_room": _ROOM_ANSWERS * args.max_tokens,
+        "asl_full_kv": args.full_kv,
     }
     answer_options = {"max_tokens": args.max_tokens, "temperature": args.temp, "seed": args.seed}
     session = ChatSession(args.model, parse_budget(args.budget), llama_options, answer_options, args.system)
@@ -335,7 +344,9 @@ def _report_lines(report: PrefillReport, speed: DecodeReport | None) -> list[str
     if report.prefill_seconds > 0:
         rates.append(f"{n_new / report.prefill_seconds:.0f} tokens/s")
     if report.reused_tokens:
-        rates.append(f"{report.reused_tokens} tokens were in the cache")
+        rates.append(
+            f"{report.reused_tokens} tokens were {'in host memory' if report.token_layers else 'in the cache'}"
+        )
     rows = {
         "kept tokens": f"{report.kept_tokens} of {report.prompt_tokens} ({report.policy}, budget {report.budget_tokens})",
         "selection layer": "-" if report.selection_layer is None else f"{report.selection_layer} of {report.n_layer}",
@@ -344,6 +355,8 @@ def _report_lines(report: PrefillReport, speed: DecodeReport | None) -> list[str
         "KV MiB": f"{report.kv_bytes / 2**20:.1f} now, {report.kv_bytes_full / 2**20:.1f} full",
         "attention mass": "-" if report.attention_mass is None else f"{report.attention_mass:.3f}",
     }
+    if report.full_kv_bytes:
+        rows["host MiB"] = f"{report.full_kv_bytes / 2**20:.1f}, K/V of all tokens for the next question"
     if report.budget_choice is not None:
         rows["budget"] = report.budget_choice
     if report.reason is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..errors import OptionError
+from ..packing import KINDS
 from ..policies import DEFAULT
 from ..targets import FORMS, BudgetValue, Target, is_target
 
@@ -98,6 +99,23 @@ def add_pruning_options(parser: argparse.ArgumentParser, budget: str, targets: b
         choices=("auto", "off", "all"),
         default="auto",
         help="expand slow weight types to F16 while their layer runs (default %(default)s)",
+    )
+
+
+def add_full_kv_option(parser: argparse.ArgumentParser, why: str) -> None:
+    """--full-kv.
+
+    Args:
+        why: what it is good for in this command.
+    """
+    parser.add_argument(
+        "--full-kv",
+        nargs="?",
+        choices=KINDS,
+        const=True,
+        default=False,
+        metavar="TYPE",
+        help=f"keep K/V of all prompt tokens in host memory: {why}. With a TYPE ({', '.join(KINDS)}) they are quantised",
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PromptError
-from .options import add_model_options, add_pruning_options, llama_kwargs, parse_budget
+from .options import add_full_kv_option, add_model_options, add_pruning_options, llama_kwargs, parse_budget
 from .progress import ProgressBar
 
 _TEMPLATE_TOKENS = 256
@@ -26,6 +26,7 @@ def add_parser(commands: Any) -> None:
     source.add_argument("stdin", nargs="?", choices=["-"], help="- reads the prompt from standard input")
     parser.add_argument("--raw", action="store_true", help="plain completion; default: the model's chat template")
     add_pruning_options(parser, budget="0.2")
+    add_full_kv_option(parser, "the prompt runs whole, kept K/V are computed with all tokens in sight")
     parser.add_argument(
         "-c", "--n-ctx", type=int, default=None, help="longest prompt + answer (default: what this prompt needs)"
     )
@@ -104,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         asl_dequant=args.dequant,
         asl_decode_ctx=args.decode_ctx,
         asl_room=args.max_tokens,
+        asl_full_kv=args.full_kv,
         asl_progress=bar,
         **llama_kwargs(args),
     )

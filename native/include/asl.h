@@ -93,7 +93,8 @@ typedef struct asl_session_info {
     int64_t kv_bytes_decode;   // bytes of the decode context's KV buffers
     int64_t kv_bytes_prefill;  // bytes of the prefill context's KV buffers, now
     int64_t kv_bytes_prefill_peak; // the same, largest since asl_session_begin
-    int64_t host_bytes;        // hidden states, expanded weights, attention mask and K/V of sliding layers held now
+    int64_t host_bytes;        // hidden states, expanded weights, attention mask and K/V of sliding layers held now in host memory
+    int64_t device_bytes;      // hidden states and attention mask held now in memory of other devices
 } asl_session_info;
 
 // ASL_ABI_VERSION of the library in use.
@@ -110,6 +111,12 @@ ASL_API int32_t asl_model_get_sliding(const struct llama_model * model, bool * s
 
 // Bytes of the KV (or recurrent state) buffers of any context.
 ASL_API int64_t asl_context_kv_bytes(const struct llama_context * ctx);
+
+// Bytes of physical memory that the K/V of each layer take now. In ordinary host memory on Linux, cells take pages once
+// they are written after asl_session_begin: a layer that keeps fewer rows takes less. Elsewhere: what is allocated.
+//   n_bytes   int64 [n_layer]
+// Returns false, and changes nothing, if the context has no plain KV cache.
+ASL_API bool asl_context_get_kv_resident(struct llama_context * ctx, int64_t * n_bytes);
 
 // The cell from which on each layer attends: all 0 unless layers kept different numbers of rows.
 //   first     int32 [n_layer]
@@ -148,8 +155,8 @@ ASL_API asl_status asl_session_set_dequant(asl_session * session, asl_dequant mo
 
 ASL_API asl_status asl_session_get_info(const asl_session * session, asl_session_info * info);
 
-// Starts a prefill at position first_pos. What the decode context held is forgotten. A prefill that is still
-// open is aborted first.
+// Starts a prefill at position first_pos. What the decode context held is forgotten, and its pages of host memory go
+// back to the system until they are written again. A prefill that is still open is aborted first.
 //   tokens    int32 [n_tokens], 1 <= n_tokens <= n_ctx
 //   n_window  last tokens whose attention is scored, >= 1; more than n_tokens means n_tokens
 //   first_pos position of the first token, 0 <= first_pos <= n_ctx - n_tokens
@@ -162,8 +169,8 @@ ASL_API asl_status asl_session_set_window(asl_session * session, int32_t n_windo
 
 // The first n_past tokens are not computed: their K/V, of an earlier prefill that began with the same tokens, are
 // loaded before each layer runs (asl_session_load_rows), one layer per asl_session_run. The others attend to them.
-// Tokens cannot be dropped then, and every layer has to run before asl_session_finish. To be called before any layer
-// ran; makes the window at most n_tokens - n_past tokens.
+// Tokens cannot be dropped then, and every layer has to run before asl_session_finish, unless their hidden states follow
+// (asl_session_load_hidden). To be called before any layer ran; makes the window at most n_tokens - n_past tokens.
 //   n_past    0 <= n_past < n_tokens
 ASL_API asl_status asl_session_set_past(asl_session * session, int32_t n_past);
 
@@ -179,6 +186,15 @@ ASL_API asl_status asl_session_save_rows(const asl_session * session, int32_t be
 // any more.
 //   src       uint8 [n_past, row bytes]
 ASL_API asl_status asl_session_load_rows(asl_session * session, const void * src, int64_t n_bytes);
+
+// Output of the layer that ran last, not of the model's last layer, for tokens begin..end-1 that were computed.
+//   dst       float [end - begin, n_embd]
+ASL_API asl_status asl_session_save_hidden(const asl_session * session, int32_t begin, int32_t end, float * dst, int64_t n_bytes);
+
+// Output of the layer that ran last for the first n_past tokens (asl_session_set_past), of an earlier prefill that began
+// with the same tokens: from then on they are like all others, run through deeper layers and can be dropped.
+//   src       float [n_past, n_embd]
+ASL_API asl_status asl_session_load_hidden(asl_session * session, const float * src, int64_t n_bytes);
 
 // Runs the next n_layers layers over the current tokens. Only the last of them has scores, and only
 // its K/V rows can be kept: earlier ones are overwritten.

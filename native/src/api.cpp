@@ -4,6 +4,7 @@
 #include "asl.h"
 
 #include "cache.h"
+#include "pages.h"
 #include "session.h"
 
 #include "llama-context.h"
@@ -65,6 +66,18 @@ int32_t asl_model_get_sliding(const llama_model * model, bool * sliding) {
 
 int64_t asl_context_kv_bytes(const llama_context * ctx) {
     return ctx->get_memory() ? asl_kv_bytes(*ctx) : 0;
+}
+
+bool asl_context_get_kv_resident(llama_context * ctx, int64_t * n_bytes) {
+    try {
+        asl_get_kv_cache(*ctx);
+        for (uint32_t il = 0; il < ctx->get_model().hparams.n_layer(); ++il) {
+            n_bytes[il] = asl_resident_bytes(*ctx, il);
+        }
+        return true;
+    } catch (const std::exception &) {
+        return false;
+    }
 }
 
 bool asl_context_get_first_cells(llama_context * ctx, int32_t * first) {
@@ -187,6 +200,14 @@ asl_status asl_session_save_rows(const asl_session * session, int32_t begin, int
 
 asl_status asl_session_load_rows(asl_session * session, const void * src, int64_t n_bytes) {
     return guard(session, [&] { session->load_rows((const uint8_t *) src, n_bytes); });
+}
+
+asl_status asl_session_save_hidden(const asl_session * session, int32_t begin, int32_t end, float * dst, int64_t n_bytes) {
+    return guard(const_cast<asl_session *>(session), [&] { session->save_hidden(begin, end, dst, n_bytes); });
+}
+
+asl_status asl_session_load_hidden(asl_session * session, const float * src, int64_t n_bytes) {
+    return guard(session, [&] { session->load_hidden(src, n_bytes); });
 }
 
 asl_status asl_session_layer_bytes(const asl_session * session, int32_t il, int64_t * n_bytes) {

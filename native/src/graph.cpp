@@ -18,8 +18,8 @@
 
 // nodes of replace_masks per layer
 static const size_t N_MASK_NODES = 2;
-// the view of the hidden states
-static const size_t N_INPUT_NODES = 1;
+// views of the hidden states, and the copy to them
+static const size_t N_HIDDEN_NODES = 3;
 
 static std::string layer_name(const char * prefix, int32_t il) {
     return std::string(prefix) + "-" + std::to_string(il);
@@ -153,6 +153,11 @@ static std::vector<ggml_tensor *> take_nodes(ggml_cgraph * gf, int begin, int la
     return nodes;
 }
 
+// Whether a node stores rows in a KV cache.
+static bool is_cache_write(const ggml_tensor * node) {
+    return (node->op == GGML_OP_SET_ROWS || node->op == GGML_OP_CPY) && node->view_src && strncmp(node->view_src->name, "cache_", 6) == 0;
+}
+
 static bool is_cpu_only(const llama_context & ctx) {
     return ctx.get_model().devices.empty();
 }
@@ -177,13 +182,17 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
 
     // the capacity of the full graph bounds the part as well
     const auto & hparams = ctx.get_model().hparams;
-    const size_t n_extra = n_score_nodes(hparams.n_head_kv(range.last)) + N_MASK_NODES*hparams.n_layer() + N_INPUT_NODES;
+    const size_t n_extra = n_score_nodes(hparams.n_head_kv(range.last)) + N_MASK_NODES*hparams.n_layer() + N_HIDDEN_NODES;
     const size_t n_nodes = res.get_max_nodes() + n_extra;
     ctx_part.reset(ggml_init({ n_extra*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
     ggml_cgraph * part = ggml_new_graph_custom(ctx_part.get(), n_nodes, false);
 
     ggml_tensor * prev  = i_prev >= 0 ? ggml_graph_node(gf, i_prev) : nullptr;
     ggml_tensor * input = prev ? hidden.view(ctx_part.get(), chunk.n_past, chunk.n_tokens) : nullptr;
+    if (input) {
+        // devices must copy it before the graph goes on: the layer's output takes the same rows
+        ggml_set_input(input);
+    }
     if (prev && !(ggml_are_same_shape(prev, input) && prev->type == input->type)) {
         throw std::runtime_error("the output of layer " + std::to_string(range.first - 1) + " is not one row of F32 per token");
     }
@@ -204,32 +213,50 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     }
     for (ggml_tensor * node : nodes) {
         dequantiser.replace(node);
-        ggml_build_forward_expand(part, node);
+    }
+    for (ggml_tensor * node : nodes) {
+        if (!chunk.rows_only || is_cache_write(node)) {
+            ggml_build_forward_expand(part, node); // with what it reads
+        }
     }
     if (chunk.first && prev) {
         verify(res, part, i_prev + 1);
     }
-
-    if (!range.head) {
-        out = ggml_graph_node(gf, i_last);
-        ggml_set_output(out);
-        // the last node may overwrite the rows that the layer read, if it adds element by element
-        in_place = is_cpu_only(ctx) && !range.is_last(hparams.n_layer()) && out->op == GGML_OP_ADD && !out->view_src;
-        if (in_place) {
-            hidden.take(out, chunk.n_past);
-        }
-        res.t_logits = nullptr;
-        res.t_embd   = nullptr;
-        res.t_sampled.clear();
-        res.t_sampled_probs.clear();
-        res.t_sampled_logits.clear();
-        res.t_candidates.clear();
+    if (!range.head || chunk.rows_only) {
+        keep_output(res, part, chunk.rows_only ? nullptr : ggml_graph_node(gf, i_last));
     }
     if (chunk.scores && chunk.n_queries > 0) {
         add_scores(res, part);
     }
     res.gf = part;
     return part;
+}
+
+// The output of the part, which ends before the logits: `node` goes to the hidden states. NULL: nothing is read.
+void asl_layer_cutter::keep_output(llm_graph_result & res, ggml_cgraph * part, ggml_tensor * node) {
+    if (node && range.is_last(ctx.get_model().hparams.n_layer())) {
+        out = node;
+        ggml_set_output(out);
+    } else if (node) {
+        if (node->type != GGML_TYPE_F32 || node->ne[0] != ctx.get_model().hparams.n_embd || ggml_nrows(node) != chunk.n_tokens) {
+            throw std::runtime_error("the output of layer " + std::to_string(range.last) + " is not one row of F32 per token");
+        }
+        const bool is_here = hidden.get_type() == ggml_backend_buffer_get_type(asl_find_attention(res, range.last).k->buffer);
+        // the last node may overwrite the rows that the layer read, if it adds element by element
+        if (is_here && node->op == GGML_OP_ADD && !node->view_src) {
+            ggml_set_output(node);
+            hidden.take(node, chunk.n_past);
+        } else {
+            ggml_tensor * rows = hidden.view(ctx_part.get(), chunk.n_past, chunk.n_tokens);
+            ggml_build_forward_expand(part, ggml_cpy(ctx_part.get(), node, rows));
+        }
+    }
+    res.t_logits = nullptr;
+    res.t_embd   = nullptr;
+    res.t_sampled.clear();
+    res.t_sampled_probs.clear();
+    res.t_sampled_logits.clear();
+    res.t_candidates.clear();
 }
 
 // The layers read the prefill's own masks, but for sliding windows over tokens that do not follow each other. Returns
@@ -286,14 +313,15 @@ void asl_layer_cutter::verify(const llm_graph_result & res, ggml_cgraph * part, 
     }
 }
 
-void asl_layer_cutter::read(const llama_ubatch & ubatch) {
+void asl_layer_cutter::read(const llama_ubatch &) {
+    if (!out && scores.empty()) {
+        return; // devices go on while the next chunk's graph is built
+    }
     ggml_backend_sched_synchronize(ctx.get_sched());
 
-    if (out && chunk.hidden && !in_place) {
-        chunk.n_hidden_rows = std::min<int64_t>(out->ne[1], ubatch.n_tokens);
-        if (chunk.n_hidden_rows > 0) {
-            ggml_backend_tensor_get(out, chunk.hidden, 0, chunk.n_hidden_rows*out->nb[1]);
-        }
+    if (out) {
+        chunk.output.resize(out->ne[0]);
+        ggml_backend_tensor_get(out, chunk.output.data(), (out->ne[1] - 1)*out->nb[1], out->nb[1]);
     }
     if (scores.empty()) {
         return;

@@ -36,11 +36,11 @@ struct asl_chunk {
     const float * weights = nullptr; // [n_queries] factors on the queries' attention, NULL for 1
     bool    has_gaps  = false;   // positions do not follow each other: tokens were dropped
     bool    first     = false;   // first chunk of the range: weights are expanded, the cut is verified
-    float * hidden    = nullptr; // [n_tokens, n_embd] receives the output of layer `last`; NULL with head
+    bool    rows_only = false;   // nothing after the chunk reads its output, only its K/V
 
     std::vector<float> queries;                // [n_queries, n_head, n_embd_head_k]
     std::vector<std::vector<float>> scores_kv; // [n_head_kv][n_past + n_tokens]: (weighted) sum over the chunk's window queries
-    int64_t n_hidden_rows = 0;                 // rows written to hidden (fewer in the last layer: output rows only)
+    std::vector<float> output;                 // [n_embd] of the last token, if the range ends with the model's last layer
 };
 
 // The Q, K and mask of one layer's attention, read off its node.
@@ -56,7 +56,8 @@ struct asl_attention {
 
 class asl_layer_cutter : public asl_graph_hook {
 public:
-    // hidden: of the current tokens, where the range does not begin with layer 0
+    // hidden: of the current tokens: read where the range does not begin with layer 0, written where it does not end
+    // with the model's last
     asl_layer_cutter(llama_context & ctx, asl_dequantiser & dequantiser, asl_causal_mask & mask, const asl_hidden & hidden,
             const asl_layer_range & range, asl_chunk & chunk);
 
@@ -68,6 +69,7 @@ public:
 private:
     ggml_cgraph * cut_impl(llm_graph_result & res, const llama_ubatch & ubatch);
 
+    void keep_output(llm_graph_result & res, ggml_cgraph * part, ggml_tensor * node);
     std::unordered_set<const ggml_tensor *> replace_masks(llm_graph_result & res);
     void verify(const llm_graph_result & res, ggml_cgraph * part, int begin) const;
     // scores.cpp
@@ -85,8 +87,7 @@ private:
 
     ggml_context_ptr ctx_part; // the cut graph and the score nodes
 
-    ggml_tensor * out     = nullptr; // l_out-<last>
-    bool in_place = false;          // out lies in the hidden states
+    ggml_tensor * out     = nullptr; // l_out-<last> of the model's last layer, which is read
     ggml_tensor * queries = nullptr;
     std::vector<ggml_tensor *> scores; // per KV head: F32 [1, n_kv]
 

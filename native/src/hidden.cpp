@@ -1,8 +1,45 @@
 #include "hidden.h"
 
+#include "cache.h"
+
+#include "llama-context.h"
+#include "llama-model.h"
+
 #include "ggml-backend.h"
 
+#include <cstring>
 #include <new>
+
+// Memory that graphs read in place on CPUs and that other devices copy fast.
+static ggml_backend_buffer_type_t host_buffer_type(const llama_model & model) {
+    ggml_backend_buffer_type_t buft = model.devices.empty() ? nullptr : ggml_backend_dev_host_buffer_type(model.devices[0].dev);
+    return buft ? buft : ggml_backend_cpu_buffer_type();
+}
+
+ggml_backend_buffer_type_t asl_hidden_buffer_type(llama_context & ctx, size_t n_bytes) {
+    const ggml_backend_buffer_type_t host = host_buffer_type(ctx.get_model());
+
+    // where the K/V of all layers lie, the layers run
+    ggml_backend_buffer_type_t buft = nullptr;
+    for (uint32_t il : asl_get_kv_cache(ctx).get_layer_ids()) {
+        ggml_backend_buffer_type_t own = ggml_backend_buffer_get_type(asl_get_kv_layer(ctx, il).k->buffer);
+        if (buft && own != buft) {
+            return host;
+        }
+        buft = own;
+    }
+    if (ggml_backend_buft_is_host(buft)) {
+        return host;
+    }
+    // an eighth of what is free: the prefill's compute buffers come after it
+    size_t n_free = 0;
+    size_t n_total = 0;
+    ggml_backend_dev_t device = ggml_backend_buft_get_device(buft);
+    if (device) {
+        ggml_backend_dev_memory(device, &n_free, &n_total);
+    }
+    return n_bytes <= n_free/8 ? buft : host;
+}
 
 void asl_hidden::release() {
     tensor = nullptr;
@@ -22,27 +59,46 @@ void asl_hidden::reset(int64_t n_embd, int64_t begin, int64_t end, ggml_backend_
     }
 }
 
-float * asl_hidden::row(int64_t i) {
-    return (float *) tensor->data + (i - first)*tensor->ne[0];
+void asl_hidden::get(int64_t begin, int64_t end, float * dst) const {
+    ggml_backend_tensor_get(tensor, dst, offset(begin), offset(end) - offset(begin));
 }
 
-const float * asl_hidden::row(int64_t i) const {
-    return (const float *) tensor->data + (i - first)*tensor->ne[0];
+void asl_hidden::set(int64_t begin, int64_t end, const float * src) {
+    ggml_backend_tensor_set(tensor, src, offset(begin), offset(end) - offset(begin));
+}
+
+void asl_hidden::gather(const std::vector<int32_t> & index) {
+    const size_t n_row = tensor->nb[1];
+    if (ggml_backend_buffer_is_host(buffer.get())) {
+        char * data = (char *) tensor->data;
+        for (size_t i = 0; i < index.size(); ++i) {
+            memmove(data + i*n_row, data + offset(index[i]), n_row);
+        }
+        return;
+    }
+    std::vector<float> rows((index.back() + 1 - first)*tensor->ne[0]);
+    get(first, index.back() + 1, rows.data());
+    for (size_t i = 0; i < index.size(); ++i) {
+        memmove((char *) rows.data() + i*n_row, (char *) rows.data() + offset(index[i]), n_row);
+    }
+    set(first, first + (int64_t) index.size(), rows.data());
 }
 
 ggml_tensor * asl_hidden::view(ggml_context * ctx, int64_t begin, int64_t n_tokens) const {
     // a leaf: ggml_set_input takes no ggml_view
     ggml_tensor * result = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, tensor->ne[0], n_tokens);
     take(result, begin);
-    // devices must copy it before the graph goes on: the layer's output takes the same rows
-    ggml_set_input(result);
     return result;
 }
 
 void asl_hidden::take(ggml_tensor * node, int64_t begin) const {
-    ggml_backend_tensor_alloc(buffer.get(), node, (char *) tensor->data + (begin - first)*tensor->nb[1]);
+    ggml_backend_tensor_alloc(buffer.get(), node, (char *) tensor->data + offset(begin));
 }
 
-size_t asl_hidden::size_bytes() const {
-    return buffer ? ggml_backend_buffer_get_size(buffer.get()) : 0;
+ggml_backend_buffer_type_t asl_hidden::get_type() const {
+    return buffer ? ggml_backend_buffer_get_type(buffer.get()) : nullptr;
+}
+
+size_t asl_hidden::size_bytes(bool host) const {
+    return buffer && ggml_backend_buffer_is_host(buffer.get()) == host ? ggml_backend_buffer_get_size(buffer.get()) : 0;
 }

@@ -1,4 +1,5 @@
-// The hidden states of the current tokens between two layers, F32 in host memory. Graphs read them where they lie.
+// The hidden states of the current tokens between two layers, F32: where the layers run, if that is one place with
+// room for them, else in host memory. Graphs read and write them where they lie.
 
 #pragma once
 
@@ -7,17 +8,26 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
+
+struct llama_context;
+
+// Where n_bytes of hidden states of a context should lie.
+ggml_backend_buffer_type_t asl_hidden_buffer_type(llama_context & ctx, size_t n_bytes);
 
 class asl_hidden {
 public:
     // Room for tokens begin..end-1, n_embd values each. What was there is lost.
-    //   buft: of host memory
     void reset(int64_t n_embd, int64_t begin, int64_t end, ggml_backend_buffer_type_t buft);
 
     void release();
 
-    float * row(int64_t i);
-    const float * row(int64_t i) const;
+    // Rows of tokens begin..end-1: float [end - begin, n_embd].
+    void get(int64_t begin, int64_t end, float * dst) const;
+    void set(int64_t begin, int64_t end, const float * src);
+
+    // Row index[i] becomes row i; the index increases.
+    void gather(const std::vector<int32_t> & index);
 
     // A tensor F32 [n_embd, n_tokens]: the tokens from begin on.
     ggml_tensor * view(ggml_context * ctx, int64_t begin, int64_t n_tokens) const;
@@ -25,9 +35,14 @@ public:
     // Has a node of a graph without memory yet write its result to the tokens from begin on.
     void take(ggml_tensor * node, int64_t begin) const;
 
-    size_t size_bytes() const;
+    ggml_backend_buffer_type_t get_type() const;
+
+    // bytes in host memory, or in memory of other devices
+    size_t size_bytes(bool host) const;
 
 private:
+    size_t offset(int64_t i) const { return (i - first)*tensor->nb[1]; }
+
     ggml_context_ptr        ctx;
     ggml_backend_buffer_ptr buffer;
     ggml_tensor * tensor = nullptr; // [n_embd, n_tokens]

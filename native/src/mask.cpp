@@ -67,10 +67,10 @@ ggml_tensor * asl_causal_mask::build(
     return strided ? view : ggml_cont(ctx, view);
 }
 
-size_t asl_causal_mask::size_bytes() const {
+size_t asl_causal_mask::size_bytes(bool host) const {
     size_t result = 0;
     for (const band & b : bands) {
-        result += ggml_backend_buffer_get_size(b.buffer.get());
+        result += ggml_backend_buffer_is_host(b.buffer.get()) == host ? ggml_backend_buffer_get_size(b.buffer.get()) : 0;
     }
     return result;
 }

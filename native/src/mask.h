@@ -25,7 +25,8 @@ public:
     ggml_tensor * build(ggml_context * ctx, const ggml_tensor * mask, int32_t n_past, int32_t n_swa,
         ggml_backend_buffer_type_t buft, bool strided);
 
-    size_t size_bytes() const;
+    // bytes in host memory, or in memory of other devices
+    size_t size_bytes(bool host) const;
 
 private:
     struct band {

@@ -113,7 +113,7 @@ void asl_session::mark_cells(llama_kv_cache & kv, const std::vector<llama_pos> &
 void asl_session::run_head() {
     const llama_pos last = positions.back();
     hidden.reset(n_embd, 0, 1, ggml_backend_cpu_buffer_type());
-    std::copy(output.begin(), output.end(), hidden.row(0));
+    hidden.set(0, 1, output.data());
     positions.assign(1, last);
 
     asl_layer_range range;

@@ -22,7 +22,7 @@ static void check_size(size_t expected, size_t n_bytes) {
 // Hidden states are there of computed tokens only.
 void asl_session::check_computed() const {
     if (n_past > 0) {
-        throw asl_error(ASL_ERR_STATE, "not possible where K/V were loaded: the first " + str(n_past) + " tokens have no hidden states");
+        throw asl_error(ASL_ERR_STATE, "not possible where K/V were loaded: the first " + str(n_past) + " tokens have no hidden states (asl_session_load_hidden)");
     }
 }
 
@@ -110,8 +110,8 @@ void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
     if (n_index < n_window || kept[n_index - n_window] != (int32_t) positions.size() - n_window) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected the window's " + str(n_window) + " tokens to be kept");
     }
+    hidden.gather(kept);
     for (int32_t i = 0; i < n_index; ++i) {
-        memmove(hidden.row(i), hidden.row(kept[i]), n_embd*sizeof(float));
         positions[i] = positions[kept[i]];
     }
     positions.resize(n_index);
@@ -150,6 +150,40 @@ void asl_session::load_rows(const uint8_t * src, size_t n_bytes) {
     past_ready = true;
 }
 
+// The last layer leaves the output of one token.
+void asl_session::check_hidden() const {
+    check_open(true);
+    if (next_layer == n_layer) {
+        throw asl_error(ASL_ERR_STATE, "expected a layer left to run: the last one has no hidden states");
+    }
+}
+
+void asl_session::save_hidden(int32_t begin, int32_t end, float * dst, size_t n_bytes) const {
+    check_hidden();
+    const int32_t n_current = positions.size();
+    if (begin < n_past || begin >= end || end > n_current) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected tokens between " + str(n_past) + " and " + str(n_current) + ", got " + str(begin) + " to " + str(end));
+    }
+    check_size((size_t) (end - begin)*n_embd*sizeof(float), n_bytes);
+    hidden.get(begin, end, dst);
+}
+
+void asl_session::load_hidden(const float * src, size_t n_bytes) {
+    check_hidden();
+    if (n_past == 0 || past_ready) {
+        throw asl_error(ASL_ERR_STATE, "expected tokens whose K/V were loaded (asl_session_set_past) and a layer that ran over the others");
+    }
+    check_size((size_t) n_past*n_embd*sizeof(float), n_bytes);
+    std::vector<float> computed((size_t) (n_tokens - n_past)*n_embd);
+    hidden.get(n_past, n_tokens, computed.data());
+    hidden.reset(n_embd, 0, n_tokens, hidden.get_type());
+    hidden.set(0, n_past, src);
+    hidden.set(n_past, n_tokens, computed.data());
+    n_past = 0;
+    plan.clear();
+    n_work_total = n_work_done + (int64_t) n_tokens*(n_layer - next_layer);
+}
+
 size_t asl_session::layer_bytes(int32_t il) const {
     check_open(false);
     if (il < 0 || il >= n_layer) {
@@ -167,10 +201,13 @@ void asl_session::save_layer(uint8_t * dst, size_t n_bytes) const {
     if ((int32_t) positions.size() != n_tokens) {
         throw asl_error(ASL_ERR_STATE, "expected all " + str(n_tokens) + " tokens to be current, " + str(positions.size()) + " are left");
     }
-    const float * state = il == n_layer - 1 ? output.data() : hidden.row(0);
-    const size_t n_rows = asl_rows_size(*prefill, il, n_tokens);
     asl_save_rows(*prefill, il, n_tokens, dst);
-    memcpy(dst + n_rows, state, n_bytes - n_rows);
+    uint8_t * state = dst + asl_rows_size(*prefill, il, n_tokens);
+    if (il == n_layer - 1) {
+        memcpy(state, output.data(), n_embd*sizeof(float));
+    } else {
+        hidden.get(0, n_tokens, (float *) state);
+    }
 }
 
 void asl_session::load_layer(int32_t il, const uint8_t * src, size_t n_bytes) {
@@ -181,11 +218,14 @@ void asl_session::load_layer(int32_t il, const uint8_t * src, size_t n_bytes) {
         throw asl_error(ASL_ERR_STATE, "expected a layer that has not run, with no token dropped; layer " + str(next_layer) +
                 " is next and " + str(positions.size()) + " of " + str(n_tokens) + " tokens are current");
     }
-    output.resize(n_embd);
-    float * state = il == n_layer - 1 ? output.data() : hidden.row(0);
-    const size_t n_rows = asl_rows_size(*prefill, il, n_tokens);
     asl_load_rows(*prefill, il, n_tokens, src);
-    memcpy(state, src + n_rows, n_bytes - n_rows);
+    const uint8_t * state = src + asl_rows_size(*prefill, il, n_tokens);
+    if (il == n_layer - 1) {
+        output.resize(n_embd);
+        memcpy(output.data(), state, n_embd*sizeof(float));
+    } else {
+        hidden.set(0, n_tokens, (const float *) state);
+    }
 
     n_work_done += (int64_t) n_tokens*(il + 1 - next_layer);
     end_layer(il);

@@ -2,13 +2,13 @@
 
 #include "access.h"
 #include "cache.h"
+#include "pages.h"
 
 #include "llama-batch.h"
 #include "llama-kv-cache.h"
 #include "llama-model.h"
 
 #include <algorithm>
-#include <cstring>
 
 static std::string str(int64_t value) { return std::to_string(value); }
 
@@ -42,12 +42,6 @@ void asl_check_model(const llama_model & model) {
             fail("layer " + str(il) + " has no K/V of its own");
         }
     }
-}
-
-// Memory that graphs read in place on CPUs and that other devices copy fast.
-static ggml_backend_buffer_type_t host_buffer_type(const llama_model & model) {
-    ggml_backend_buffer_type_t buft = model.devices.empty() ? nullptr : ggml_backend_dev_host_buffer_type(model.devices[0].dev);
-    return buft ? buft : ggml_backend_cpu_buffer_type();
 }
 
 asl_session::asl_session(llama_context & ctx, const llama_context_params & params, uint32_t n_ctx)
@@ -91,6 +85,7 @@ void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_wind
     }
     abort();
     ctx.get_memory()->clear(false);
+    asl_release_pages(ctx);
 
     llama_context_params cparams = params;
     cparams.n_ctx         = GGML_PAD((uint32_t) n_tokens, 256);
@@ -125,7 +120,7 @@ void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_wind
     for (int32_t i = 0; i < n_tokens; ++i) {
         positions[i] = first_pos + i;
     }
-    hidden.reset(n_embd, 0, n_tokens, host_buffer_type(ctx.get_model()));
+    hidden.reset(n_embd, 0, n_tokens, asl_hidden_buffer_type(*prefill, (size_t) n_tokens*n_embd*sizeof(float)));
     kv_bytes_prefill_peak = asl_kv_bytes(*prefill);
     n_work_total = (int64_t) n_tokens*n_layer;
 }
@@ -165,7 +160,7 @@ void asl_session::set_past(int32_t n_past) {
     if ((int32_t) weights.size() > n_window) {
         weights.erase(weights.begin(), weights.end() - n_window);
     }
-    hidden.reset(n_embd, n_past, n_tokens, host_buffer_type(ctx.get_model()));
+    hidden.reset(n_embd, n_past, n_tokens, hidden.get_type());
     n_work_total = (int64_t) (n_tokens - n_past)*n_layer;
 }
 
@@ -235,18 +230,11 @@ void asl_session::run_layer(llama_context & ctx, const asl_layer_range & range, 
         chunk.weights   = weights.empty() ? nullptr : weights.data() + std::max(0, n_done - (n_current - n_window));
         chunk.first     = n_done == n_past;
         chunk.has_gaps  = positions.back() - positions.front() != n_current - 1;
-        chunk.hidden    = range.head ? nullptr : hidden.row(n_done);
-
-        // the output rows of the last layer are not those of the chunk's tokens: at most the last one
-        const bool is_last = range.is_last(n_layer) && !range.head;
-        std::vector<float> last_rows(is_last ? (size_t) chunk.n_tokens*n_embd : 0);
-        if (is_last) {
-            chunk.hidden = last_rows.data();
-        }
+        // after the last layer only the last token is read: of the chunks before it, later ones attend to the K/V
+        chunk.rows_only = range.is_last(n_layer) && n_done + chunk.n_tokens < n_current;
         run_chunk(ctx, range, chunk);
-        if (is_last && chunk.n_hidden_rows > 0) {
-            const float * row = last_rows.data() + (chunk.n_hidden_rows - 1)*n_embd;
-            output.assign(row, row + n_embd);
+        if (!chunk.output.empty()) {
+            output = chunk.output;
         }
         if (with_scores) {
             collect(chunk);
@@ -254,6 +242,7 @@ void asl_session::run_layer(llama_context & ctx, const asl_layer_range & range, 
         n_done += chunk.n_tokens;
         report_progress((int64_t) chunk.n_tokens*(range.last - range.first + 1));
     }
+    ggml_backend_sched_synchronize(ctx.get_sched());
     has_scores = with_scores;
 }
 
@@ -274,7 +263,7 @@ void asl_session::run_chunk(llama_context & ctx, const asl_layer_range & range, 
     int32_t status;
     {
         asl_hook_scope scope(ctx, this->ctx, cutter);
-        const bool output = range.is_last(n_layer) && chunk.n_past + n == (int32_t) positions.size();
+        const bool output = range.is_last(n_layer) && !chunk.rows_only;
         const bool again  = &ctx == prefill.get() && !range.is_last(n_layer);
         status = again ? compute_chunk(ctx, ids, chunk) : decode_chunk(ctx, ids, chunk, output);
     }

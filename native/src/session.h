@@ -51,6 +51,8 @@ struct asl_session {
     size_t row_bytes(int32_t il) const;
     void save_rows(int32_t begin, int32_t end, uint8_t * dst, size_t n_bytes) const;
     void load_rows(const uint8_t * src, size_t n_bytes);
+    void save_hidden(int32_t begin, int32_t end, float * dst, size_t n_bytes) const;
+    void load_hidden(const float * src, size_t n_bytes);
 
     void get_scores (float * dst) const;
     void get_queries(float * dst) const;
@@ -82,6 +84,7 @@ private:
     void release();
 
     void check_computed() const;
+    void check_hidden() const;
     void check_slot() const;
     int32_t check_open(bool layer_ran) const; // returns the layer that ran last
     std::vector<int32_t> check_index(const int32_t * index, int32_t n_rows, int32_t n_lists) const;

@@ -43,15 +43,15 @@ def readable_model(tiny_model, tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.fixture
-def document(tmp_path) -> Path:
+@pytest.fixture(name="document")
+def write_document(tmp_path) -> Path:
     path = tmp_path / "document.txt"
     path.write_text(TEXT, encoding="utf-8")
     return path
 
 
-@pytest.fixture
-def chat(model, monkeypatch, capsys, tmp_path):
+@pytest.fixture(name="chat")
+def run_chat(model, monkeypatch, capsys, tmp_path):
     """`chat(lines, *arguments)`: exit code, stdout and stderr of a chat in tmp_path that reads these lines."""
     monkeypatch.chdir(tmp_path)
 
@@ -64,8 +64,8 @@ def chat(model, monkeypatch, capsys, tmp_path):
     return chat
 
 
-@pytest.fixture
-def session(model):
+@pytest.fixture(name="session")
+def open_session(model):
     session = ChatSession(model, 0.2, LLAMA_OPTIONS, ANSWER_OPTIONS)
     yield session
     session.close()
@@ -318,8 +318,8 @@ def test_another_budget_loads_the_model_again(session, monkeypatch):
     assert session.report.kept_tokens == session.report.prompt_tokens // 2
 
 
-@pytest.fixture
-def open_terminal(model, tmp_path):
+@pytest.fixture(name="open_terminal")
+def terminals(model, tmp_path):
     from terminal import Terminal
 
     opened: list[Terminal] = []

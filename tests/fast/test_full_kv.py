@@ -17,7 +17,7 @@ from asl_gguf import guard
 from asl_gguf.engine import prefill
 from asl_gguf.errors import AttentionMassError, PrefillCancelled
 from asl_gguf.full_kv import FullKV, KeepingSession
-from asl_gguf.policies import Full, Policy, PyramidInfer, SnapKV, StreamingLLM, TwoPassASL
+from asl_gguf.policies import FastKV, Full, Policy, PyramidInfer, SnapKV, TwoPassASL
 from asl_gguf.policies.watched import Watch
 from asl_gguf.types import PrefillReport
 from harness import Context, KVState, Options, assert_same, prompt
@@ -59,9 +59,15 @@ def two_contexts(request, load_tiny):
         yield context, other
 
 
+def depth_of(report: PrefillReport) -> int:
+    """Layers that saw all tokens."""
+    return N_LAYER if report.selection_layer is None else report.selection_layer + 1
+
+
 @with_flash
-@pytest.mark.parametrize("policy", [SnapKV(), StreamingLLM(), Full()], ids=lambda policy: policy.name)
-def test_policies_that_drop_no_tokens_do_as_ever(contexts, policy):
+@with_policy
+def test_a_first_prompt_runs_as_ever(contexts, policy):
+    """And K/V of the layers that saw all of it are there, with what they put out."""
     plain, keeping = contexts
     kept = FullKV()
     expected = prefill(plain.session(N_CTX), TOKENS, policy, N_KEPT)
@@ -69,6 +75,19 @@ def test_policies_that_drop_no_tokens_do_as_ever(contexts, policy):
     assert untimed(report) == untimed(expected) | {"full_kv_bytes": kept.n_bytes}
     assert keeping.get_state() == plain.get_state()
     assert_same(keeping.continuation(ANSWER), plain.continuation(ANSWER))
+    if report.passes == 2:
+        assert kept.tokens == () and kept.n_bytes == 0
+        return
+    session = plain.session(N_CTX)
+    session.begin(TOKENS, 1)
+    assert kept.tokens == tuple(TOKENS) and kept.depth == depth_of(report)
+    for layer in kept.layers:
+        session.run(1, False)
+        assert np.array_equal(layer, session.save_rows(0, N_TOKENS))
+    if kept.depth < N_LAYER:
+        assert np.array_equal(kept.hidden, session.save_hidden(0, N_TOKENS))
+    else:
+        assert kept.hidden is None
 
 
 def chosen(watch: Watch) -> list[np.ndarray]:
@@ -88,27 +107,31 @@ def newest_cells(cells: KVState, counts: Sequence[int]) -> KVState:
 
 @with_flash
 @with_policy
-def test_rows_are_those_of_the_whole_prompt(contexts, policy):
-    """Up to the selection layer as ever; below it the selected tokens' rows, which all tokens had a part in."""
+def test_behind_all_layers_no_token_is_dropped(contexts, policy):
+    """The prompt before was cut down nowhere: this one keeps rows that all tokens had a part in."""
     context, keeping = contexts
     expected = prefill(context.session(N_CTX), TOKENS, policy, N_KEPT)
     plain = context.cells()
-    watch = Watch(policy)
-    report = keep(keeping, FullKV(), watch.policy)
+    watch, kept = Watch(policy), FullKV()
+    keep(keeping, kept, Full(), EARLIER)
+    report = keep(keeping, kept, watch.policy)
     assert report.rows_by_layer == expected.rows_by_layer and report.selection_layer == expected.selection_layer
     assert report.kept_tokens == expected.kept_tokens and report.passes == expected.passes
+    assert report.reused_tokens == N_BORDER
     if report.passes == 2:
         assert report.selected == expected.selected and keeping.get_state() == context.get_state()
+        assert kept.tokens == tuple(EARLIER)
         return
+    assert report.token_layers == (N_TOKENS - N_BORDER) * N_LAYER and kept.depth == N_LAYER
     cells, full = keeping.cells(), context.prefill(TOKENS)
     indices = chosen(watch)
     assert tuple(index.shape[-1] for index in indices) == report.rows_by_layer
     assert_rows(newest_cells(cells, report.rows_by_layer), context.cells(), indices)
     assert_same([keeping.logits()], [full])  # no token was dropped before they were there
-    n_same = N_LAYER if report.selection_layer is None else report.selection_layer + 1
-    for layer in range(n_same):
-        assert np.array_equal(cells.keys[layer], plain.keys[layer])
-        assert np.array_equal(cells.values[layer], plain.values[layer])
+    ours, theirs = (newest_cells(found, report.rows_by_layer) for found in (cells, plain))
+    for layer in range(depth_of(report)):
+        assert np.array_equal(ours.keys[layer], theirs.keys[layer])
+        assert np.array_equal(ours.values[layer], theirs.values[layer])
     assert list(report.selected) == sorted(set(report.selected))
     if policy.name != "pyramidinfer":  # which selects again in layers that differ
         assert report.selected == expected.selected
@@ -117,13 +140,15 @@ def test_rows_are_those_of_the_whole_prompt(contexts, policy):
 @with_flash
 @with_policy
 def test_a_past_changes_nothing(contexts, policy):
-    """Kept tokens, rows and variances are those of a prompt that runs whole; the work is what the report says."""
+    """Where both prompts are cut down at one layer, or this one at a later one; the work is what the report says."""
     context, other = contexts
     empty, kept, calls = FullKV(), FullKV(), []
     expected = keep(context, empty, policy)
     assert expected.reused_tokens == 0
-    keep(other, kept, Full(), EARLIER)
-    earlier = (kept.tokens, kept.layers)
+    n_before = depth_of(keep(other, kept, policy, EARLIER))
+    if expected.passes == 2:  # which keep nothing of their own
+        keep(other, kept, FastKV(tsp_layer=n_before - 1), EARLIER)
+    assert kept.depth == n_before <= depth_of(expected)
 
     session = other.session(N_CTX)
     session.set_progress(lambda done, _: calls.append(done))
@@ -134,16 +159,48 @@ def test_a_past_changes_nothing(contexts, policy):
     assert all(map(np.array_equal, cells.keys + cells.values, others.keys + others.values))
     assert other.cells().positions == context.cells().positions
     assert_same(other.continuation(ANSWER), context.continuation(ANSWER))
-    n_layers = N_LAYER if report.passes == 1 else report.selection_layer + 1
     assert report.reused_tokens == N_BORDER
-    assert report.token_layers == expected.token_layers - N_BORDER * n_layers
+    assert report.token_layers == expected.token_layers - N_BORDER * n_before
     passes = [done for done, following in zip(calls, [*calls[1:], 0]) if following < done]
     assert sum(passes) == report.token_layers and len(passes) == report.passes
     if report.passes == 2:
-        assert (kept.tokens, kept.layers) == earlier and empty.tokens == ()
+        assert kept.tokens == tuple(EARLIER) and empty.tokens == ()
     else:
         assert kept.tokens == empty.tokens == tuple(TOKENS)
-        assert all(map(np.array_equal, kept.layers, empty.layers)) and len(kept.layers) == N_LAYER
+        assert all(map(np.array_equal, kept.layers, empty.layers)) and kept.depth == depth_of(expected)
+        assert (kept.hidden is None) == (empty.hidden is None)
+        assert kept.hidden is None or np.array_equal(kept.hidden, empty.hidden)
+
+
+def selecting_at(layer: int) -> FastKV:
+    return FastKV(window=8, tsp_layer=layer)
+
+
+@with_flash
+@pytest.mark.parametrize("before", range(N_LAYER - 1))
+@pytest.mark.parametrize("layer", range(N_LAYER - 1))
+def test_any_layer_after_any_other(contexts, layer, before):
+    """A later layer: as without a past. An earlier one: rows of the selected tokens, dropped where the record ends."""
+    context, other = contexts
+    kept, watch, deepest = FullKV(), Watch(selecting_at(layer)), max(layer, before)
+    keep(other, kept, selecting_at(before), EARLIER)
+    report = keep(other, kept, watch.policy)
+
+    session = context.session(N_CTX)
+    session.begin(TOKENS, 8)
+    selected = np.array(report.selected, dtype=np.int32)
+    for il, rows in enumerate(chosen(watch)[: deepest + 1]):
+        session.run(1, True)
+        session.keep_rows(rows if il <= layer else selected)
+    session.keep_tokens(selected)
+    session.finish()
+    assert other.get_state() == context.get_state()
+    assert_same(other.continuation(ANSWER), context.continuation(ANSWER))
+    expected = prefill(context.session(N_CTX), TOKENS, selecting_at(layer), N_KEPT)
+    assert report.selected == expected.selected and report.rows_by_layer == expected.rows_by_layer
+    n_deeper = N_LAYER - 1 - deepest
+    n_all = N_TOKENS * (deepest - before) + (N_TOKENS - N_BORDER) * (before + 1)
+    assert report.token_layers == n_all + selected.size * n_deeper and kept.depth == deepest + 1
 
 
 @with_policy
@@ -151,10 +208,11 @@ def test_the_same_prompt_again(contexts, policy):
     """All but the window's tokens are loaded, however large the policy's window is."""
     context, other = contexts
     kept = FullKV()
-    keep(other, kept, Full())
-    report = keep(other, kept, policy)
+    for _ in range(2):
+        report = keep(other, kept, policy)
     expected = keep(context, FullKV(), policy)
-    assert report.reused_tokens == N_TOKENS - policy.window_of(N_TOKENS, N_KEPT)
+    n_past = N_TOKENS - policy.window_of(N_TOKENS, N_KEPT)
+    assert report.reused_tokens == (0 if report.passes == 2 else n_past)
     assert report.rows_by_layer == expected.rows_by_layer
     np.testing.assert_allclose(other.logits(), context.logits(), atol=0.05)
 
@@ -168,8 +226,9 @@ class Looking(PyramidInfer):
 
 def test_policies_see_the_tokens_that_are_left(contexts):
     """Their keys, and their share of an attention that all tokens have a part in."""
-    watch, current = Watch(Looking(min_context=12)), np.arange(N_TOKENS, dtype=np.int32)
-    keep(contexts[0], FullKV(), watch.policy)
+    watch, current, kept = Watch(Looking(min_context=12)), np.arange(N_TOKENS, dtype=np.int32), FullKV()
+    keep(contexts[0], kept, Full(), EARLIER)
+    keep(contexts[0], kept, watch.policy)
     session = contexts[1].session(N_CTX)
     session.begin(TOKENS, 1)
     for scores, decision in watch.seen:
@@ -185,7 +244,7 @@ def test_policies_see_the_tokens_that_are_left(contexts):
 def test_protected_tokens(contexts):
     context, other = contexts
     kept, protected = FullKV(), np.arange(3, 60, 2, dtype=np.int32)
-    keep(other, kept, Full(), EARLIER)
+    keep(other, kept, SETTLES, EARLIER)
     expected = keep(context, FullKV(), SETTLES, protected=protected)
     report = keep(other, kept, SETTLES, protected=protected)
     assert as_computed(report) == as_computed(expected) and report.protected_tokens == protected.size
@@ -240,15 +299,16 @@ def test_what_is_kept():
     kept = FullKV()
     assert (kept.n_bytes, kept.n_common([1, 2]), kept.n_common([])) == (0, 0, 0)
     first, second = [np.full((4, 8), layer, np.uint8) for layer in (1, 2)], [np.full((3, 8), 3, np.uint8)] * 2
-    kept.put([5, 6, 7, 8], 0, first)
-    assert kept.n_bytes == 64
+    kept.put([5, 6, 7, 8], 0, first, None)
+    assert kept.n_bytes == 64 and kept.depth == 2
     prompts = ([5, 6, 7, 8, 9], [5, 6, 7, 8], [5, 6], [5, 6, 1, 8], [1, 6, 7, 8], [])
     assert [kept.n_common(tokens) for tokens in prompts] == [4, 4, 2, 2, 0, 0]
-    kept.put([5, 6, 1, 2, 3], 2, second)
-    assert [layer[:, 0].tolist() for layer in kept.layers] == [[1, 1, 3, 3, 3], [2, 2, 3, 3, 3]]
-    assert kept.tokens == (5, 6, 1, 2, 3) and kept.n_bytes == 80
-    kept.put([9], 0, [np.zeros((1, 8), np.uint8)] * 2)
-    assert kept.tokens == (9,) and kept.n_bytes == 16
+    third, hidden = np.full((5, 8), 4, np.uint8), np.zeros((5, 2), np.float32)
+    kept.put([5, 6, 1, 2, 3], 2, [*second, third], hidden)
+    assert [layer[:, 0].tolist() for layer in kept.layers] == [[1, 1, 3, 3, 3], [2, 2, 3, 3, 3], [4] * 5]
+    assert kept.tokens == (5, 6, 1, 2, 3) and kept.n_bytes == 120 + 40 and kept.hidden is hidden
+    kept.put([9], 0, [np.zeros((1, 8), np.uint8)] * 2, None)
+    assert kept.tokens == (9,) and kept.n_bytes == 16 and kept.hidden is None
     kept.clear()
     assert (kept.n_bytes, kept.tokens, kept.n_common([9])) == (0, (), 0)
 

@@ -15,6 +15,7 @@ from test_llama_reuse import EXCLAIM, n_kept
 
 from asl_gguf import ContextFullError, Llama, OptionError, PrefillCancelled, PruningDisabledWarning, StateError
 from asl_gguf.policies import ASL, SnapKV
+from asl_gguf.types import PrefillReport
 from harness import KVState, prompt
 from tiny_gguf import UNPRUNABLE
 
@@ -25,6 +26,7 @@ QUESTIONS = [prompt(32, seed=seed) for seed in range(4)]
 OTHER = prompt(208, seed=9)
 SHARED = {"asl_budget": 0.4, "asl_min_prompt": 80, "n_batch": CHUNK, "n_ubatch": CHUNK}
 N_ANSWER = CHUNK
+N_EMBD = 128
 SELECTS = ASL(min_layer=2, obs_layers=2, tau=2)
 """its window is two chunks, whatever the budget"""
 
@@ -48,6 +50,18 @@ def same_cells(one: Any, other: Any) -> bool:
     return a.keys() == KVState.__dataclass_fields__.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
+def n_whole_layers(report: PrefillReport) -> int:
+    """Layers that saw all tokens."""
+    return N_LAYER if report.selection_layer is None else report.selection_layer + 1
+
+
+def kept_bytes(report: PrefillReport) -> int:
+    """K/V of these layers, and what the last of them put out if there are more."""
+    n_whole = n_whole_layers(report)
+    hidden = report.prompt_tokens * N_EMBD * 4 if n_whole < N_LAYER else 0
+    return report.kv_bytes_prompt_full // N_LAYER * n_whole + hidden
+
+
 def check_alone(llm: Any, fresh: Any, tokens: list[int], n_reused: int) -> list[int]:
     """The answer is that of an object that has seen nothing else: tokens, cells and logits. Returns it."""
     answer = greedy(llm, tokens, N_ANSWER)
@@ -55,8 +69,9 @@ def check_alone(llm: Any, fresh: Any, tokens: list[int], n_reused: int) -> list[
     assert same_cells(llm, fresh) and np.array_equal(logits(llm), logits(fresh))
     report, expected = llm.last_prefill, fresh.last_prefill
     assert report.reused_tokens == n_reused and expected.reused_tokens == 0
-    assert report.full_kv_bytes == expected.full_kv_bytes == report.kv_bytes_prompt_full
-    assert report.token_layers == (len(tokens) - n_reused) * N_LAYER
+    assert report.full_kv_bytes == expected.full_kv_bytes == kept_bytes(report)
+    n_whole = n_whole_layers(report)
+    assert report.token_layers == (len(tokens) - n_reused) * n_whole + report.kept_tokens * (N_LAYER - n_whole)
     assert (report.selected, report.variance) == (expected.selected, expected.variance)
     assert report.kept_tokens == n_kept(len(tokens)) and report.pruned
     return answer
@@ -117,7 +132,9 @@ def test_the_same_prompt_again(full):
     assert not calls and llm.last_prefill.reused_tokens == len(OTHER)
     assert llm.last_prefill.full_kv_bytes == expected.full_kv_bytes > 0
     assert greedy(llm, OTHER, N_ANSWER) == answer
-    assert calls[-1] == (32 * N_LAYER, 32 * N_LAYER)
+    n_whole = n_whole_layers(expected)
+    n_work = 32 * n_whole + expected.kept_tokens * (N_LAYER - n_whole)
+    assert calls[-1] == (n_work, n_work)
     assert llm.last_prefill.reused_tokens == len(OTHER) - 32 and llm.last_prefill.selected == expected.selected
 
 
@@ -168,8 +185,13 @@ def test_a_long_prompt_that_is_kept_whole(full):
     assert not llm.last_prefill.pruned and llm.last_prefill.full_kv_bytes > 0
     tokens = tokens + prompt(288, seed=1)
     fresh = full(asl_budget=272, asl_decode_ctx=512)
-    assert greedy(llm, tokens, N_ANSWER) == greedy(fresh, tokens, N_ANSWER) and same_cells(llm, fresh)
-    assert llm.last_prefill.reused_tokens == 256 and llm.last_prefill.pruned
+    for target in (llm, fresh):
+        target.prefill(tokens)
+    report, expected = llm.last_prefill, fresh.last_prefill
+    assert report.reused_tokens == 256 and report.pruned
+    # the layers after the selection had all tokens in sight as well, as in the prompt before
+    assert (report.selected, report.rows_by_layer) == (expected.selected, expected.rows_by_layer)
+    assert report.token_layers == 288 * N_LAYER
 
 
 def test_too_few_cells_are_said_before_any_work(full):
@@ -300,10 +322,12 @@ def test_close_gives_the_memory_back(llm_full):
     assert llm._asl_full.n_bytes == 0
 
 
-@pytest.mark.parametrize("value", [None, 1, 0, "yes", [True]])
+@pytest.mark.parametrize("value", [None, 1, 0, "yes", "Q8_0", "f16", [True]])
 def test_other_values_are_errors(tiny_model, value):
     for budget in (0.2, None):
-        with pytest.raises(OptionError, match=r"asl_full_kv: expected True or False, got "):
+        with pytest.raises(
+            OptionError, match=r"asl_full_kv: expected True, False or one of q8_0, q5_1, q5_0, q4_1, q4_0, got "
+        ):
             Llama(str(tiny_model("llama")), asl_budget=budget, asl_full_kv=value)
 
 
@@ -313,7 +337,7 @@ def test_without_a_budget_it_is_an_error(make):
     greedy(make(asl_full_kv=False), DOCUMENT, 1)
 
 
-def test_no_time_is_saved_where_no_token_is_dropped(make):
+def test_times_are_not_predicted(make):
     with pytest.raises(OptionError, match="asl_full_kv: expected a budget in tokens, .*, got ttft:5s"):
         make(asl_full_kv=True, asl_budget="ttft:5s")
     assert make(asl_full_kv=True, asl_budget="fit:64MiB").prefill(OTHER).budget_choice.startswith("fit:64MiB: ")

@@ -1,4 +1,4 @@
-"""On a machine with a GPU and a library built for it: `python -m pytest tests/gpu`."""
+"""The default model on a GPU, or on what stands for one (device.py)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from asl_gguf import Llama, engine, reference
 from asl_gguf._native import llama_cpp
 from asl_gguf.bench.stock import ContextOptions, Model, stock_prefill
 from asl_gguf.policies import ASL, Full
-
-pytestmark = pytest.mark.skipif(not llama_cpp.llama_supports_gpu_offload(), reason="the library has no GPU backend")
 
 N_TOKENS = 700
 

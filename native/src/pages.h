@@ -1,0 +1,16 @@
+// Physical memory behind a KV cache in ordinary host memory. A cell takes pages once it is written, so that a layer
+// with fewer rows takes less than one with more, though their tensors are of one size.
+
+#pragma once
+
+#include <cstdint>
+
+struct ggml_tensor;
+struct llama_context;
+
+// Gives the pages of all cells back to the system; they read as zeros then. The cache must hold nothing that is still
+// wanted. Does nothing for memory of other devices, pinned memory, and outside Linux.
+void asl_release_pages(llama_context & ctx);
+
+// Bytes of a layer's K and V that take physical memory now; all of them where asl_release_pages does nothing.
+int64_t asl_resident_bytes(llama_context & ctx, int32_t il);

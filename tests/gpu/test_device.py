@@ -1,0 +1,173 @@
+"""Layers and K/V in memory that the host does not see: beside stock llama.cpp there, and beside the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from asl_gguf import engine, reference
+from asl_gguf.full_kv import FullKV, KeepingSession
+from asl_gguf.policies import ASL, FastKV, GemFilter, Policy, PyramidInfer, SnapKV, SpanASL, StreamingLLM
+from asl_gguf.replay import Replay, record
+from harness import F16, KV_NAMES, Q8_0, Context, Model, Options, prompt
+from tiny_gguf import ARCHITECTURES
+
+N_LAYER, N_HEAD_KV = 6, 2
+N_TOKENS, N_KEPT, WINDOW = 150, 40, 8
+TOKENS = prompt(N_TOKENS)
+ANSWER = [70, 71, 72]
+ALL = 99
+POLICIES: dict[str, Policy] = {
+    "asl": ASL(window=WINDOW, min_layer=2, obs_layers=2, tau=2),
+    "asl-span": SpanASL(),
+    "fastkv": FastKV(window=WINDOW, tsp_layer=2, cache_k="all"),
+    "gemfilter": GemFilter(select_layer=2),
+    "snapkv": SnapKV(window=WINDOW),
+    "streaming_llm": StreamingLLM(window=WINDOW),
+    "pyramidinfer": PyramidInfer(min_context=12),
+}
+
+with_flash = pytest.mark.parametrize("flash", [False, True], ids=["plain", "flash"])
+with_kv = pytest.mark.parametrize("kv", [F16, Q8_0], ids=KV_NAMES.get)
+with_layers = pytest.mark.parametrize("n_gpu_layers", [ALL, 3], ids=["all", "half"])
+
+
+@pytest.fixture(scope="module")
+def load(tiny_model) -> Iterator[Callable[..., Model]]:
+    """`load(architecture, n_gpu_layers)`"""
+    loaded: dict[tuple[str, int], Model] = {}
+
+    def get(architecture: str, n_gpu_layers: int) -> Model:
+        key = architecture, n_gpu_layers
+        if key not in loaded:
+            loaded[key] = Model(tiny_model(architecture), n_gpu_layers=n_gpu_layers)
+        return loaded[key]
+
+    yield get
+    for model in loaded.values():
+        model.close()
+
+
+@pytest.fixture
+def check(is_exact) -> Callable[[list[np.ndarray], list[np.ndarray]], None]:
+    """Equal bit for bit, or within what other kernels round."""
+
+    def compare(actual: list[np.ndarray], expected: list[np.ndarray]) -> None:
+        worst = max(float(np.abs(a - b).max()) for a, b in zip(actual, expected, strict=True))
+        assert all(np.isfinite(a).all() for a in actual)
+        assert worst <= (0.0 if is_exact else 0.1), f"logits differ by up to {worst}"
+
+    return compare
+
+
+@with_kv
+@with_flash
+@with_layers
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nothing_pruned_is_stock(load, check, architecture, n_gpu_layers, flash, kv):
+    model, options = load(architecture, n_gpu_layers), Options(flash=flash, kv=kv)
+    with model.context(options) as stock, model.context(options) as context:
+        stock.prefill(TOKENS)
+        session = context.session()
+        session.begin(TOKENS, WINDOW)
+        for _ in range(3):
+            session.run(1, False)
+            session.keep_rows(None)
+        session.finish()
+        check(context.continuation(ANSWER), stock.continuation(ANSWER))
+
+
+@with_layers
+def test_hidden_states_lie_where_the_layers_run(load, n_gpu_layers):
+    with load("llama", n_gpu_layers).context() as context:
+        session = context.session()
+        session.begin(TOKENS, WINDOW)
+        session.run(2, False)
+        hidden = N_TOKENS * 128 * 4
+        info = session.info()
+        print(info.host_bytes, info.device_bytes)
+        on_device = n_gpu_layers == ALL
+        assert (info.device_bytes >= hidden) == on_device and (info.host_bytes >= hidden) != on_device
+        session.abort()
+        assert session.info().device_bytes == session.info().host_bytes == 0
+
+
+@with_kv
+@with_flash
+@with_layers
+def test_scores_equal_the_twin(load, is_exact, n_gpu_layers, flash, kv):
+    with load("llama", n_gpu_layers).context(Options(flash=flash, kv=kv)) as context:
+        session = context.session()
+        session.begin(TOKENS, WINDOW)
+        for _ in range(N_LAYER):
+            session.run(1, True)
+            queries, keys = session.queries(), session.keys()
+            twin = reference.window_scores(queries, keys, queries.shape[-1] ** -0.5)
+            error = float((np.abs(session.scores() - twin) / twin).max())
+            assert error <= (1e-5 if is_exact else 2e-3), error
+
+
+@with_flash
+@with_layers
+@pytest.mark.parametrize("name", POLICIES)
+def test_pruned_as_on_the_cpu(load, check, is_exact, name, n_gpu_layers, flash):
+    policy, options, n_kept = POLICIES[name], Options(flash=flash), max(N_KEPT, POLICIES[name].min_kept)
+    with load("llama", 0).context(options) as cpu, load("llama", n_gpu_layers).context(options) as context:
+        theirs = engine.prefill(cpu.session(), TOKENS, policy, n_kept)
+        ours = engine.prefill(context.session(), TOKENS, policy, n_kept)
+        assert ours.pruned and ours.rows_by_layer == theirs.rows_by_layer
+        if is_exact:  # other rounding chooses others of equal rank
+            assert ours.selected == theirs.selected
+            check(context.continuation(ANSWER), cpu.continuation(ANSWER))
+
+
+@with_flash
+@with_layers
+def test_rows_per_head(load, n_gpu_layers, flash):
+    """Byte for byte, whatever the device rounds: the rows of the stock cache of that device."""
+    rng = np.random.default_rng(0)
+    model, options = load("llama", n_gpu_layers), Options(flash=flash)
+    with model.context(options) as stock, model.context(options) as context:
+        stock.prefill(TOKENS)
+        full = stock.cells()
+        session = context.session()
+        session.begin(TOKENS, WINDOW)
+        lists = []
+        for _ in range(N_LAYER):
+            session.run(1, False)
+            others = [np.sort(rng.choice(N_TOKENS - 1, N_KEPT - 1, replace=False)) for _ in range(N_HEAD_KV)]
+            lists.append(np.array([np.append(chosen, N_TOKENS - 1) for chosen in others], dtype=np.int32))
+            session.keep_rows(lists[-1])
+        session.finish()
+        held = context.cells()
+        for layer, index in enumerate(lists):
+            for got, rows in ((held.keys, full.keys), (held.values, full.values)):
+                assert np.array_equal(got[layer], reference.gather_rows(rows[layer], index)), layer
+
+
+@with_layers
+def test_a_second_question_selects_from_all(load, check, is_exact, n_gpu_layers):
+    def ask(context: Context) -> list[np.ndarray]:
+        kept = FullKV()
+        for question in (prompt(20, seed=1), prompt(25, seed=2)):
+            session = KeepingSession(context.session(), kept)
+            report = engine.prefill(session, TOKENS[:128] + question, POLICIES["asl"], N_KEPT)
+        assert session.corrected(report).reused_tokens == 128
+        return context.continuation(ANSWER)
+
+    with load("llama", 0).context() as cpu, load("llama", n_gpu_layers).context() as context:
+        ours, theirs = ask(context), ask(cpu)
+        if is_exact:
+            check(ours, theirs)
+
+
+@with_layers
+def test_a_record_of_layers(load, check, n_gpu_layers):
+    with load("llama", n_gpu_layers).context() as context:
+        engine.prefill(context.session(), TOKENS, POLICIES["asl"], N_KEPT)
+        expected = context.continuation(ANSWER)
+        session = context.session()
+        engine.prefill(Replay(session, record(session, TOKENS, WINDOW)), TOKENS, POLICIES["asl"], N_KEPT)
+        check(context.continuation(ANSWER), expected)
