@@ -112,8 +112,9 @@ ASL_API int32_t asl_model_get_sliding(const struct llama_model * model, bool * s
 // Bytes of the KV (or recurrent state) buffers of any context.
 ASL_API int64_t asl_context_kv_bytes(const struct llama_context * ctx);
 
-// Bytes of physical memory that the K/V of each layer take now. In ordinary host memory on Linux, cells take pages once
-// they are written after asl_session_begin: a layer that keeps fewer rows takes less. Elsewhere: what is allocated.
+// Bytes of physical memory that the K/V of each layer take now. In ordinary host memory on Linux,
+// asl_session_finish gives back the pages of cells that hold no row: a layer that keeps fewer rows takes less. Elsewhere:
+// what is allocated.
 //   n_bytes   int64 [n_layer]
 // Returns false, and changes nothing, if the context has no plain KV cache.
 ASL_API bool asl_context_get_kv_resident(struct llama_context * ctx, int64_t * n_bytes);
@@ -155,8 +156,8 @@ ASL_API asl_status asl_session_set_dequant(asl_session * session, asl_dequant mo
 
 ASL_API asl_status asl_session_get_info(const asl_session * session, asl_session_info * info);
 
-// Starts a prefill at position first_pos. What the decode context held is forgotten, and its pages of host memory go
-// back to the system until they are written again. A prefill that is still open is aborted first.
+// Starts a prefill at position first_pos. What the decode context held is forgotten. A prefill that is still
+// open is aborted first.
 //   tokens    int32 [n_tokens], 1 <= n_tokens <= n_ctx
 //   n_window  last tokens whose attention is scored, >= 1; more than n_tokens means n_tokens
 //   first_pos position of the first token, 0 <= first_pos <= n_ctx - n_tokens

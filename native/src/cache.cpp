@@ -50,8 +50,7 @@ llama_kv_cache * asl_get_kv_cache_swa(llama_context & ctx) {
     return both ? both->get_swa() : nullptr;
 }
 
-// the one that holds a layer
-static llama_kv_cache & get_kv_cache(llama_context & ctx, int32_t il) {
+llama_kv_cache & asl_get_kv_cache(llama_context & ctx, int32_t il) {
     llama_kv_cache * swa = asl_get_kv_cache_swa(ctx);
     return swa && asl_is_sliding(ctx.get_model(), il) ? *swa : asl_get_kv_cache(ctx);
 }
@@ -74,18 +73,18 @@ uint32_t asl_get_version(const llama_kv_cache_iswa_context * mctx) {
 }
 
 uint32_t asl_get_first_cell(llama_context & ctx, int32_t il) {
-    llama_kv_cache & kv = get_kv_cache(ctx, il);
+    llama_kv_cache & kv = asl_get_kv_cache(ctx, il);
     return asl_kv_access::layout(kv).get_first(asl_kv_access::index(kv, il));
 }
 
 void asl_set_first_cell(llama_context & ctx, int32_t il, uint32_t first) {
-    llama_kv_cache & kv = get_kv_cache(ctx, il);
+    llama_kv_cache & kv = asl_get_kv_cache(ctx, il);
     asl_kv_access::layout(kv).set_first(asl_kv_access::n_layers(kv), asl_kv_access::index(kv, il), first);
 }
 
 asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il) {
     const auto & hparams = ctx.get_model().hparams;
-    llama_kv_cache & kv = get_kv_cache(ctx, il);
+    llama_kv_cache & kv = asl_get_kv_cache(ctx, il);
 
     // get_k and get_v return views that know the cache tensor; the slot info only selects the stream
     ggml_context_ptr tmp { ggml_init({ 4*ggml_tensor_overhead(), nullptr, true }) };
@@ -169,6 +168,22 @@ static ggml_tensor * build_gather_trans(ggml_context * ctx, ggml_tensor * src, g
     return ggml_cpy(ctx, rows, to);
 }
 
+// All rows from the first one on: one block of bytes, or one of each channel where V is stored transposed.
+static ggml_tensor * build_copy(ggml_context * ctx, ggml_tensor * src, ggml_tensor * dst, int64_t n_rows, int64_t first, int64_t n_channels) {
+    if (n_channels > 0) {
+        const size_t size = ggml_type_size(src->type);
+        const size_t nb_src = src->ne[1]*size;
+        const size_t nb_dst = dst->ne[1]*size;
+        ggml_tensor * from = raw_view(ctx, src, src->type, n_rows, n_channels, 1, nb_src, nb_src*n_channels);
+        ggml_tensor * to   = raw_view(ctx, dst, dst->type, n_rows, n_channels, 1, nb_dst, nb_dst*n_channels, first*size);
+        return ggml_cpy(ctx, from, to);
+    }
+    const int64_t n_word = src->nb[1]/sizeof(float);
+    ggml_tensor * from = raw_view(ctx, src, GGML_TYPE_F32, n_word, n_rows, 1, src->nb[1], src->nb[1]*n_rows);
+    ggml_tensor * to   = raw_view(ctx, dst, GGML_TYPE_F32, n_word, n_rows, 1, dst->nb[1], dst->nb[1]*n_rows, first*dst->nb[1]);
+    return ggml_cpy(ctx, from, to);
+}
+
 // Rows that are no multiple of 4 bytes (q8_0 with 32 elements per head: 34 bytes) go through the host.
 static void gather_on_host(const ggml_tensor * src, ggml_tensor * dst, const std::vector<int32_t> & index, int64_t n_rows, int64_t n_head_kv, int64_t n_embd_head, int64_t first) {
     if (n_embd_head % ggml_blck_size(src->type) != 0) {
@@ -201,12 +216,19 @@ void asl_gather_rows(llama_context & src, llama_context & dst, int32_t il, const
 
     const int64_t n_used = 1 + *std::max_element(index.begin(), index.end());
 
-    if (rows_are_words(from.k, from.n_embd_head_k)) {
+    const bool    all    = n_used == n_rows; // lists of increasing indices below n_used
+
+    if (all && from.k->nb[1] % sizeof(float) == 0) {
+        ggml_build_forward_expand(gf, build_copy(ctx.get(), from.k, to.k, n_rows, first, 0));
+    } else if (rows_are_words(from.k, from.n_embd_head_k)) {
         ggml_build_forward_expand(gf, build_gather(ctx.get(), from.k, to.k, idx, from.n_embd_head_k, first));
     } else {
         gather_on_host(from.k, to.k, index, n_rows, from.n_head_kv, from.n_embd_head_k, first);
     }
-    if (from.v_trans) {
+    if (all && (from.v_trans || from.v->nb[1] % sizeof(float) == 0)) {
+        const int64_t n_channels = from.v_trans ? from.n_head_kv*from.n_embd_head_v : 0;
+        ggml_build_forward_expand(gf, build_copy(ctx.get(), from.v, to.v, n_rows, first, n_channels));
+    } else if (from.v_trans) {
         ggml_build_forward_expand(gf, build_gather_trans(ctx.get(), from.v, to.v, idx, from.n_embd_head_v, n_used, first));
     } else if (rows_are_words(from.v, from.n_embd_head_v)) {
         ggml_build_forward_expand(gf, build_gather(ctx.get(), from.v, to.v, idx, from.n_embd_head_v, first));
@@ -222,7 +244,9 @@ void asl_gather_rows(llama_context & src, llama_context & dst, int32_t il, const
     if (!ggml_backend_sched_alloc_graph(sched, gf)) {
         throw std::bad_alloc();
     }
-    ggml_backend_tensor_set(idx, index.data(), 0, ggml_nbytes(idx));
+    if (idx->buffer) { // not where all rows are copied
+        ggml_backend_tensor_set(idx, index.data(), 0, ggml_nbytes(idx));
+    }
     if (src.graph_compute(gf, true) != GGML_STATUS_SUCCESS) {
         throw std::runtime_error("the graph that copies K/V rows failed to compute");
     }

@@ -45,6 +45,9 @@ llama_kv_cache & asl_get_kv_cache(llama_context & ctx);
 // That of the layers that attend to a sliding window, NULL if the model has no such layers.
 llama_kv_cache * asl_get_kv_cache_swa(llama_context & ctx);
 
+// That of a layer.
+llama_kv_cache & asl_get_kv_cache(llama_context & ctx, int32_t il);
+
 asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il);
 
 // bytes of all KV buffers of a context

@@ -21,7 +21,7 @@ ggml_backend_buffer_type_t asl_hidden_buffer_type(llama_context & ctx, size_t n_
 
     // where the K/V of all layers lie, the layers run
     ggml_backend_buffer_type_t buft = nullptr;
-    for (uint32_t il : asl_get_kv_cache(ctx).get_layer_ids()) {
+    for (uint32_t il = 0; il < ctx.get_model().hparams.n_layer(); ++il) {
         ggml_backend_buffer_type_t own = ggml_backend_buffer_get_type(asl_get_kv_layer(ctx, il).k->buffer);
         if (buft && own != buft) {
             return host;

@@ -2,7 +2,9 @@
 
 #include "cache.h"
 
+#include "llama-context.h"
 #include "llama-kv-cache.h"
+#include "llama-model.h"
 
 #include "ggml-backend.h"
 
@@ -23,11 +25,11 @@ static bool is_pageable(const ggml_tensor * t) {
     return t->buffer && ggml_backend_buffer_get_type(t->buffer) == ggml_backend_cpu_buffer_type();
 }
 
-static void release(const ggml_tensor * t) {
-    const uintptr_t begin = GGML_PAD((uintptr_t) t->data, page_size());
-    const uintptr_t end   = ((uintptr_t) t->data + ggml_nbytes(t))/page_size()*page_size();
-    if (is_pageable(t) && begin < end) {
-        madvise((void *) begin, end - begin, MADV_DONTNEED); // locked memory refuses, and stays as it is
+static void release(const ggml_tensor * t, size_t begin, size_t end) {
+    const uintptr_t first = GGML_PAD((uintptr_t) t->data + begin, page_size());
+    const uintptr_t last  = ((uintptr_t) t->data + end)/page_size()*page_size();
+    if (is_pageable(t) && first < last) {
+        madvise((void *) first, last - first, MADV_DONTNEED); // locked memory refuses, and stays as it is
     }
 }
 
@@ -49,16 +51,31 @@ static int64_t resident_bytes(const ggml_tensor * t) {
     return n_bytes;
 }
 #else
-static void release(const ggml_tensor *) {}
+static void release(const ggml_tensor *, size_t, size_t) {}
 
 static int64_t resident_bytes(const ggml_tensor * t) { return ggml_nbytes(t); }
 #endif
 
-void asl_release_pages(llama_context & ctx) {
-    for (uint32_t il : asl_get_kv_cache(ctx).get_layer_ids()) {
+// cells [begin, end) of a layer
+static void release_cells(const asl_kv_layer & layer, int64_t begin, int64_t end) {
+    release(layer.k, begin*layer.k->nb[1], end*layer.k->nb[1]);
+    if (!layer.v_trans) {
+        release(layer.v, begin*layer.v->nb[1], end*layer.v->nb[1]);
+        return;
+    }
+    const size_t size    = ggml_type_size(layer.v->type);
+    const size_t channel = layer.v->ne[1]*size;
+    for (int64_t i = 0; i < layer.n_head_kv*layer.n_embd_head_v; ++i) {
+        release(layer.v, i*channel + begin*size, i*channel + end*size);
+    }
+}
+
+void asl_release_unused(llama_context & ctx) {
+    for (uint32_t il = 0; il < ctx.get_model().hparams.n_layer(); ++il) {
         const asl_kv_layer layer = asl_get_kv_layer(ctx, il);
-        release(layer.k);
-        release(layer.v);
+        llama_kv_cache & kv = asl_get_kv_cache(ctx, il);
+        release_cells(layer, 0, asl_get_first_cell(ctx, il));
+        release_cells(layer, kv.get_cells(0).used_max_p1(), kv.get_size());
     }
 }
 

@@ -8,9 +8,9 @@
 struct ggml_tensor;
 struct llama_context;
 
-// Gives the pages of all cells back to the system; they read as zeros then. The cache must hold nothing that is still
-// wanted. Does nothing for memory of other devices, pinned memory, and outside Linux.
-void asl_release_pages(llama_context & ctx);
+// Gives the pages of cells that hold no row of a layer back to the system; they read as zeros then. Does nothing for
+// memory of other devices, pinned memory, and outside Linux.
+void asl_release_unused(llama_context & ctx);
 
-// Bytes of a layer's K and V that take physical memory now; all of them where asl_release_pages does nothing.
+// Bytes of a layer's K and V that take physical memory now; all of them where asl_release_unused does nothing.
 int64_t asl_resident_bytes(llama_context & ctx, int32_t il);

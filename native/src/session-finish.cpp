@@ -4,6 +4,7 @@
 
 #include "access.h"
 #include "cache.h"
+#include "pages.h"
 
 #include "llama-batch.h"
 #include "llama-kv-cache.h"
@@ -32,6 +33,7 @@ void asl_session::finish() {
         mark_cells();
         run_head();
     }
+    asl_release_unused(ctx);
     release();
 }
 

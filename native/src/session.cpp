@@ -2,7 +2,6 @@
 
 #include "access.h"
 #include "cache.h"
-#include "pages.h"
 
 #include "llama-batch.h"
 #include "llama-kv-cache.h"
@@ -85,7 +84,6 @@ void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_wind
     }
     abort();
     ctx.get_memory()->clear(false);
-    asl_release_pages(ctx);
 
     llama_context_params cparams = params;
     cparams.n_ctx         = GGML_PAD((uint32_t) n_tokens, 256);
