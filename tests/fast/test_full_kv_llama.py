@@ -55,11 +55,12 @@ def n_whole_layers(report: PrefillReport) -> int:
     return N_LAYER if report.selection_layer is None else report.selection_layer + 1
 
 
-def kept_bytes(report: PrefillReport) -> int:
-    """K/V of these layers, and what the last of them put out if there are more."""
+def kept_bytes(report: PrefillReport, packed: int = 1, cached: int = 1) -> int:
+    """K/V of these layers (`packed` bytes for `cached` of them in the cache), and what the last of them put out if there
+    are more."""
     n_whole = n_whole_layers(report)
     hidden = report.prompt_tokens * N_EMBD * 4 if n_whole < N_LAYER else 0
-    return report.kv_bytes_prompt_full // N_LAYER * n_whole + hidden
+    return report.kv_bytes_prompt_full // N_LAYER * n_whole // cached * packed + hidden
 
 
 def check_alone(llm: Any, fresh: Any, tokens: list[int], n_reused: int) -> list[int]:
