@@ -136,6 +136,7 @@ def prefill(
         selection_layer=trace.selection_layer,
         selected=tuple(trace.current.tolist()) if trace.current.size < n_tokens else (),
         rows_by_layer=rows,
+        sliding_layers=tuple(layer for layer, slides in enumerate(session.sliding) if slides),
         token_layers=trace.token_layers,
         passes=trace.passes,
         protected_tokens=prompt.protected.size,

@@ -45,8 +45,9 @@ class KVMemory:
         type_k, type_v = (llama_cpp.GGML_TYPE_F16 if kind is None else kind for kind in types)
         layers = [ggml.ggml_row_size(type_k, n_k) + ggml.ggml_row_size(type_v, n_v) for n_k, n_v in widths]
         slots = dict(zip(widths, layers))  # layers of one width share a slot
+        n_caches = 1 + gguf_header.has_sliding_window(path, kwargs.get("kv_overrides"))
         names = " and ".join(ggml.ggml_type_name(kind).decode() for kind in (type_k, type_v))
-        return cls(sum(layers), sum(slots.values()) * _n_devices(kwargs), names)
+        return cls(sum(layers), sum(slots.values()) * n_caches * _n_devices(kwargs), names)
 
 
 def _n_devices(kwargs: Mapping[str, Any]) -> int:

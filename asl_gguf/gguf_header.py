@@ -87,6 +87,16 @@ def cache_widths(path: str, arguments: Mapping[str, Any]) -> list[tuple[int, int
     return [(n_k, widest) for n_k, _ in widths]
 
 
+def has_sliding_window(path: str, overrides: Mapping[str, object] | None = None) -> bool:
+    """Whether layers may attend to a sliding window, and then have K/V buffers of their own.
+
+    Raises:
+        ModelError: the file is no readable GGUF.
+    """
+    with _opened(path, overrides) as header:
+        return any(header.numbers("attention.sliding_window"))
+
+
 class _Header:
     """Numbers of an open header, under the names that follow the architecture's."""
 

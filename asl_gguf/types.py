@@ -92,6 +92,8 @@ class PrefillReport:
     """prompt tokens that the deepest layers saw, where tokens were dropped"""
     rows_by_layer: tuple[int, ...] = ()
     """K/V rows that each layer of the decode context holds of the prompt"""
+    sliding_layers: tuple[int, ...] = ()
+    """layers that attend to a sliding window: they never hold more than it takes, pruned or not"""
     token_layers: int = 0
     """tokens times layers that were computed for the prompt; 0 if the parent evaluated it"""
     passes: int = 1
@@ -134,7 +136,8 @@ class PrefillReport:
     @property
     def pruned(self) -> bool:
         """Whether any K/V of the prompt was dropped."""
-        return min(self.kept_tokens, *self.rows_by_layer, self.prompt_tokens) < self.prompt_tokens
+        rows = [n for layer, n in enumerate(self.rows_by_layer) if layer not in self.sliding_layers]
+        return min(self.kept_tokens, *rows, self.prompt_tokens) < self.prompt_tokens
 
     @property
     def prefill_share(self) -> float:

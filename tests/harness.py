@@ -38,6 +38,8 @@ class Options:
     """type of K, and of V unless V would need flash attention"""
     n_seq_max: int = 1
     unified: bool = False
+    swa_full: bool = True
+    """cells for all tokens in layers with a sliding window"""
 
     def to_params(self) -> llama_cpp.llama_context_params:
         params = llama_cpp.llama_context_default_params()
@@ -50,6 +52,7 @@ class Options:
         params.type_v = F16 if self.kv in _QUANTISED and not self.flash else self.kv
         params.n_seq_max = self.n_seq_max
         params.kv_unified = self.unified
+        params.swa_full = self.swa_full
         return params
 
 

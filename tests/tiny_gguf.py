@@ -26,9 +26,11 @@ import numpy as np
 #: experts in each layer, two of them used for a token.
 ARCHITECTURES: tuple[str, ...] = ("llama", "qwen2", "qwen3", "phi3", "llama-moe")
 
-#: Architectures whose prompts cannot be pruned: "gemma3" mixes sliding window layers
-#: with full ones, "mamba" has a recurrent state and no attention.
-UNPRUNABLE: tuple[str, ...] = ("gemma3", "mamba")
+#: Architectures that mix layers with a sliding window with full ones.
+SLIDING: tuple[str, ...] = ("gemma3",)
+
+#: Architectures whose prompts cannot be pruned: "mamba" has a recurrent state and no attention.
+UNPRUNABLE: tuple[str, ...] = ("mamba",)
 
 #: Storage types of the weight matrices.
 WEIGHT_TYPES: tuple[str, ...] = ("F32", "F16", "Q8_0", "Q4_1")
@@ -152,7 +154,7 @@ def write_model(
 ) -> Path:
     """Write a random model of ``architecture`` to ``path`` and return the path.
 
-    ``architecture`` is one of :data:`ARCHITECTURES` or :data:`UNPRUNABLE`, and
+    ``architecture`` is one of :data:`ARCHITECTURES` or :data:`SLIDING` or :data:`UNPRUNABLE`, and
     ``weight_type``, one of :data:`WEIGHT_TYPES`, is how the weight matrices are stored.
     ``n_embd`` is ``n_head * head_dim`` unless given; only llama, llama-moe, qwen3 and
     gemma3 allow another width.  Quantized types need widths that are multiples of 32.
@@ -162,8 +164,8 @@ def write_model(
     Raises ValueError for an unknown architecture or weight type, or for sizes that do
     not fit each other.
     """
-    if architecture not in ARCHITECTURES + UNPRUNABLE:
-        known = ", ".join(ARCHITECTURES + UNPRUNABLE)
+    if architecture not in ARCHITECTURES + SLIDING + UNPRUNABLE:
+        known = ", ".join(ARCHITECTURES + SLIDING + UNPRUNABLE)
         raise ValueError(f"unknown architecture {architecture!r}; known: {known}")
     if weight_type not in WEIGHT_TYPES:
         raise ValueError(f"unknown weight type {weight_type!r}; known: {', '.join(WEIGHT_TYPES)}")

@@ -292,7 +292,7 @@ def assert_answers_as_stock(make: Callable[..., Any], reason: str, **options: An
     return llm
 
 
-@pytest.mark.parametrize("architecture, reason", [("gemma3", "sliding|window"), ("mamba", "recurrent")])
+@pytest.mark.parametrize("architecture, reason", [("mamba", "recurrent")])
 def test_models_that_cannot_be_pruned(make, architecture, reason):
     llm = assert_answers_as_stock(make, reason, architecture=architecture)
     with pytest.raises(PromptError, match="got an empty prompt"):

@@ -21,6 +21,7 @@ CTYPES = {
     "int64_t": c_int64,
     "uint32_t": c_uint32,
     "size_t": c_size_t,
+    "bool *": POINTER(c_bool),
     "float *": POINTER(c_float),
     "int32_t *": POINTER(c_int32),
     "int64_t *": POINTER(c_int64),

@@ -13,12 +13,13 @@ from tiny_gguf import (
     EOS,
     N_VOCAB,
     PIECES,
+    SLIDING,
     UNPRUNABLE,
     WEIGHT_TYPES,
     write_model,
 )
 
-ALL = ARCHITECTURES + UNPRUNABLE
+ALL = ARCHITECTURES + SLIDING + UNPRUNABLE
 N_PROMPT = 40
 
 
