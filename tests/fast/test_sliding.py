@@ -241,7 +241,9 @@ def test_a_past_on_the_host(model, context, policy, swa_full):
 
 @pytest.mark.parametrize("swa_full", [None, False])
 def test_llama(make, swa_full, tmp_path):
-    options = {"asl_budget": 0.2, "asl_policy": SELECTS, "asl_room": 64} | ({} if swa_full is None else {"swa_full": swa_full})
+    options = {"asl_budget": 0.2, "asl_policy": SELECTS, "asl_room": 64} | (
+        {} if swa_full is None else {"swa_full": swa_full}
+    )
     llm = make(architecture="gemma3", **options)
     answer = greedy(llm, TOKENS, 8)
     report = llm.last_prefill
