@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from ..errors import OptionError
 from .options import add_model_options
 
+TITLE = "Answers under pruning"
 _SUITES = ("standard", "smoke", "small", "paper")
 
 
@@ -61,6 +63,8 @@ def add_parser(commands: Any) -> None:
     report.add_argument("folders", type=Path, nargs="+", help="--out of asl-gguf eval")
     report.add_argument("--html", type=Path, metavar="FILE", help="write one page with figures too; needs matplotlib")
     report.add_argument("--figures", type=Path, metavar="FOLDER", help="write the figures as SVG too; needs matplotlib")
+    report.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there, with links to --figures")
+    report.add_argument("--title", default=TITLE, help="heading (default %(default)s)")
     report.set_defaults(run=run_report)
 
 
@@ -105,6 +109,7 @@ def run_eval(args: argparse.Namespace) -> int:
     from ..eval.chat_format import chat_format
     from ..eval.runner import Results, run
     from ..eval.suites import Files, plans
+    from ..eval.summary import effort
     from .options import KV_TYPES
 
     files = Files(args.haystack, args.squad, args.hotpotqa, args.infinitebench)
@@ -113,11 +118,13 @@ def run_eval(args: argparse.Namespace) -> int:
         print(f"left out, for want of --squad, --hotpotqa, --infinitebench: {', '.join(left_out)}", file=sys.stderr)
     options = ContextOptions(args.threads or 2, args.n_ubatch, args.flash_attn, KV_TYPES[args.kv_type], args.gpu_layers)
     model = Model(args.model, options)
+    results = Results(args.out)
+    n_before = len(results.rows)
     try:
         run(
             model,
             parts,
-            Results(args.out),
+            results,
             dequant=args.dequant,
             chat=chat_format(model, args.chat),
             record_bytes=int(args.record_gib * 2**30),
@@ -125,6 +132,8 @@ def run_eval(args: argparse.Namespace) -> int:
         )
     finally:
         model.close()
+    if added := effort(results.rows[n_before:]):
+        print(added, file=sys.stderr)
     return 0
 
 
@@ -142,24 +151,37 @@ def run_report(args: argparse.Namespace) -> int:
     rows = [row for folder in args.folders for row in read_rows(folder / "results.jsonl")]
     if not rows:
         raise OptionError(f"expected results of asl-gguf eval in {', '.join(map(str, args.folders))}, found none")
-    if args.html or args.figures:
-        _write_figures(rows, args.html, args.figures)
-    print(document(rows))
+    try:
+        links = _write_figures(rows, args) if args.html or args.figures else []
+        if args.markdown:
+            args.markdown.parent.mkdir(parents=True, exist_ok=True)
+            args.markdown.write_text(document(rows, args.title, links) + "\n", encoding="utf-8")
+    except OSError as err:
+        raise OptionError(f"expected files and a folder that can be written: {err}") from None
+    if not args.markdown:
+        print(document(rows, args.title))
     return 0
 
 
-def _write_figures(rows: list[dict[str, Any]], html: Path | None, folder: Path | None) -> None:
+def _write_figures(rows: list[dict[str, Any]], args: argparse.Namespace) -> list[str]:
+    """Writes the page and the figures that are asked for.
+
+    Returns:
+        Markdown of the figures, as seen from the Markdown file.
+    """
     from ..eval.figures import drawings
     from ..eval.page import page
 
     drawn = drawings(rows)
-    try:
-        if html is not None:
-            html.parent.mkdir(parents=True, exist_ok=True)
-            html.write_text(page(rows, drawn), encoding="utf-8")
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            for drawing in drawn:
-                (folder / f"{drawing.name}.svg").write_bytes(drawing.svg())
-    except OSError as err:
-        raise OptionError(f"expected a file and a folder that can be written: {err}") from None
+    if args.html:
+        args.html.parent.mkdir(parents=True, exist_ok=True)
+        args.html.write_text(page(rows, drawn, args.title), encoding="utf-8")
+    if not args.figures:
+        return []
+    args.figures.mkdir(parents=True, exist_ok=True)
+    for drawing in drawn:
+        (args.figures / f"{drawing.name}.svg").write_bytes(drawing.svg())
+    if not args.markdown:
+        return []
+    folder = os.path.relpath(args.figures, args.markdown.parent)
+    return [drawing.markdown(Path(folder).as_posix()) for drawing in drawn]

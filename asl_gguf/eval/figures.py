@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -31,6 +32,10 @@ class Drawing:
     """what the axes and marks mean"""
     figure: Any
     """matplotlib.figure.Figure"""
+
+    def markdown(self, folder: str) -> str:
+        """A link to its file in this folder, with what it shows."""
+        return f"![{self.title}]({folder}/{self.name}.svg)\n\n{self.title}. {self.text}"
 
     def svg(self) -> bytes:
         """The same bytes for the same results."""
@@ -73,6 +78,8 @@ def _panels(n: int, width: float, height: float, **more: Any) -> tuple[Any, list
     axes = list(figure.subplots(n_rows, n_columns, squeeze=False, **more).flat)
     for empty in axes[n:]:
         empty.set_visible(False)
+    for above in axes[max(0, n - n_columns) : n]:  # the lowest of its column, also where the one below is empty
+        above.tick_params(labelbottom=True)
     return figure, axes[:n]
 
 
@@ -140,19 +147,36 @@ def _accuracy(rows: Sequence[Row], length: int, styles: dict[str, int]) -> Drawi
 
 
 def _speed(rows: Sequence[Row], length: int, styles: dict[str, int]) -> Drawing:
-    figure, (axis,) = _panels(1, 6.5, 3.6)
-    _curves(axis, rows, styles, lambda answers: mean(row["prefill_share"] for row in answers))
-    axis.set_xlabel("prefill, share of the full one's token-layers")
-    axis.set_ylabel("score, mean over tasks")
-    _legend(figure, [axis])
+    """Score against the prefill's seconds, where they were measured, and its share of the full one's arithmetic."""
+    columns = {"prefill_seconds": "prefill, seconds", "prefill_share": "prefill, share of the full one's token-layers"}
+    shown = {name: [row for row in rows if name in row] for name in columns}
+    names = [name for name in columns if shown[name]]
+    figure, axes = _panels(len(names), 4.6, 3.4, sharey=True)
+    for axis, name in zip(axes, names):
+        _curves(axis, shown[name], styles, partial(_mean_of_column, name=name), mark_full=True)
+        axis.set_xlabel(columns[name])
+    axes[0].set_ylabel("score, mean over tasks")
+    _legend(figure, axes)
     return Drawing(
-        f"prefill-{length}", f"Score by prefill share, {length} tokens",
-        "Each mark is a budget. Left is faster, up is better; bars: 95 % Wilson intervals.", figure,
+        f"prefill-{length}", f"Score by prefill time, {length} tokens",
+        "Each mark is a budget, the dotted line the full cache's prefill. Left is faster, up is better; bars: 95 % "
+        "Wilson intervals. Seconds are means, of a prefill by itself.", figure,
     )  # fmt: skip
 
 
-def _curves(axis: Any, rows: Sequence[Row], styles: dict[str, int], x_of: Any) -> None:
-    """Score of each policy against x_of(answers), one mark for each budget."""
+def _mean_of_column(answers: Sequence[Row], name: str) -> float:
+    return mean(row[name] for row in answers)
+
+
+def _curves(
+    axis: Any,
+    rows: Sequence[Row],
+    styles: dict[str, int],
+    x_of: Callable[[list[Row]], float],
+    *,
+    mark_full: bool = False,
+) -> None:
+    """Score of each policy against x_of(answers), one mark for each budget. mark_full: a line at the full cache's x."""
     for (policy,), answers in group(rows, "policy").items():
         points = []
         for of_budget in group(answers, "budget").values():
@@ -162,6 +186,10 @@ def _curves(axis: Any, rows: Sequence[Row], styles: dict[str, int], x_of: Any) -
         x, y, below, above = zip(*sorted(points))
         if policy == FULL:
             axis.axhline(y[0], color="0.7", linewidth=3, zorder=0, label="none (full cache)")
+            if mark_full:
+                axis.axvline(x[0], color="0.5", linewidth=1, linestyle=":", zorder=0)
+        elif answers[0]["budget"] is None:  # another engine's full cache
+            axis.axhline(y[0], color="0.4", linewidth=1, linestyle=(0, (1, 1)), zorder=0, label=policy)
         else:
             axis.errorbar(x, y, yerr=(below, above), capsize=2, elinewidth=0.6, label=policy, **_style(styles[policy]))
     axis.set_ylim(-0.03, 1.05)

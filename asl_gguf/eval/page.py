@@ -24,9 +24,9 @@ img { max-width: 100%; height: auto; display: block; } figure { margin: 1rem 0; 
 """
 
 
-def page(rows: Sequence[Row], drawn: Sequence[Drawing]) -> str:
+def page(rows: Sequence[Row], drawn: Sequence[Drawing], title: str = "Answers under pruning") -> str:
     """The whole page."""
-    head, tables = _head_and_tables(document(rows))
+    head, tables = _head_and_tables(document(rows, title))
     figures = "\n".join(map(_figure, drawn))
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -34,7 +34,7 @@ def page(rows: Sequence[Row], drawn: Sequence[Drawing]) -> str:
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Answers under pruning</title>
+<title>{escape(title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>

@@ -11,6 +11,9 @@ from ..errors import OptionError
 FULL = "none"
 """the policy that keeps all"""
 
+TIMES = frozenset({"full_seconds", "prefill_seconds", "prefill_spent", "decode_seconds", "seconds"})
+"""columns that no two runs have alike"""
+
 Row = dict[str, Any]
 Key = tuple[str, int, int, int, str, float | int | None]
 

@@ -17,6 +17,7 @@ from ..policies import Full, Policy, parse_policy
 from ..replay import Records
 from ..session import Session
 from ..types import Floats, PrefillReport
+from .machine import processor
 from .measure import MOST_REFERENCE_TOKENS, answer_logits, measure
 from .results import FULL, Key, Results, Row, key_of, read_rows
 from .tasks import CHATML, ChatFormat, Example, Task, label, make_task
@@ -61,6 +62,10 @@ class _Job:
     """task, length, index and seed of its lines"""
     wanted: tuple[Wanted, ...]
 
+    def missing(self, results: Results) -> list[Wanted]:
+        """Answers that the results lack."""
+        return [pair for pair in self.wanted if (*self.head.values(), *pair) not in results]
+
 
 def run(
     model: Model,
@@ -86,20 +91,34 @@ def run(
     plans = [plan] if isinstance(plan, Plan) else plan
     policies = {text: parse_policy(text) for one in plans for text in one.policies if text != FULL}
     jobs = [job for one in plans for job in _jobs(model, one, chat)]
-    common = {"model": Path(model.path).name, "settings": _settings(model, dequant, chat)}
+    common: Row = {"model": Path(model.path).name, "settings": _settings(model, dequant, chat)}
     results.check_same(**common)
+    common |= {"n_threads": model.options.n_threads, "processor": processor()}
+    _check_lengths(jobs, results)
     started = time.perf_counter()
     for done, job in enumerate(jobs):
         if progress:
             progress(done, len(jobs), time.perf_counter() - started)
-        missing = [pair for pair in job.wanted if (*job.head.values(), *pair) not in results]
-        if missing:
+        before = time.perf_counter()
+        if missing := job.missing(results):
             example = job.task.get_example(job.head["index"])
             answers = _Answers(model, job.task, example, dequant, record_bytes)
             for row in answers.rows(missing, policies):
-                results.add(job.head | row | common)
+                now = time.perf_counter()
+                results.add(job.head | row | common | {"seconds": round(now - before, 3)})
+                before = now
     if progress:
         progress(len(jobs), len(jobs), time.perf_counter() - started)
+
+
+def _check_lengths(jobs: Sequence[_Job], results: Results) -> None:
+    """Raises OptionError if one of the tasks has no prompt of its length: before hours of others, not after them."""
+    seen: set[tuple[str, int]] = set()
+    for job in jobs:
+        kind = (job.head["task"], job.head["length"])
+        if kind not in seen and job.missing(results):
+            seen.add(kind)
+            job.task.get_example(job.head["index"])
 
 
 def _jobs(model: Model, plan: Plan, chat: ChatFormat) -> Iterator[_Job]:
@@ -155,6 +174,7 @@ class _Answers:
                 full = answer_logits(model, ctx, n_tokens, self._example)
             for text, budget, policy, n_kept in chosen:
                 report, seconds = shared.prefill(policy, n_kept)
+                spent = time.perf_counter() - started
                 rows = answer_logits(model, ctx, n_tokens, self._example)
                 full = rows if full is None else full
                 measures = measure(model, ctx, n_tokens, self._task, self._example, full=full, rows=rows)
@@ -164,12 +184,14 @@ class _Answers:
                     **asdict(measures),
                     **_outline(report),
                     "prefill_seconds": round(seconds, 3),
+                    "prefill_spent": round(spent, 3),
                     "shared": shared.shares,
                     "full_seconds": round(full_seconds, 3) if shared.shares else None,
                     "references": list(self._example.references),
                     "depths": [round(depth, 4) for depth in self._example.depths],
                     "prompt_sha256": hashlib.sha256(self._example.prompt.encode()).hexdigest()[:16],
                 }
+                started = time.perf_counter()
 
 
 class _Shared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import mean, median
 
@@ -22,6 +23,7 @@ def table(rows: Sequence[Row], length: int) -> str:
     counts = sorted({len(values) for values in group(full, "task").values()})
     n_examples = " to ".join(map(str, dict.fromkeys([*counts[:1], *counts[-1:]]))) or "0"
     optional = [name for name in _OPTIONAL if any(name in row for row in rows)]
+    texts = [task for task in tasks if _is_text(task)]
     lines = [
         f"{length} tokens, {n_examples} examples a task. Score (share of the answers found), and for all tasks "
         "together the share of the full cache's score; mean negative log-likelihood of the right answer; median "
@@ -29,16 +31,25 @@ def table(rows: Sequence[Row], length: int) -> str:
         "kept" + (
             "; divergence of the next-token distribution from the full cache's in nats, and share of positions with "
             "the same likeliest token, over the right answer's tokens." if optional else "."
-        ),
+        ) + (" Of a text: share of its tokens that are the likeliest ones, and perplexity." if texts else ""),
         "",
         f"| policy | budget | {' | '.join(tasks)} | all | of full | nll | layer | prefill | K/V |"
-        + "".join(f" {_OPTIONAL[name]} |" for name in optional),
-        "|---" * (len(tasks) + 8 + len(optional)) + "|",
+        + "".join(f" {_OPTIONAL[name]} |" for name in optional)
+        + " perplexity |" * bool(texts),
+        "|---" * (len(tasks) + 8 + len(optional) + bool(texts)) + "|",
     ]  # fmt: skip
     for (policy, budget), answers in _ordered(rows):
         more = [_number(mean_of(answers, name), 2) for name in optional]
+        if texts:
+            nll = mean_of([row for row in answers if _is_text(row["task"])], "nll")
+            more.append(_number(None if nll is None else math.exp(nll), 2))
         lines.append(_line(policy, budget, answers, full, tasks) + "".join(f" {text} |" for text in more))
     return "\n".join(lines)
+
+
+def _is_text(task: str) -> bool:
+    """A text to go on with, rather than a question."""
+    return task.partition(":")[0] == "text"
 
 
 def costs(rows: Sequence[Row], length: int) -> str:
@@ -64,8 +75,8 @@ def costs(rows: Sequence[Row], length: int) -> str:
     return "\n".join(lines)
 
 
-def document(rows: Sequence[Row]) -> str:
-    """Markdown: where the results come from, and tables for each prompt length."""
+def document(rows: Sequence[Row], title: str = "Answers under pruning", figures: Sequence[str] = ()) -> str:
+    """Markdown: where the results come from, the figures (Markdown too), and tables for each prompt length."""
 
     def used(name: str) -> str:
         return ", ".join(str(value) for value in dict.fromkeys(row[name] for row in rows))
@@ -73,20 +84,42 @@ def document(rows: Sequence[Row]) -> str:
     lengths = sorted({row["length"] for row in rows})
     commands = "\n    ".join(_commands(rows))
     head = (
-        "# Answers under pruning\n\n"
+        f"# {title}\n\n"
         f"Model {used('model')}, seed {used('seed')} (0: development, 1: reporting). Made by `asl-gguf report` from the "
         f"results of\n\n    {commands}\n\n"
         "Tasks and scoring are those of RULER and InfiniteBench (`asl_gguf/eval/tasks`), on prompts of exactly chosen "
         "length. A policy that drops other keys' values can score above the full cache: then it drops distractors."
     )
     parts = [text for length in lengths for text in (table(rows, length), costs(rows, length)) if text]
-    return "\n\n".join([head, *parts])
+    return "\n\n".join([head, *filter(None, [effort(rows)]), *figures, *parts])
+
+
+def effort(rows: Sequence[Row]) -> str:
+    """Markdown: what the answers took, and what sharing prefills saved; empty for results that do not say."""
+    timed = [row for row in rows if "seconds" in row]
+    if not timed:
+        return ""
+    seconds = sum(row["seconds"] for row in timed)
+    threads = ", ".join(sorted({str(row["n_threads"]) for row in timed}))
+    text = (
+        f"{len(timed):,} answers took {seconds / 60:.1f} minutes of wall clock (threads: {threads}; "
+        f"{', '.join(sorted({row['processor'] for row in timed}))})."
+    )
+    alone = sum(row["prefill_seconds"] for row in timed if row["shared"])
+    if alone:
+        spent = sum(row["prefill_spent"] for row in timed if row["shared"])
+        text += (
+            f" Their prefills took {spent:.0f} s of these; each by itself would have taken {alone:.0f} s in all: layers "
+            "that policies run alike ran once."
+        )
+    return text
 
 
 def _commands(rows: Sequence[Row]) -> list[str]:
-    """The calls of `asl-gguf eval` that run what these rows hold: one for all tasks that were run alike."""
+    """The calls that run what these rows hold: of `asl-gguf eval` one for all tasks that were run alike."""
+    given = dict.fromkeys(row["command"] for row in rows if "command" in row)
     alike: dict[str, list[str]] = {}
-    for (task,), of_task in group(rows, "task").items():
+    for (task,), of_task in group([row for row in rows if "command" not in row], "task").items():
         pruned = [row for row in of_task if row["policy"] != FULL]
         budgets = sorted({row["budget"] for row in pruned})
         depths, samples = {row["index"] % 101 for row in of_task}, len({row["index"] for row in of_task})
@@ -100,7 +133,7 @@ def _commands(rows: Sequence[Row]) -> list[str]:
             f"--depths {','.join(map(str, sorted(depths)))}" if grid else "",
         ]
         alike.setdefault(" ".join(option for option in options if option), []).append(task)
-    return [f"asl-gguf eval --tasks {','.join(tasks)} {options}" for options, tasks in alike.items()]
+    return [*(f"asl-gguf eval --tasks {','.join(tasks)} {options}" for options, tasks in alike.items()), *given]
 
 
 def _ordered(rows: Sequence[Row]) -> list[tuple[tuple, list[Row]]]:

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from asl_gguf.bench.stock import ContextOptions, Model
 from asl_gguf.errors import OptionError
 from asl_gguf.eval.measure import divergence, log_softmax
+from asl_gguf.eval.results import TIMES
 from asl_gguf.eval.runner import FULL, Plan, Results, read_rows, run
 
 PLAN = Plan(
     ("passkey",), (600,), (0.1, 0.4), ("asl-span:min_layer=3:obs_layers=2:tau=2:window=8", "streaming_llm"), 1, 0
 )
-TIMES = {"full_seconds", "prefill_seconds", "decode_seconds", "shared"}
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,9 @@ def test_without_sharing_the_answers_are_the_same(model, rows, tmp_path):
     run(model, PLAN, Results(tmp_path), record_bytes=0)
     alone = read_rows(tmp_path / "results.jsonl")
     assert {row["shared"] for row in rows} == {True} and {row["shared"] for row in alone} == {False}
+    apart = TIMES | {"shared"}
     for one, other in zip(alone, rows, strict=True):
-        assert {k: v for k, v in one.items() if k not in TIMES} == {k: v for k, v in other.items() if k not in TIMES}
+        assert {k: v for k, v in one.items() if k not in apart} == {k: v for k, v in other.items() if k not in apart}
         assert one["full_seconds"] is None and one["prefill_seconds"] > 0
 
 

@@ -151,4 +151,4 @@ def test_a_page_that_cannot_be_written(folder, capsys):
     pytest.importorskip("matplotlib")
     (folder / "file").write_text("")
     assert main(["report", str(folder), "--html", str(folder / "file" / "page.html")]) == 2
-    assert "expected a file and a folder that can be written" in capsys.readouterr().err
+    assert "expected files and a folder that can be written" in capsys.readouterr().err
