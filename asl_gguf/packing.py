@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ class Packing:
         """What `pack` returned, as the cache holds it; values are rounded."""
         return self._converted(packed, self._packed_k[layer], (self._type, self._type), self._cached)
 
-    def _converted(self, rows: np.ndarray, at: int, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    def _converted(self, rows: np.ndarray, at: int, old: Sequence[Any], new: Sequence[Any]) -> np.ndarray:
         """K, up to byte `at` of each row, and V from the old to the new types."""
         parts = [
             self._quants.quantize(self._quants.dequantize(np.ascontiguousarray(part), before), after).view(np.uint8)
