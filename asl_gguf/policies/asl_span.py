@@ -19,7 +19,7 @@ class SpanASL(ASL):
     those 8 tokens older half as much; each KV head's scores are divided by their sum; a token's score reaches 10
     tokens forward and 6 back, so that what follows an attended token is kept with it; deeper layers get the tokens
     with the best sum over the newest 3 layers. Its stopping rule compares the 64 leading tokens only and refers to the
-    variance's running peak. The window shrinks with the budget: to a quarter of it, and 12 tokens at least.
+    variance's running peak. The window shrinks with the budget: to an eighth of it, and 12 tokens at least.
     """
 
     name: ClassVar[str] = "asl-span"
@@ -41,4 +41,4 @@ class SpanASL(ASL):
 
     def window_of(self, n_current: int, n_kept: int) -> int:
         # the window is always kept: of a budget of 50 tokens, 32 would leave next to nothing for the document
-        return min(n_current, self.window, max(_LEAST_WINDOW, n_kept // 4))
+        return min(n_current, self.window, max(_LEAST_WINDOW, n_kept // 8))
