@@ -18,7 +18,7 @@ export CMAKE_ARGS
 NATIVE := LLAMA_CPP_VERSION CMakeLists.txt models/manifest.json \
           $(wildcard cmake/*.cmake patches/*.patch native/include/* native/src/*)
 
-.PHONY: help demo test test-fast bench lint types build patch clean FORCE
+.PHONY: help demo test test-fast bench small lint types build patch clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +37,10 @@ test-fast: build ## the tests that need no model
 bench: build ## speed and memory of prefill and decoding
 	$(VENV)/bin/asl-gguf bench prefill
 	$(VENV)/bin/asl-gguf bench decode
+
+small: build ## docs/SMALL.md: all policies on unseen prompts (20 minutes)
+	$(VENV)/bin/asl-gguf eval --suite small -m smollm2-135m-instruct -t 1 --out build/small
+	$(VENV)/bin/asl-gguf report build/small --title 'The small suite' --markdown docs/SMALL.md --figures docs/small
 
 lint: $(VENV)/.lint ## ruff: rules and format
 	$(PY) -m ruff check

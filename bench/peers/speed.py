@@ -1,0 +1,77 @@
+"""Seconds of a prefill, one after another in one run: transformers, kvpress's presses, stock llama.cpp and asl_gguf.
+
+    python bench/peers/speed.py --python PEERS/bin/python
+
+transformers runs F32 weights (dequantised), llama.cpp those of the file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+from peer import Peer, open_both, parser, run
+
+from asl_gguf import engine
+from asl_gguf.bench.prefill import make_prompt
+from asl_gguf.bench.stock import Model, stock_prefill, timed
+from asl_gguf.budget import Budget, round_cells
+from asl_gguf.policies import Full, make_policy
+
+
+def main() -> None:
+    made = parser(__doc__ or "")
+    made.add_argument("--tokens", type=int, default=2048, help="prompt length (default %(default)s)")
+    made.add_argument("--budget", type=float, default=0.2, help="share of the prompt (default %(default)s)")
+    made.add_argument("--press", default="snapkv:window_size=32", help="of kvpress (default %(default)s)")
+    made.add_argument("--runs", type=int, default=3, help="medians of so many (default %(default)s)")
+    args = made.parse_args()
+    model, peer = open_both(args)
+    try:
+        _measure(model, peer, args)
+    finally:
+        peer.close()
+        model.close()
+
+
+def _measure(model: Model, peer: Peer, args: Any) -> None:
+    tokens = make_prompt(model, args.tokens)
+    n_tokens = len(tokens)
+    n_kept = Budget(args.budget, 0).kept(n_tokens, 1)
+    n_cells = round_cells(n_tokens)
+    with (
+        model.context(n_cells) as stock,
+        model.context(n_cells) as ctx,
+        model.session(ctx, n_cells, n_tokens, "auto") as session,
+    ):
+
+        def theirs(press: str | None, rows: int) -> Callable[[], float]:
+            return lambda: peer.ask("time", tokens=tokens, press=press, n_kept=rows)["wall"]
+
+        def ours(policy: Any, rows: int) -> Callable[[], float]:
+            return lambda: timed(lambda: engine.prefill(session, tokens, policy, rows))[1].wall
+
+        calls = {
+            "transformers, full cache": theirs(None, n_tokens),
+            f"kvpress {args.press}": theirs(args.press, n_kept),
+            "llama.cpp": lambda: timed(lambda: stock_prefill(stock, tokens, model.options.n_ubatch))[1].wall,
+            "asl_gguf, nothing pruned": ours(Full(), n_tokens),
+            "asl_gguf, asl-span": ours(make_policy("asl-span"), n_kept),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        for i in range(1 + args.runs):
+            for name, call in calls.items():
+                elapsed = call()
+                if i:  # the first round warms up
+                    seconds[name].append(elapsed)
+    versions = ", ".join(f"{name} {version}" for name, version in peer.versions.items())
+    print(f"{n_tokens} tokens, {n_kept} kept where pruned, {args.threads} thread(s), {args.runs} runs; {versions}\n")
+    print("| prefill | seconds, median | smallest to largest |\n|---|---|---|")
+    for name, values in seconds.items():
+        print(f"| {name} | {median(values):.2f} | {min(values):.2f} to {max(values):.2f} |")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
