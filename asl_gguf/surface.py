@@ -127,7 +127,7 @@ INIT = {
     "offload_kqv": _NO_GPU,
     "flash_attn": works(),
     "op_offload": _NO_GPU,
-    "swa_full": works("sliding-window models answer from the full cache"),
+    "swa_full": works("False: layers with a sliding window have cells for it alone"),
     "no_perf": works(),
     "last_n_tokens_size": works(),
     "lora_base": works("unused, as by the parent"),

@@ -144,7 +144,7 @@ def test_the_page_shows_the_selected_tokens(run, model, document):
     report = llm.last_prefill
     assert 0 < len(report.selected) < report.prompt_tokens == len(found.tokens)
     assert found.with_class("kept") == list(report.selected)
-    window = range(report.prompt_tokens - report.budget_tokens // 4, report.prompt_tokens)
+    window = range(report.prompt_tokens - max(12, report.budget_tokens // 8), report.prompt_tokens)
     assert found.with_class("fixed") == [*range(4), *window]
     assert f"<|im_start|>user\n{TEXT}<|im_end|>\n<|im_start|>assistant\n" in found.prompt
     for text in (f"{report.selection_layer} of layers 0 to 5", "tau=2", f"{report.kept_tokens} of 3", "0.2 ("):

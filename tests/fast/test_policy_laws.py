@@ -364,6 +364,6 @@ def test_pyramidinfer_with_the_papers_decay():
 
 def test_the_window_of_the_default_policy_follows_the_budget():
     policy = SpanASL()
-    assert [policy.window_of(2000, n_kept) for n_kept in (17, 51, 60, 100, 128, 1000)] == [12, 12, 15, 25, 32, 32]
+    assert [policy.window_of(2000, n_kept) for n_kept in (17, 51, 60, 100, 128, 1000)] == [12, 12, 12, 12, 16, 32]
     assert policy.window_of(7, 1000) == 7 and policy.min_kept == 12 + 4 + 1
     assert replace(policy, window=5).window_of(2000, 51) == 5 and replace(policy, window=5).min_kept == 5 + 4 + 1

@@ -78,7 +78,7 @@ LOGITS = np.float32([[1.0, 2.0, 4.0]])
 SAME: dict[str, Callable[[Any], Any]] = {
     "close": lambda llm: (llm.close(), llm.close()),
     "detokenize": lambda llm: llm.detokenize(prompt(50), prev_tokens=[1], special=True),
-    "eval_tokens": lambda llm: list(completed(llm).eval_tokens)[:-3],
+    "eval_tokens": lambda llm: list(completed(llm).eval_tokens)[: len(llm.tokenize(PROMPT.encode()))],
     "logits_to_logprobs": lambda llm: llm.logits_to_logprobs(LOGITS).tolist(),
     "longest_token_prefix": lambda llm: llm.longest_token_prefix([1, 2, 3], [1, 2, 4]),
     "model": lambda llm: llama_cpp.llama_model_n_params(llm.model),

@@ -116,7 +116,7 @@ def test_a_chat_handler_that_asks_for_a_completion(make):
     llm = make(chat_handler=handler, asl_protect="question", **PRUNED)
     found = llm.create_chat_completion([*chat(PROMPT), *chat("weather")], max_tokens=4)
     assert seen == [(llm, [*chat(PROMPT), *chat("weather")], 4)] and llm.last_prefill.pruned
-    assert found["usage"]["completion_tokens"] == 4
+    assert found["usage"]["completion_tokens"] in range(4, 8)  # up to the end of a character
 
 
 def test_a_chat_handler_that_evaluates_by_itself(make, stock):
