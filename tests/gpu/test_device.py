@@ -9,10 +9,10 @@ import pytest
 
 from asl_gguf import engine, reference
 from asl_gguf.full_kv import FullKV, KeepingSession
-from asl_gguf.policies import ASL, FastKV, GemFilter, Policy, PyramidInfer, SnapKV, SpanASL, StreamingLLM
+from asl_gguf.policies import ASL, FastKV, Full, GemFilter, Policy, PyramidInfer, SnapKV, SpanASL, StreamingLLM
 from asl_gguf.replay import Replay, record
 from harness import F16, KV_NAMES, Q8_0, Context, Model, Options, prompt
-from tiny_gguf import ARCHITECTURES
+from tiny_gguf import ARCHITECTURES, SLIDING
 
 N_LAYER, N_HEAD_KV = 6, 2
 N_TOKENS, N_KEPT, WINDOW = 150, 40, 8
@@ -65,17 +65,12 @@ def check(is_exact) -> Callable[[list[np.ndarray], list[np.ndarray]], None]:
 @with_kv
 @with_flash
 @with_layers
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES + SLIDING)
 def test_nothing_pruned_is_stock(load, check, architecture, n_gpu_layers, flash, kv):
     model, options = load(architecture, n_gpu_layers), Options(flash=flash, kv=kv)
     with model.context(options) as stock, model.context(options) as context:
         stock.prefill(TOKENS)
-        session = context.session()
-        session.begin(TOKENS, WINDOW)
-        for _ in range(3):
-            session.run(1, False)
-            session.keep_rows(None)
-        session.finish()
+        engine.prefill(context.session(), TOKENS, Full(), N_TOKENS)
         check(context.continuation(ANSWER), stock.continuation(ANSWER))
 
 
@@ -111,10 +106,11 @@ def test_scores_equal_the_twin(load, is_exact, n_gpu_layers, flash, kv):
 
 @with_flash
 @with_layers
+@pytest.mark.parametrize("architecture", ["llama", *SLIDING])
 @pytest.mark.parametrize("name", POLICIES)
-def test_pruned_as_on_the_cpu(load, check, is_exact, name, n_gpu_layers, flash):
+def test_pruned_as_on_the_cpu(load, check, is_exact, name, architecture, n_gpu_layers, flash):
     policy, options, n_kept = POLICIES[name], Options(flash=flash), max(N_KEPT, POLICIES[name].min_kept)
-    with load("llama", 0).context(options) as cpu, load("llama", n_gpu_layers).context(options) as context:
+    with load(architecture, 0).context(options) as cpu, load(architecture, n_gpu_layers).context(options) as context:
         theirs = engine.prefill(cpu.session(), TOKENS, policy, n_kept)
         ours = engine.prefill(context.session(), TOKENS, policy, n_kept)
         assert ours.pruned and ours.rows_by_layer == theirs.rows_by_layer
