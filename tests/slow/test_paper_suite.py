@@ -88,7 +88,10 @@ def test_every_task_to_the_page(tiny_model, tmp_path):
     assert all(row["budget_tokens"] == BUDGET for row in rows if row["policy"] != FULL)
 
     page, figures = tmp_path / "page.html", tmp_path / "figures"
-    assert main(["report", str(out), "--html", str(page), "--figures", str(figures), "--markdown", str(tmp_path / "r.md")]) == 0
+    assert (
+        main(["report", str(out), "--html", str(page), "--figures", str(figures), "--markdown", str(tmp_path / "r.md")])
+        == 0
+    )
     text = page.read_text()
     assert all(task in text for part in SUITES["paper"] for task in part.tasks)
     assert text.count("<img") == len(list(figures.glob("*.svg"))) > 3
