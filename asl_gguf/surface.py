@@ -256,6 +256,8 @@ _INTRODUCTION = """\
 
 Every public method and argument of the parent (llama-cpp-python {version}), while prompts are pruned. Written by
 `python -m asl_gguf.surface`; `tests/fast/test_surface*.py` justify it row by row.
+`tests/slow/test_parent_suite.py` runs the parent's own tests on this class, with and without a budget, and lists those
+that need a model to be downloaded.
 
 - **works**: as the parent does. With nothing pruned (`asl_budget=1.0`, `asl_dequant=False`) the results are equal.
 - **fallback**: answers come from the full KV cache, as the parent's. A `PruningDisabledWarning` says why, and so does
