@@ -167,6 +167,23 @@ def test_infinitebench_others(lines):
     assert task.evaluate(task.get_example(0), "曹雪。") == pytest.approx(0.8)
 
 
+@pytest.mark.parametrize("name", ["qa_1", "qa_2", "longbook_qa_eng", "longbook_sum_eng", "text"])
+def test_longest_prompt_within_the_limit(name, squad, hotpot, lines, tmp_path):
+    """Raising the limit token by token meets each longer prompt exactly when it fits, one unit at a time."""
+    files = {"qa_1": squad, "qa_2": hotpot, "text": write(tmp_path / "a.txt", " ".join(f"w{i}" for i in range(3000)))}
+    spec = f"{name}:{files.get(name) or lines('Ahab')}"
+    a_unit = 32 if name.startswith("qa") else 1  # words of a document; a word
+    made, n_changes = make_task(spec, count, 199, 1, 0).get_example(0), 0
+    for limit in range(200, 270):
+        longer = make_task(spec, count, limit, 1, 0).get_example(0)
+        assert longer.n_tokens == count(longer.prompt) <= limit
+        assert (longer.question, longer.references) == (made.question, made.references)
+        if longer.prompt != made.prompt:
+            assert longer.n_tokens == limit and 0 < longer.n_tokens - made.n_tokens <= a_unit
+            made, n_changes = longer, n_changes + 1
+    assert n_changes >= 2
+
+
 def test_scores():
     assert sc.rouge_l("the cat sat on the mat", "the cat lay on a mat") == pytest.approx(2 * 4 / 12)
     assert sc.rouge_l("a b", "c d") == 0.0 and sc.rouge_l("A b!", "a B") == 1.0
