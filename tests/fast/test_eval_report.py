@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from html.parser import HTMLParser
@@ -15,7 +16,7 @@ from asl_gguf.cli import main
 from asl_gguf.eval.figures import drawings
 from asl_gguf.eval.results import FULL
 from asl_gguf.eval.statistics import decode_speed, mean_of_tasks, wilson
-from asl_gguf.eval.summary import costs, document, table
+from asl_gguf.eval.summary import costs, document, effort, table
 
 POLICIES = [(FULL, None), ("asl", 0.1), ("asl", 0.2), ("snapkv", 0.1), ("snapkv", 0.2)]
 NEW = ("kl", "top1_agreement", "kv_bytes", "prefill_seconds", "decode_tokens", "decode_seconds")
@@ -78,6 +79,42 @@ def test_commands_name_what_was_run():
         "    asl-gguf eval --tasks passkey,vt --lengths 1000 --seed 1 --budgets 0.1,0.2 --policies asl,snapkv --samples 3\n"
         "    asl-gguf eval --tasks niah --lengths 500,900 --seed 1 --budgets 0.1 --policies asl --samples 2 --depths 0,50,100\n"
     ) in text
+
+
+SPENT = {"seconds": 30.0, "prefill_spent": 0.5, "shared": True, "n_threads": 2, "processor": "Some CPU"}
+
+
+def test_what_a_run_took_and_what_sharing_saved():
+    n, alone = len(ROWS), sum(one["prefill_seconds"] for one in ROWS)
+    text = effort([one | SPENT for one in ROWS])
+    assert text.startswith(f"{n} answers took {n / 2:.1f} minutes of wall clock (threads: 2; Some CPU).")
+    assert f"prefills took {n / 2:.0f} s of these; each by itself would have taken {alone:.0f} s" in text
+    assert "by itself" not in effort([one | SPENT | {"shared": False} for one in ROWS])
+    assert effort(ROWS) == "" and text in document([one | SPENT for one in ROWS])
+
+
+def test_perplexity_of_texts():
+    texts = [row("text:a.txt", 1000, index, *pair) for index in range(2) for pair in POLICIES[:2]]
+    lines = table([*ROWS, *texts], 1000).splitlines()
+    assert lines[0].endswith("and perplexity.") and lines[2].endswith("| top-1 | perplexity |")
+    assert lines[4].endswith(f"| {math.exp(0.5):.2f} |")
+    assert "perplexity" not in table(ROWS, 1000)
+
+
+def test_lines_of_another_command_name_it():
+    peers = [one | {"policy": "kvpress-snapkv", "command": "python peers.py"} for one in ROWS if one["policy"] == "asl"]
+    text = document([*ROWS, *peers])
+    assert "    python peers.py\n" in text and "asl,snapkv --samples" in text  # asl-gguf eval is not said to run it
+
+
+def test_markdown_links_its_figures(folder, capsys):
+    pytest.importorskip("matplotlib")
+    names = ["--markdown", str(folder / "d" / "page.md"), "--figures", str(folder / "d" / "f"), "--title", "A title"]
+    assert main(["report", str(folder), *names]) == 0
+    text = (folder / "d" / "page.md").read_text(encoding="utf-8")
+    links = re.findall(r"!\[[^]]+\]\(([^)]*)\)", text)
+    assert len(links) == 5 and all((folder / "d" / link).is_file() for link in links)
+    assert text.startswith("# A title\n") and capsys.readouterr().out == ""
 
 
 class Page(HTMLParser):

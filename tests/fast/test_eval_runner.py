@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import signal
 import subprocess
@@ -239,6 +240,25 @@ def test_eval_and_report(command, tmp_path, capsys):
 def test_bad_arguments(command, arguments, message, tmp_path):
     code, out, err = command(*arguments)
     assert code != 0 and out == "" and message in err
+
+
+def test_a_length_that_one_task_cannot_have_is_refused_before_any_work(command, tmp_path):
+    code, _, err = command("--tasks", "passkey,cwe", "--lengths", "400")
+    assert code == 2 and "expected n_tokens to hold at least the prompt of cwe" in err
+    assert read_rows(tmp_path / "out" / "results.jsonl") == []
+
+
+def test_a_text_of_ones_own(command, tmp_path, capsys):
+    """Divergence, agreement and perplexity, by the command, to the table."""
+    text = tmp_path / "story.txt"
+    text.write_text(" ".join(f"Word {i} of a story." for i in range(900)), encoding="utf-8")
+    code, _, err = command("--tasks", f"text:{text}", "--lengths", "500")
+    assert code == 0 and "2 answers took" in err
+    full, pruned = read_rows(tmp_path / "out" / "results.jsonl")
+    assert pruned["kl"] > full["kl"] == 0 and pruned["top1_agreement"] <= full["top1_agreement"] == 1
+    assert main(["report", str(tmp_path / "out")]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| streaming_llm |")]
+    assert lines[0].endswith(f"| {math.exp(pruned['nll']):.2f} |")
 
 
 def test_report_without_results_is_an_error(tmp_path, capsys):
