@@ -31,7 +31,7 @@ from .options import AslOptions, unprunable_use
 from .saving import SavingLlama
 from .session import Progress, Session, unsupported_reason
 from .targets import BudgetValue
-from .timing import Tokens, stock_report, timed, until_full
+from .timing import Tokens, stock_report, timed, undisturbed, until_full
 from .types import DecodeReport, Indices, PrefillReport
 
 logger = logging.getLogger(__name__)
@@ -102,6 +102,7 @@ class Llama(SavingLlama):
         self._asl_max_tokens: int | None = None  # of the completion that is about to generate
         self._asl_messages: Sequence[Any] | None = None  # of the chat whose prompt comes next
         self._asl_sampled: int | None = None  # last token of the answer; the parent does not evaluate it
+        self._asl_turn = 0  # prompts and resets so far
         self.last_prefill = None
         self.last_decode = None
         opening.check(n_ctx, kwargs)
@@ -179,6 +180,7 @@ class Llama(SavingLlama):
 
     def reset(self) -> None:
         super().reset()
+        self._asl_turn += 1
         self._asl_n_pruned = 0
         self._asl_sampled = None
 
@@ -187,7 +189,7 @@ class Llama(SavingLlama):
 
         Raises:
             ContextFullError: the decode context has no cells left for them.
-            StateError: n_tokens was set to less than the pruned prompt, of which only parts are there.
+            StateError: n_tokens was set to less than the pruned prompt, or to more than was evaluated.
         """
         if self._asl_session is not None:
             if self.n_tokens == 0:
@@ -196,6 +198,10 @@ class Llama(SavingLlama):
                 raise StateError(
                     f"expected to go on from all {self._asl_n_pruned} tokens of the pruned prompt, got n_tokens = "
                     f"{self.n_tokens}; call reset()"
+                )
+            if self.n_tokens > (n_evaluated := state.n_evaluated(self.ctx)):
+                raise StateError(
+                    f"expected n_tokens of at most {n_evaluated}, which were evaluated, got {self.n_tokens}; call reset()"
                 )
             self._check_room(len(tokens))
         super().eval(tokens)
@@ -223,14 +229,21 @@ class Llama(SavingLlama):
             PromptError: the prompt is empty or does not fit n_ctx.
             ContextFullError: the prompt's budget and the answer need more KV cells than there are.
             PrefillCancelled: the progress callback returned False.
+            StateError: another prompt came between two tokens of this answer: what it went on from is gone.
         """
-        tokens = list(tokens)
+        answer = self._generate(list(tokens), args, kwargs)
+        yield from answer if self._asl_session is None else undisturbed(answer, lambda: self._asl_turn)
+
+    def _generate(self, tokens: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tokens:
+        self._asl_turn += 1
         max_tokens, self._asl_max_tokens = self._asl_max_tokens, None
         if not _GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True):
             yield from super().generate(tokens, *args, **kwargs)
             return
         if not tokens:
             raise PromptError("expected at least one token, got an empty prompt")
+        if self._asl_session is not None and self.n_tokens > state.n_evaluated(self.ctx):
+            self.reset()  # set by hand
         if self._asl_session is None:
             self._report_stock(tokens, self._asl_reason or "no budget")
         elif self._can_extend(tokens, max_tokens) or (
@@ -328,10 +341,8 @@ class Llama(SavingLlama):
         )
 
     def _protected(self, tokens: list[int]) -> Indices:
-        def pieces() -> list[bytes]:
-            return [vocabulary.piece(self.model, token) for token in tokens]
-
-        return self._asl.protect.indices(len(tokens), pieces, self._asl_messages)
+        model, messages = self.model, self._asl_messages
+        return self._asl.protect.indices(len(tokens), lambda: [vocabulary.piece(model, i) for i in tokens], messages)
 
     def _report_stock(self, tokens: list[int], reason: str | None) -> PrefillReport:
         info = self._asl_session.info() if self._asl_session is not None else None
@@ -385,12 +396,3 @@ class Llama(SavingLlama):
             raise PromptError.too_long(int(too_long[1]), self._n_ctx) from err
         finally:
             self._asl_max_tokens = self._asl_messages = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        fields = super().__getstate__()
-        if self._asl.budget is not None:
-            fields |= self._asl.to_kwargs() | {"n_ctx": self._n_ctx}
-        if self._asl_session is not None:
-            # the parent's are cut to the KV cells
-            fields |= self._asl_session.chunks
-        return fields

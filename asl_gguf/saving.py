@@ -28,6 +28,7 @@ class SavingLlama(llama_cpp.Llama):
     """tokens of the prompt whose K/V in the decode context were dropped in part; 0: nothing was dropped"""
     _asl_sampled: int | None
     """last token of the answer; the parent does not evaluate it"""
+    _n_ctx: int
     _asl_max_tokens: int | None
     """of the completion that is about to generate"""
     last_prefill: PrefillReport | None
@@ -103,12 +104,23 @@ class SavingLlama(llama_cpp.Llama):
             )
         self.reset()
         state.put(self.ctx, saved.held, saved.llama_state)
-        self.input_ids[: saved.n_tokens] = saved.input_ids
-        self.n_tokens = saved.n_tokens
+        # not the arrays that llama_cpp's states have for anyone to change
+        self.n_tokens = len(saved.held.tokens)
+        self.input_ids[: self.n_tokens] = saved.held.tokens
         self._seed = saved.seed
         self._requires_eval = saved.held.logits is None
         self._asl_sampled = saved.held.sampled
         self._asl_n_pruned = saved.held.n_pruned
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The arguments that make this object again: for pickling and copies."""
+        fields = super().__getstate__()
+        if self._asl.budget is not None:
+            fields |= self._asl.to_kwargs() | {"n_ctx": self._n_ctx}
+        if self._asl_session is not None:
+            # the parent's are cut to the KV cells
+            fields |= self._asl_session.chunks
+        return fields
 
     def prefill(self, prompt: str | Sequence[int]) -> PrefillReport:
         """Prefills a prompt under the budget, without an answer: for `save_prompt`, or ahead of a question.
