@@ -98,7 +98,7 @@ class Llama(SavingLlama):
         self._asl_full: FullKV | None = None
         self._asl_chooser: Chooser | None = None
         self._asl_reason: str | None = None
-        self._asl_n_pruned = 0
+        self._asl_pruned = ()
         self._asl_max_tokens: int | None = None  # of the completion that is about to generate
         self._asl_messages: Sequence[Any] | None = None  # of the chat whose prompt comes next
         self._asl_sampled: int | None = None  # last token of the answer; the parent does not evaluate it
@@ -162,6 +162,7 @@ class Llama(SavingLlama):
         # for its users this object has n_ctx tokens; only the KV cache is smaller
         self._n_ctx = self.context_params.n_ctx = n_ctx
         self.input_ids = np.ndarray((n_ctx,), dtype=np.intc)
+        self._asl_origin = self._origin_now()
         return None
 
     def set_progress(self, progress: Progress | None) -> None:
@@ -181,7 +182,7 @@ class Llama(SavingLlama):
     def reset(self) -> None:
         super().reset()
         self._asl_turn += 1
-        self._asl_n_pruned = 0
+        self._asl_pruned = ()
         self._asl_sampled = None
 
     def eval(self, tokens: Sequence[int]) -> None:
@@ -193,12 +194,8 @@ class Llama(SavingLlama):
         """
         if self._asl_session is not None:
             if self.n_tokens == 0:
-                self._asl_n_pruned = 0
-            if self.n_tokens < self._asl_n_pruned:
-                raise StateError(
-                    f"expected to go on from all {self._asl_n_pruned} tokens of the pruned prompt, got n_tokens = "
-                    f"{self.n_tokens}; call reset()"
-                )
+                self._asl_pruned = ()
+            self._check_whole()
             if self.n_tokens > (n_evaluated := state.n_evaluated(self.ctx)):
                 raise StateError(
                     f"expected n_tokens of at most {n_evaluated}, which were evaluated, got {self.n_tokens}; call reset()"
@@ -219,7 +216,7 @@ class Llama(SavingLlama):
         assert self._asl_session is not None
         if self.n_tokens == 0:
             return min(self.n_cells, self._n_ctx)
-        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.ctx), 0, self.n_tokens, -1)
+        self._forget_later()
         return min(self.n_cells - self._asl_session.info().n_cells_used, self._n_ctx - self.n_tokens)
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Tokens:
@@ -263,6 +260,7 @@ class Llama(SavingLlama):
         """
         if self.n_tokens == 0:
             return False
+        self._forget_later()
         if self._goes_on(tokens):
             if self._selects_again(tokens):
                 return False
@@ -278,11 +276,6 @@ class Llama(SavingLlama):
         """Whether a longer prompt chooses anew among all K/V of the one that was pruned."""
         n_pruned, longer = self._asl_n_pruned, len(tokens) > self.n_tokens
         return bool(self._asl_full and n_pruned and longer and self._asl_full.n_common(tokens) >= n_pruned)
-
-    def _goes_on(self, tokens: list[int]) -> bool:
-        """Whether this prompt starts with all that was evaluated, the prompt that was pruned included."""
-        held = self._input_ids.tolist() + self._unevaluated()
-        return self.n_tokens >= max(self._asl_n_pruned, 1) and tokens[: len(held)] == held
 
     @property
     def _chooser(self) -> Chooser:
@@ -335,7 +328,7 @@ class Llama(SavingLlama):
         self.input_ids[:n_tokens] = tokens
         self.n_tokens = n_tokens
         self._requires_eval = False
-        self._asl_n_pruned = n_tokens if report.pruned else 0
+        self._asl_pruned = tuple(tokens) if report.pruned else ()
         logger.info(
             "prefill: kept %d of %d tokens, selection layer %s", report.kept_tokens, n_tokens, report.selection_layer
         )
