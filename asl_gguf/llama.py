@@ -31,7 +31,7 @@ from .options import AslOptions, unprunable_use
 from .saving import SavingLlama
 from .session import Progress, Session, unsupported_reason
 from .targets import BudgetValue
-from .timing import Tokens, stock_report, timed, until_full
+from .timing import Tokens, stock_report, timed, undisturbed, until_full
 from .types import DecodeReport, Indices, PrefillReport
 
 logger = logging.getLogger(__name__)
@@ -98,10 +98,11 @@ class Llama(SavingLlama):
         self._asl_full: FullKV | None = None
         self._asl_chooser: Chooser | None = None
         self._asl_reason: str | None = None
-        self._asl_n_pruned = 0
+        self._asl_pruned = ()
         self._asl_max_tokens: int | None = None  # of the completion that is about to generate
         self._asl_messages: Sequence[Any] | None = None  # of the chat whose prompt comes next
         self._asl_sampled: int | None = None  # last token of the answer; the parent does not evaluate it
+        self._asl_turn = 0  # prompts and resets so far
         self.last_prefill = None
         self.last_decode = None
         opening.check(n_ctx, kwargs)
@@ -161,6 +162,7 @@ class Llama(SavingLlama):
         # for its users this object has n_ctx tokens; only the KV cache is smaller
         self._n_ctx = self.context_params.n_ctx = n_ctx
         self.input_ids = np.ndarray((n_ctx,), dtype=np.intc)
+        self._asl_origin = self._origin_now()
         return None
 
     def set_progress(self, progress: Progress | None) -> None:
@@ -179,7 +181,8 @@ class Llama(SavingLlama):
 
     def reset(self) -> None:
         super().reset()
-        self._asl_n_pruned = 0
+        self._asl_turn += 1
+        self._asl_pruned = ()
         self._asl_sampled = None
 
     def eval(self, tokens: Sequence[int]) -> None:
@@ -187,15 +190,15 @@ class Llama(SavingLlama):
 
         Raises:
             ContextFullError: the decode context has no cells left for them.
-            StateError: n_tokens was set to less than the pruned prompt, of which only parts are there.
+            StateError: n_tokens was set to less than the pruned prompt, or to more than was evaluated.
         """
         if self._asl_session is not None:
             if self.n_tokens == 0:
-                self._asl_n_pruned = 0
-            if self.n_tokens < self._asl_n_pruned:
+                self._asl_pruned = ()
+            self._check_whole()
+            if self.n_tokens > (n_evaluated := state.n_evaluated(self.ctx)):
                 raise StateError(
-                    f"expected to go on from all {self._asl_n_pruned} tokens of the pruned prompt, got n_tokens = "
-                    f"{self.n_tokens}; call reset()"
+                    f"expected n_tokens of at most {n_evaluated}, which were evaluated, got {self.n_tokens}; call reset()"
                 )
             self._check_room(len(tokens))
         super().eval(tokens)
@@ -213,7 +216,7 @@ class Llama(SavingLlama):
         assert self._asl_session is not None
         if self.n_tokens == 0:
             return min(self.n_cells, self._n_ctx)
-        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.ctx), 0, self.n_tokens, -1)
+        self._forget_later()
         return min(self.n_cells - self._asl_session.info().n_cells_used, self._n_ctx - self.n_tokens)
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Tokens:
@@ -223,14 +226,21 @@ class Llama(SavingLlama):
             PromptError: the prompt is empty or does not fit n_ctx.
             ContextFullError: the prompt's budget and the answer need more KV cells than there are.
             PrefillCancelled: the progress callback returned False.
+            StateError: another prompt came between two tokens of this answer: what it went on from is gone.
         """
-        tokens = list(tokens)
+        answer = self._generate(list(tokens), args, kwargs)
+        yield from answer if self._asl_session is None else undisturbed(answer, lambda: self._asl_turn)
+
+    def _generate(self, tokens: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tokens:
+        self._asl_turn += 1
         max_tokens, self._asl_max_tokens = self._asl_max_tokens, None
         if not _GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True):
             yield from super().generate(tokens, *args, **kwargs)
             return
         if not tokens:
             raise PromptError("expected at least one token, got an empty prompt")
+        if self._asl_session is not None and self.n_tokens > state.n_evaluated(self.ctx):
+            self.reset()  # set by hand
         if self._asl_session is None:
             self._report_stock(tokens, self._asl_reason or "no budget")
         elif self._can_extend(tokens, max_tokens) or (
@@ -250,6 +260,7 @@ class Llama(SavingLlama):
         """
         if self.n_tokens == 0:
             return False
+        self._forget_later()
         if self._goes_on(tokens):
             if self._selects_again(tokens):
                 return False
@@ -265,11 +276,6 @@ class Llama(SavingLlama):
         """Whether a longer prompt chooses anew among all K/V of the one that was pruned."""
         n_pruned, longer = self._asl_n_pruned, len(tokens) > self.n_tokens
         return bool(self._asl_full and n_pruned and longer and self._asl_full.n_common(tokens) >= n_pruned)
-
-    def _goes_on(self, tokens: list[int]) -> bool:
-        """Whether this prompt starts with all that was evaluated, the prompt that was pruned included."""
-        held = self._input_ids.tolist() + self._unevaluated()
-        return self.n_tokens >= max(self._asl_n_pruned, 1) and tokens[: len(held)] == held
 
     @property
     def _chooser(self) -> Chooser:
@@ -322,16 +328,14 @@ class Llama(SavingLlama):
         self.input_ids[:n_tokens] = tokens
         self.n_tokens = n_tokens
         self._requires_eval = False
-        self._asl_n_pruned = n_tokens if report.pruned else 0
+        self._asl_pruned = tuple(tokens) if report.pruned else ()
         logger.info(
             "prefill: kept %d of %d tokens, selection layer %s", report.kept_tokens, n_tokens, report.selection_layer
         )
 
     def _protected(self, tokens: list[int]) -> Indices:
-        def pieces() -> list[bytes]:
-            return [vocabulary.piece(self.model, token) for token in tokens]
-
-        return self._asl.protect.indices(len(tokens), pieces, self._asl_messages)
+        model, messages = self.model, self._asl_messages
+        return self._asl.protect.indices(len(tokens), lambda: [vocabulary.piece(model, i) for i in tokens], messages)
 
     def _report_stock(self, tokens: list[int], reason: str | None) -> PrefillReport:
         info = self._asl_session.info() if self._asl_session is not None else None
@@ -385,12 +389,3 @@ class Llama(SavingLlama):
             raise PromptError.too_long(int(too_long[1]), self._n_ctx) from err
         finally:
             self._asl_max_tokens = self._asl_messages = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        fields = super().__getstate__()
-        if self._asl.budget is not None:
-            fields |= self._asl.to_kwargs() | {"n_ctx": self._n_ctx}
-        if self._asl_session is not None:
-            # the parent's are cut to the KV cells
-            fields |= self._asl_session.chunks
-        return fields

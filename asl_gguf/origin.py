@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from . import __version__
 from ._native import llama_cpp
@@ -61,18 +64,41 @@ def settings_number(origin: Origin) -> int:
     return -2 - 2 * int.from_bytes(digest[:6], "big")
 
 
-def describe(value: object) -> str:
-    """The same text for equal settings, in every process."""
-    if is_dataclass(value) and not isinstance(value, type):
-        values = ", ".join(f"{field.name}={describe(getattr(value, field.name))}" for field in fields(value))
-        return f"{type(value).__name__}({values})"
+def describe(value: object, depth: int = 4) -> str:
+    """The same text for equal settings, in every process; objects of a user's own are told apart by their attributes.
+
+    Args:
+        depth: objects within objects up to which it looks; deeper ones are named by their type alone.
+    """
+
+    def inner(values: Iterable[object]) -> list[str]:
+        return [describe(item, depth - 1) for item in values]
+
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(describe, value))}]"
+        return f"[{', '.join(inner(value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(map(': '.join, zip(inner(value), inner(value.values())))))}}}"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(inner(value)))}}}"
+    if isinstance(value, np.ndarray):
+        digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
+        return f"{value.dtype}{list(value.shape)} {digest}"
     if isinstance(value, re.Pattern):
         return f"{value.pattern!r} with flags {value.flags}"
     if isinstance(value, (str, bytes, int, float, type(None))):
         return repr(value)
+    if isinstance(value, type) or inspect.isroutine(value):
+        line = getattr(getattr(value, "__code__", None), "co_firstlineno", "")
+        return f"{value.__module__}.{value.__qualname__} {line}".strip()
+    attributes = _attributes(value) if depth > 0 else {}
+    if is_dataclass(value) or attributes:
+        return f"{type(value).__name__}({', '.join(map('='.join, zip(attributes, inner(attributes.values()))))})"
     return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _attributes(value: object) -> dict[str, object]:
+    declared = {field.name: getattr(value, field.name) for field in fields(value)} if is_dataclass(value) else {}
+    return declared | getattr(value, "__dict__", {})
 
 
 def _digest(path: Path) -> str:

@@ -24,14 +24,48 @@ class SavingLlama(llama_cpp.Llama):
     _asl: AslOptions
     _asl_session: Session | None
     _asl_full: FullKV | None
-    _asl_n_pruned: int
-    """tokens of the prompt whose K/V in the decode context were dropped in part; 0: nothing was dropped"""
+    _asl_pruned: tuple[int, ...]
+    """the prompt whose K/V in the decode context were dropped in part; (): nothing was dropped"""
+    _asl_origin: Origin
+    """of states, as the object was made: its attributes, and the file under its path, may change later"""
     _asl_sampled: int | None
     """last token of the answer; the parent does not evaluate it"""
+    _n_ctx: int
     _asl_max_tokens: int | None
     """of the completion that is about to generate"""
     last_prefill: PrefillReport | None
     """what happened to the last prompt; None before the first one"""
+
+    @property
+    def _asl_n_pruned(self) -> int:
+        return len(self._asl_pruned)
+
+    def _goes_on(self, tokens: list[int]) -> bool:
+        """Whether this prompt starts with all that was evaluated, the prompt that was pruned included."""
+        held = self._evaluated() + self._unevaluated()
+        return self.n_tokens >= max(self._asl_n_pruned, 1) and tokens[: len(held)] == held
+
+    def _check_whole(self) -> None:
+        """Raises StateError if n_tokens was set to less than the pruned prompt."""
+        if self.n_tokens < self._asl_n_pruned:
+            raise StateError(
+                f"expected to go on from all {self._asl_n_pruned} tokens of the pruned prompt, got n_tokens = "
+                f"{self.n_tokens}; call reset()"
+            )
+
+    def _evaluated(self) -> list[int]:
+        """The tokens up to n_tokens; those of a pruned prompt as they were, whatever was written to input_ids since."""
+        self.input_ids[: self._asl_n_pruned] = self._asl_pruned
+        return self._input_ids.tolist()
+
+    def _forget_later(self) -> None:
+        """Frees cells after n_tokens: an abandoned stream's, or because n_tokens was set to less.
+
+        The logits there are were those of the last token that goes.
+        """
+        if state.n_evaluated(self.ctx) > self.n_tokens:
+            self._requires_eval = True
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.ctx), 0, self.n_tokens, -1)
 
     def _unevaluated(self) -> list[int]:
         """The answer's last token, if it is text: it was sampled and given out, but never evaluated."""
@@ -40,11 +74,18 @@ class SavingLlama(llama_cpp.Llama):
             return []
         return [token]
 
-    def set_cache(self, cache: Any) -> None:
-        """`llama_cpp.Llama.set_cache`; under pruning, states are found only by prompts that they serve."""
+    @property
+    def cache(self) -> Any:
+        """What `set_cache` was given; under pruning, states in it are found only by prompts that they serve."""
+        return self._asl_cache
+
+    @cache.setter
+    def cache(self, cache: Any) -> None:
+        if isinstance(cache, SettingsCache):  # another object's
+            cache = cache.inner
         if cache is not None and self._asl_session is not None:
-            cache = SettingsCache(cache, settings_number(self._origin()))
-        super().set_cache(cache)
+            cache = SettingsCache(cache, settings_number(self._asl_origin))
+        self._asl_cache = cache
 
     def _load_cached(self, tokens: Sequence[int]) -> bool:
         """Whether the cache has a state that serves this prompt; it is loaded then.
@@ -60,7 +101,7 @@ class SavingLlama(llama_cpp.Llama):
             return False
         return True
 
-    def _origin(self) -> Origin:
+    def _origin_now(self) -> Origin:
         lora = (self.lora_path, self.lora_scale) if self.lora_path else None
         return origin_of(
             self.model, self.model_path, self.context_params, self._n_ctx, lora, self._asl.deciding_what_is_kept()
@@ -71,17 +112,17 @@ class SavingLlama(llama_cpp.Llama):
         return super().save_state() if self._asl_session is None else self._saved()
 
     def _saved(self) -> State:
-        # cells of tokens that were given up, such as an abandoned stream's
-        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.ctx), 0, self.n_tokens, -1)
+        self._check_whole()
+        self._forget_later()
         unevaluated = self._unevaluated()
         held = Held(
-            tokens=tuple(self._input_ids.tolist()),
+            tokens=tuple(self._evaluated()),
             sampled=unevaluated[0] if unevaluated else None,
-            n_pruned=self._asl_n_pruned,
+            n_pruned=len(self._asl_pruned),
             first_cells=state.first_cells(self.ctx),
             logits=None if self._requires_eval else state.last_logits(self.ctx, self._n_vocab),
         )
-        return State(held, state.take(self.ctx), self._seed, self._origin())
+        return State(held, state.take(self.ctx), self._seed, self._asl_origin)
 
     def load_state(self, saved: llama_cpp.LlamaState) -> None:
         """`llama_cpp.Llama.load_state`, for states of the same model file, versions and settings.
@@ -96,19 +137,35 @@ class SavingLlama(llama_cpp.Llama):
         if self._asl_session is None or not isinstance(saved, State):
             ours, theirs = ("with", "without") if self._asl_session else ("without", "with")
             raise StateError(f"expected a state saved {ours} pruning, got one saved {theirs}; prefill the prompt again")
-        check_origin(saved.origin, self._origin())
+        check_origin(saved.origin, self._asl_origin)
         if len(saved.held.text_tokens) >= self._n_ctx:
             raise StateError(
                 f"expected fewer than n_ctx = {self._n_ctx} tokens, got a state of {len(saved.held.text_tokens)}; raise n_ctx"
             )
+        if len(saved.held.tokens) < saved.held.n_pruned:
+            raise StateError(
+                f"expected a state of all {saved.held.n_pruned} tokens of the pruned prompt, got one of "
+                f"{len(saved.held.tokens)}; prefill the prompt again"
+            )
         self.reset()
         state.put(self.ctx, saved.held, saved.llama_state)
-        self.input_ids[: saved.n_tokens] = saved.input_ids
-        self.n_tokens = saved.n_tokens
+        # not the arrays that llama_cpp's states have for anyone to change
+        self.n_tokens = len(saved.held.tokens)
+        self.input_ids[: self.n_tokens] = saved.held.tokens
         self._seed = saved.seed
         self._requires_eval = saved.held.logits is None
         self._asl_sampled = saved.held.sampled
-        self._asl_n_pruned = saved.held.n_pruned
+        self._asl_pruned = saved.held.tokens[: saved.held.n_pruned]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The arguments that make this object again: for pickling and copies."""
+        fields = super().__getstate__()
+        if self._asl.budget is not None:
+            fields |= self._asl.to_kwargs() | {"n_ctx": self._n_ctx}
+        if self._asl_session is not None:
+            # the parent's are cut to the KV cells
+            fields |= self._asl_session.chunks
+        return fields
 
     def prefill(self, prompt: str | Sequence[int]) -> PrefillReport:
         """Prefills a prompt under the budget, without an answer: for `save_prompt`, or ahead of a question.
@@ -141,7 +198,8 @@ class SavingLlama(llama_cpp.Llama):
         With `asl_full_kv` K/V of all tokens go along: later questions about the prompt select from them.
 
         Raises:
-            StateError: nothing was evaluated yet, or this object does not prune.
+            StateError: nothing was evaluated yet, this object does not prune, or n_tokens was set to less than the pruned
+                prompt.
             OSError: the folder cannot be written; an existing file is as it was.
         """
         if self._asl_session is None or self.n_tokens == 0:
@@ -154,7 +212,7 @@ class SavingLlama(llama_cpp.Llama):
         Raises:
             StateError: no such file, it is damaged, or belongs to another model, version or setting.
         """
-        saved, (tokens, layers, hidden) = prompt_file.load(Path(path), self._origin() if self._asl_session else {})
+        saved, (tokens, layers, hidden) = prompt_file.load(Path(path), self._asl_origin if self._asl_session else {})
         self.load_state(saved)
         if self._asl_full is not None:
             self._asl_full.put(tokens, 0, layers, hidden)

@@ -67,6 +67,11 @@ def first_cells(ctx: Any) -> tuple[int, ...]:
     return tuple(first) if lib.context_get_first_cells(ctx, first) else ()
 
 
+def n_evaluated(ctx: Any) -> int:
+    """Where the next token goes: the positions that a context's cells reach."""
+    return int(llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(ctx), 0)) + 1
+
+
 def resident_bytes(ctx: Any) -> tuple[int, ...]:
     """Physical memory that each layer's K/V take now, in bytes; () without a plain KV cache.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ._native import lib, llama_cpp
 from .budget import round_cells
-from .errors import ContextFullError
+from .errors import ContextFullError, StateError
 from .types import DecodeReport, PrefillReport
 
 Tokens = Generator[int, Sequence[int] | None, None]
@@ -92,4 +92,29 @@ def until_full(tokens: Tokens, n_wanted: int) -> Tokens:
                     raise
                 return
             n_tokens += 1
+            sent = yield token
+
+
+def undisturbed(tokens: Tokens, turn: Callable[[], int]) -> Tokens:
+    """The same tokens, as long as nothing else is asked in between.
+
+    Args:
+        turn: another number after every prompt and reset.
+
+    Raises:
+        StateError: the next token would go on from another prompt.
+    """
+    sent, began = None, None
+    with contextlib.closing(tokens):
+        while True:
+            if began is not None and turn() != began:
+                raise StateError(
+                    "expected each answer to be read to its end, or to be given up, before the next prompt; got a prompt, a reset "
+                    "or a state since the last token of this one. Ask again"
+                )
+            try:
+                token = tokens.send(sent)
+            except StopIteration:
+                return
+            began = turn()
             sent = yield token

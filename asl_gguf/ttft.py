@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from ._native import session_info
 from .budget import round_cells
@@ -30,42 +31,79 @@ Pass = tuple[float, int]
 """(tokens, layers that see them)"""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of the start of a prefill, over some number of tokens."""
+
+    begin: float
+    first: float
+    """the first layer, which meets buffers and threads that are not there yet: so does every prompt, once"""
+    layer: float
+    """the next one, which is like those that follow; the first where there is no other"""
+
+    @property
+    def total(self) -> float:
+        return self.begin + self.first + self.layer
+
+
 class Speed:
-    """Seconds of a prefill: overhead, and for each layer that sees n tokens a * n + b * n * (n + 1) / 2."""
+    """Seconds of a prefill.
+
+    Overhead, for each token of the prompt what its first layer takes more than others, and for each layer that sees n
+    tokens a * n + b * n * (n + 1) / 2. The model's last layer computes K/V alone for all but a prompt's last chunk: where
+    nothing was dropped before it, that chunk is all that counts. (Where tokens were dropped, it is one layer over few
+    tokens, and taken to be like the others: fewer kept tokens never take longer then.)
+    """
 
     def __init__(self) -> None:
         self.longest = 0
         """tokens of the longest prompt that was measured"""
-        self._overhead = self._per_token = self._per_pair = 0.0
+        self._overhead = self._first_per_token = self._per_token = self._per_pair = 0.0
         self._correction = 1.0
+        self._chunks: Mapping[str, int] = {}
 
-    def measure(self, n_tokens: int, layer: Callable[[int], tuple[float, float]]) -> float:
-        """Takes the speed from one layer over the prompt, and one over the start of it.
+    def measure(self, n_tokens: int, layers: Callable[[int], Measured], chunks: Mapping[str, int]) -> float:
+        """Takes the speed from the first layers over the prompt, and over the start of it.
 
         Args:
-            layer: runs it over n tokens; seconds to begin, and of the layer.
+            layers: runs them over n tokens.
+            chunks: n_batch and n_ubatch.
 
         Returns:
             the seconds this took
         """
         short, long = max(1, n_tokens // _SHORT), n_tokens
         # the first use of threads and weights is not the usual one: it counts as spent alone
-        runs = [layer(min(short, 32)), layer(short), layer(long)]
-        at_short, (self._overhead, at_long) = runs[1][1], runs[2]
-        # noise must make neither of them negative
+        runs = [layers(min(short, 32)), layers(short), layers(long)]
+        at_short, at_long = runs[1].layer, runs[2].layer
+        self._overhead = runs[2].begin
+        # noise must make none of them negative
+        self._first_per_token = max(0.0, runs[2].first - at_long) / long
         slope = (at_long / long - at_short / short) / max(1, long - short) * 2
         self._per_pair = min(max(0.0, slope), at_long / _pairs(long))
         self._per_token = max(0.0, at_long - self._per_pair * _pairs(long)) / long
         self._correction = 1.0
+        self._chunks = chunks
         self.longest = n_tokens
-        return sum(map(sum, runs))
+        return sum(run.total for run in runs)
 
-    def seconds(self, passes: Iterable[Pass], n_held: int = 0) -> float:
-        """Of a prefill that consists of these, after n_held tokens that are in the cache."""
-        layers = sum(
-            n_layers * (self._per_token * n + self._per_pair * (n * n_held + _pairs(n))) for n, n_layers in passes
-        )
-        return self._correction * (self._overhead + layers)
+    def seconds(self, passes: Sequence[Pass]) -> float:
+        """Of a prefill that consists of these."""
+        layers = sum(n_layers * self._layer(n) for n, n_layers in passes)
+        n_tokens = passes[0][0]
+        if len(passes) == 1:
+            n_chunk = _last_chunk(n_tokens, self._chunks)
+            layers -= self._layer(n_tokens) - self._layer(n_chunk, n_tokens - n_chunk)
+        return self._correction * (self._overhead + self._first_per_token * n_tokens + layers)
+
+    def appended(self, n_tokens: int, n_held: int, n_layer: int) -> float:
+        """Of n_tokens that llama.cpp evaluates after n_held tokens that are in the cache."""
+        first = self._first_per_token * n_tokens
+        return self._correction * (self._overhead + first + n_layer * self._layer(n_tokens, n_held))
+
+    def _layer(self, n_tokens: float, n_held: float = 0) -> float:
+        """Of one layer that runs n_tokens, before correction; they see n_held others."""
+        return self._per_token * n_tokens + self._per_pair * (n_tokens * n_held + _pairs(n_tokens))
 
     def correct(self, predicted: float, measured: float) -> None:
         """After a prefill whose seconds were predicted from what it did."""
@@ -73,6 +111,14 @@ class Speed:
             return
         factor = min(max(measured / predicted, 1 / _CLAMP), _CLAMP)
         self._correction *= factor**_WEIGHT
+
+
+def _last_chunk(n_tokens: float, chunks: Mapping[str, int]) -> float:
+    """Tokens of the last chunk of a prompt, which is cut into n_ubatch tokens of every n_batch."""
+    for name in ("n_batch", "n_ubatch"):
+        size = chunks.get(name, n_tokens)
+        n_tokens = n_tokens % size or min(size, n_tokens) if n_tokens else 0
+    return n_tokens
 
 
 def _pairs(n_tokens: float) -> float:
@@ -83,18 +129,21 @@ def _seconds(value: float) -> str:
     return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"
 
 
-def measure_layer(session: Session, tokens: Sequence[int], policy: Policy, n_layer: int) -> tuple[float, float]:
-    """Seconds to begin a prompt, and of its first layer as the policy wants it. The decode context is left empty."""
-    started = time.perf_counter()
+def measure_layers(session: Session, tokens: Sequence[int], policy: Policy, n_layer: int) -> Measured:
+    """Begins a prompt and runs its first two layers as the policy wants them. The decode context is left empty."""
+    times = [time.perf_counter()]
     session.begin(tokens, policy.window)
-    begun = time.perf_counter()
+    times.append(time.perf_counter())
     try:
         window = policy.window_of(len(tokens), len(tokens))
         session.set_window(window, policy.weights_of(window))
-        session.run(1, policy.needs_scores(0, n_layer) or policy.needs_keys(0, n_layer))
+        for layer in range(min(2, n_layer)):
+            session.run(1, policy.needs_scores(layer, n_layer) or policy.needs_keys(layer, n_layer))
+            times.append(time.perf_counter())
     finally:
         session.abort()
-    return begun - started, time.perf_counter() - begun
+    seconds = [end - start for start, end in pairwise(times)]
+    return Measured(seconds[0], seconds[1], seconds[-1])
 
 
 class TimeChooser(Chooser):
@@ -132,7 +181,7 @@ class TimeChooser(Chooser):
         begin()
         policy, n_layer = self.use.policy, self._n_layer
         self._measuring = self._speed.measure(
-            len(tokens), lambda n: measure_layer(session, tokens[:n], policy, n_layer)
+            len(tokens), lambda n: measure_layers(session, tokens[:n], policy, n_layer), session.chunks
         )
         return self._measuring
 
@@ -181,7 +230,7 @@ class TimeChooser(Chooser):
             return n_new <= n_held
         n_tokens = n_held + n_new
         anew = self._predict(n_tokens, self.kept(n_tokens))
-        return self._speed.seconds([(n_new, self._n_layer)], n_held) <= max(self._target.amount, anew)
+        return self._speed.appended(n_new, n_held, self._n_layer) <= max(self._target.amount, anew)
 
     def with_protected(self, n_kept: int, n_tokens: int, n_protected: int) -> int:
         """No time drops protected tokens."""

@@ -370,7 +370,7 @@ def test_settings_in_words():
 
 def test_settings_do_not_depend_on_the_process(make):
     assert describe(make(asl_policy=SETTLES, asl_budget=0.4)._asl.policy).startswith("SpanASL(")
-    origins = [make(**PLAIN)._origin() for _ in range(2)]
+    origins = [make(**PLAIN)._asl_origin for _ in range(2)]
     assert origins[0] == origins[1]
     with contextlib.redirect_stdout(io.StringIO()) as out:
         print(origins[0])

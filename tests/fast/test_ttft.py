@@ -17,7 +17,7 @@ from asl_gguf.choosing import Use
 from asl_gguf.errors import PrefillCancelled
 from asl_gguf.policies import REGISTRY, FastKV, GemFilter, PyramidInfer, SpanASL, make_policy
 from asl_gguf.targets import make_budget
-from asl_gguf.ttft import Speed, TimeChooser
+from asl_gguf.ttft import Measured, Speed, TimeChooser
 from asl_gguf.types import PrefillReport
 from harness import prompt
 
@@ -25,34 +25,50 @@ N_CTX = 2048
 ROOM = 61
 N_LAYER = 6
 PER_TOKEN, PER_PAIR, OVERHEAD = 1e-3, 2e-6, 0.05
+FIRST_PER_TOKEN = 1e-4
+"""of the first layer, beside what every layer takes"""
+ONE_CHUNK = {"n_batch": 10**6, "n_ubatch": 10**6}
 
 
-def layer_seconds(n_tokens: int, slower: float = 1.0) -> tuple[float, float]:
+def layer_seconds(n_tokens: int) -> float:
     """A machine that is exactly as the model says."""
-    return OVERHEAD * slower, slower * (PER_TOKEN * n_tokens + PER_PAIR * n_tokens * (n_tokens + 1) / 2)
+    return PER_TOKEN * n_tokens + PER_PAIR * n_tokens * (n_tokens + 1) / 2
+
+
+def measured(n_tokens: int, n_layer: int = N_LAYER) -> Measured:
+    layer = layer_seconds(n_tokens)
+    first = layer + FIRST_PER_TOKEN * n_tokens
+    return Measured(OVERHEAD, first, layer if n_layer > 1 else first)
+
+
+def overhead(n_tokens: int) -> float:
+    return OVERHEAD + FIRST_PER_TOKEN * n_tokens
 
 
 def full_seconds(n_tokens: int, n_layer: int = N_LAYER) -> float:
-    return OVERHEAD + n_layer * layer_seconds(n_tokens)[1]
+    return overhead(n_tokens) + n_layer * layer_seconds(n_tokens)
 
 
 def spent(n_tokens: int) -> float:
     """Seconds of measuring."""
     short = n_tokens // 8
-    return sum(sum(layer_seconds(n)) for n in (min(short, 32), short, n_tokens))
+    return sum(measured(n).total for n in (min(short, 32), short, n_tokens))
 
 
 @pytest.fixture
 def machine(monkeypatch) -> list[int]:
     """Layers take layer_seconds; the lengths that were measured."""
-    measured = []
+    lengths = []
 
-    def measure_layer(session: Any, tokens: list[int], policy: Any, n_layer: int) -> tuple[float, float]:
-        measured.append(len(tokens))
-        return layer_seconds(len(tokens))
+    def measure_layers(session: Any, tokens: list[int], policy: Any, n_layer: int) -> Measured:
+        lengths.append(len(tokens))
+        return measured(len(tokens), n_layer)
 
-    monkeypatch.setattr(ttft, "measure_layer", measure_layer)
-    return measured
+    monkeypatch.setattr(ttft, "measure_layers", measure_layers)
+    return lengths
+
+
+SESSION: Any = SimpleNamespace(chunks=ONE_CHUNK)
 
 
 @pytest.fixture
@@ -64,7 +80,7 @@ def choose(machine):
         chooser = TimeChooser.make(target, Use("", **({"n_ctx": 8192, "policy": policy, "room": ROOM} | use)))
         chooser.attached(SimpleNamespace(n_layer=n_layer))
         if measured:
-            chooser.measure(None, [0] * measured, lambda: None)
+            chooser.measure(SESSION, [0] * measured, lambda: None)
             chooser.noted(report_of(measured, measured))
         return chooser
 
@@ -74,7 +90,7 @@ def choose(machine):
 def report_of(n_tokens: int, n_kept: int, layer: int | None = None, seconds: float | None = None) -> PrefillReport:
     """Of a prefill that took what the machine says, unless seconds are given."""
     deeper = 0 if layer is None else N_LAYER - 1 - layer
-    exact = OVERHEAD + (N_LAYER - deeper) * layer_seconds(n_tokens)[1] + deeper * layer_seconds(n_kept)[1]
+    exact = overhead(n_tokens) + (N_LAYER - deeper) * layer_seconds(n_tokens) + deeper * layer_seconds(n_kept)
     return PrefillReport(
         prompt_tokens=n_tokens,
         kept_tokens=n_kept,
@@ -91,21 +107,68 @@ def report_of(n_tokens: int, n_kept: int, layer: int | None = None, seconds: flo
 @pytest.mark.parametrize("n_tokens", [1, 2, 7, 64, 500, 4096])
 def test_speed_from_two_measurements(n_tokens):
     speed = Speed()
-    assert speed.measure(n_tokens, layer_seconds) > 0
+    assert speed.measure(n_tokens, measured, ONE_CHUNK) > 0
     assert speed.seconds([(n_tokens, N_LAYER)]) == pytest.approx(full_seconds(n_tokens))
     if n_tokens > 8:
         assert speed.seconds([(n_tokens * 3, 2), (5, 4)]) == pytest.approx(
-            OVERHEAD + 2 * layer_seconds(n_tokens * 3)[1] + 4 * layer_seconds(5)[1]
+            overhead(n_tokens * 3) + 2 * layer_seconds(n_tokens * 3) + 4 * layer_seconds(5)
         )
-        assert speed.seconds([(10, 1)], n_held=100) - speed.seconds([(10, 1)]) == pytest.approx(PER_PAIR * 1000)
+        assert speed.appended(10, 100, 3) == pytest.approx(full_seconds(10, 3) + 3 * PER_PAIR * 1000)
+
+
+def test_what_the_first_layer_takes_more_is_counted_once():
+    """Buffers that are touched first are no layer's own: thirty layers do not take thirty times that."""
+    speed = Speed()
+    speed.measure(2000, measured, ONE_CHUNK)
+    assert speed.seconds([(2000, 30)]) - speed.seconds([(2000, 29)]) == pytest.approx(layer_seconds(2000))
+    assert speed.seconds([(2000, 30)]) == pytest.approx(full_seconds(2000, 30))
+    assert speed.seconds([(500, 30)]) == pytest.approx(full_seconds(500, 30))  # less to touch, too
+
+
+@pytest.mark.parametrize(
+    "n_batch, n_ubatch, n_tokens, n_last",
+    [
+        (512, 512, 2000, 464),
+        (512, 512, 2048, 512),
+        (512, 512, 512, 512),
+        (512, 512, 513, 1),
+        (512, 512, 100, 100),
+        (768, 512, 2000, 464),
+        (768, 512, 2240, 192),
+        (100, 64, 230, 30),
+        (100, 64, 200, 36),
+        (1000, 64, 1000, 40),
+    ],
+)
+def test_of_the_last_layer_the_last_chunk_counts(n_batch, n_ubatch, n_tokens, n_last):
+    """It computes K/V alone for the others."""
+    speed = Speed()
+    speed.measure(n_tokens, measured, {"n_batch": n_batch, "n_ubatch": n_ubatch})
+    before = n_tokens - n_last
+    last = PER_TOKEN * n_last + PER_PAIR * (n_last * before + n_last * (n_last + 1) / 2)
+    assert speed.seconds([(n_tokens, 8)]) == pytest.approx(full_seconds(n_tokens, 7) + last)
+    ends = [
+        end
+        for start in range(0, n_tokens, n_batch)
+        for end in (*range(start + n_ubatch, min(start + n_batch, n_tokens), n_ubatch), min(start + n_batch, n_tokens))
+    ]
+    assert (ends[-1] - (ends[-2] if len(ends) > 1 else 0)) == n_last  # what the engine's chunks are
+    assert speed.seconds([(n_tokens, 8), (3, 5)]) == pytest.approx(full_seconds(n_tokens, 8) + 5 * layer_seconds(3))
+
+
+def test_a_model_of_one_layer():
+    speed = Speed()
+    speed.measure(800, lambda n: measured(n, 1), ONE_CHUNK)
+    assert speed.seconds([(800, 1)]) == pytest.approx(full_seconds(800, 1))
 
 
 @pytest.mark.parametrize("at_short, at_long", [(1.0, 1.0), (0.0, 1.0), (1e-3, 1.0), (1.0, 1e-3)])
 def test_noise_makes_no_speed_negative(at_short, at_long):
     speed = Speed()
-    speed.measure(800, lambda n: (0.0, at_long if n == 800 else at_short))
+    speed.measure(800, lambda n: Measured(0.0, 0.5, at_long if n == 800 else at_short), ONE_CHUNK)
     times = [speed.seconds([(n, 1)]) for n in range(1, 2000, 50)]
-    assert times == sorted(times) and times[0] >= 0 and speed.seconds([(800, 1)]) == pytest.approx(at_long)
+    assert times == sorted(times) and times[0] >= 0
+    assert speed.seconds([(800, 1)]) == pytest.approx(max(at_long, 0.5))  # a first layer that was faster takes as long
 
 
 @pytest.mark.parametrize(
@@ -124,7 +187,9 @@ def test_the_most_tokens_in_time(choose):
     least, most = math.ceil(0.05 * n_tokens), full_seconds(n_tokens)
 
     def seconds(n_kept: int) -> float:
-        return OVERHEAD + (layer + 1) * layer_seconds(n_tokens)[1] + (N_LAYER - layer - 1) * layer_seconds(n_kept)[1]
+        return (
+            overhead(n_tokens) + (layer + 1) * layer_seconds(n_tokens) + (N_LAYER - layer - 1) * layer_seconds(n_kept)
+        )
 
     previous = least
     for goal in np.linspace(seconds(least), most, 12)[1:-1]:
@@ -202,26 +267,26 @@ def test_reports(choose):
     assert chooser.noted(report_of(200, 200)).budget_choice == "ttft:20s: all 200 tokens, the prompt is short"
     chooser = choose("ttft:900ms")
     assert re.fullmatch(
-        r"ttft:900ms: out of reach, 16\.\d s predicted for 80 of 1,600 tokens \(selection layer 3, .*\)",
+        r"ttft:900ms: out of reach, 17\.0 s predicted for 80 of 1,600 tokens \(selection layer 3, .*\)",
         chooser.noted(report_of(1600, chooser.kept(1600), 3)).budget_choice,
     )
 
 
 def test_measuring_counts(choose, machine):
     """A prompt more than twice as long as any before it is measured, and its time shortens the prefill."""
-    chooser, begun = choose("ttft:24s", measured=0), []
-    chooser.measure(None, [0] * 200, lambda: begun.append(1))
+    chooser, begun = choose("ttft:28s", measured=0), []
+    chooser.measure(SESSION, [0] * 200, lambda: begun.append(1))
     assert machine == [] and chooser.kept(200) == 200
     assert chooser.kept(1600) == 80  # nothing is known yet
-    assert chooser.measure(None, [0] * 1600, lambda: begun.append(1)) == pytest.approx(spent(1600))
+    assert chooser.measure(SESSION, [0] * 1600, lambda: begun.append(1)) == pytest.approx(spent(1600))
     assert machine == [32, 200, 1600] and begun == [1]
     first = chooser.kept(1600)
     report = chooser.noted(report_of(1600, first, 3))
-    assert report.seconds["measuring"] == pytest.approx(spent(1600)) and "24.0 s predicted" in report.budget_choice
-    assert report.prefill_seconds == pytest.approx(24.0, abs=0.02)
-    assert chooser.measure(None, [0] * 3200, lambda: begun.append(1)) == 0
+    assert report.seconds["measuring"] == pytest.approx(spent(1600)) and "28.0 s predicted" in report.budget_choice
+    assert report.prefill_seconds == pytest.approx(28.0, abs=0.02)
+    assert chooser.measure(SESSION, [0] * 3200, lambda: begun.append(1)) == 0
     assert chooser.kept(1600) > first and begun == [1]
-    assert chooser.measure(None, [0] * 3201, lambda: begun.append(1)) > 0
+    assert chooser.measure(SESSION, [0] * 3201, lambda: begun.append(1)) > 0
 
 
 def test_turns(choose):
@@ -245,8 +310,8 @@ def test_policies_that_no_choice_makes_faster(tiny_model, policy, capsys):
 
 def test_the_choice_on_a_model(make, machine):
     """The first prompt of a Llama, on a machine that takes seconds for what the tiny model does in milliseconds."""
-    goal = spent(1600) + OVERHEAD + 4 * layer_seconds(1600)[1] + 2 * layer_seconds(500)[1]
-    llm = make(n_ctx=N_CTX, asl_budget=f"ttft:{1000 * goal:.3f}ms", asl_policy=SETTLES)
+    goal = spent(1600) + overhead(1600) + 4 * layer_seconds(1600) + 2 * layer_seconds(500)
+    llm = make(n_ctx=N_CTX, asl_budget=f"ttft:{1000 * goal + 0.01:.3f}ms", asl_policy=SETTLES)
     assert llm.n_cells == N_CTX
     report = llm.prefill(prompt(1600))
     assert report.pruned and report.kept_tokens == report.budget_tokens == 500 and report.selection_layer == 3

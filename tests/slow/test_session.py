@@ -6,10 +6,12 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from asl_gguf import Llama
 from asl_gguf.demo_text import make_document
+from harness import llama_cpp
 
 N_TOKENS = 4000
 N_TURNS = 20
@@ -29,6 +31,11 @@ def ask(llm: Llama, messages: list[dict[str, str]]) -> str:
     return answer["choices"][0]["message"]["content"]
 
 
+def logits(llm: Llama) -> np.ndarray:
+    """float32 [n_vocab]: of the last token that was evaluated."""
+    return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(llm.ctx, -1), shape=(llm.n_vocab(),)).copy()
+
+
 @pytest.fixture(scope="module")
 def document(smollm2: Path) -> str:
     with contextlib.closing(Llama(str(smollm2), vocab_only=True)) as llm:
@@ -36,11 +43,14 @@ def document(smollm2: Path) -> str:
 
 
 def test_twenty_turns(smollm2, document):
-    """Each turn goes on from the state, until the cells are full; then the whole prompt is pruned again, and the
-    answer is a fresh object's."""
+    """Each turn goes on from the state, until the cells are full; then the whole prompt is pruned again.
+
+    Every answer, and the logits at its end bit for bit, are those of a witness: an object that was made for the prompt that
+    was pruned last, and has seen what goes on from it, but nothing before.
+    """
     messages = [{"role": "user", "content": f"{document}\n\n{QUESTIONS[0]}"}]
     reused, again = [], []
-    with contextlib.closing(Llama(str(smollm2), **OPTIONS)) as llm:
+    with contextlib.closing(Llama(str(smollm2), **OPTIONS)) as llm, contextlib.ExitStack() as witnesses:
         for turn in range(N_TURNS):
             answer = ask(llm, messages)
             report = llm.last_prefill
@@ -52,11 +62,19 @@ def test_twenty_turns(smollm2, document):
                 again.append(turn)
                 assert report.pruned and report.kept_tokens == report.prompt_tokens // 10
                 assert (report.reason is None) == (turn == 0) and (turn == 0 or "pruned again" in report.reason)
-                with contextlib.closing(Llama(str(smollm2), **OPTIONS)) as fresh:
-                    assert ask(fresh, messages) == answer
+                witnesses.close()
+                witness = witnesses.enter_context(contextlib.closing(Llama(str(smollm2), **OPTIONS)))
+            assert ask(witness, messages) == answer
+            assert witness.last_prefill.reused_tokens == report.reused_tokens
+            assert witness.last_prefill.selected == report.selected and np.array_equal(logits(witness), logits(llm))
             messages += [
                 {"role": "assistant", "content": answer},
                 {"role": "user", "content": QUESTIONS[turn % len(QUESTIONS)]},
             ]
+        another = [{"role": "user", "content": f"{document}\n\n{QUESTIONS[3]}"}]
+        answer = ask(llm, another)
+        assert llm.last_prefill.reused_tokens == 0
+        with contextlib.closing(Llama(str(smollm2), **OPTIONS)) as fresh:
+            assert ask(fresh, another) == answer and np.array_equal(logits(fresh), logits(llm))
     assert again[0] == 0 and 2 <= len(again) <= 4
     assert len(reused) == N_TURNS - len(again)
