@@ -15,7 +15,7 @@ from .llama import Llama
 from .policies import Policy
 from .policies.watched import Watch
 from .targets import BudgetValue
-from .types import Decision, DecodeReport, Floats, LayerScores, PrefillReport
+from .types import Decision, DecodeReport, Floats, Indices, LayerScores, PrefillReport
 
 _Model = TypeVar("_Model", bound=Llama)
 
@@ -120,7 +120,7 @@ def inspect_prompt(question: Question, budget: BudgetValue | None, policy: str |
         decode=decode,
         answer=answer,
         pieces=tuple(pieces),
-        kept=kept_by_layer(seen, report.prompt_tokens, report.n_layer),
+        kept=kept_by_layer(seen, report),
         always=_always(watch, report) if report.pruned else {},
         attention_mass=tuple(zip(measured, report.attention_mass_by_layer)),
     )
@@ -132,27 +132,38 @@ def token_texts(pieces: Sequence[bytes]) -> list[str]:
     return [decoder.decode(piece, final=i == len(pieces) - 1) for i, piece in enumerate(pieces)]
 
 
-def kept_by_layer(seen: Sequence[tuple[LayerScores, Decision]], n_tokens: int, n_layer: int) -> Floats:
+def kept_by_layer(seen: Sequence[tuple[LayerScores, Decision]], report: PrefillReport) -> Floats:
     """Which tokens the layers' rows hold, from a policy's decisions in turn.
 
     Returns:
         float32 [n_layer, n_tokens]: share of the layer's KV heads
     """
-    result = np.zeros((n_layer, n_tokens), dtype=np.float32)
-    current = np.arange(n_tokens)
+    result = np.zeros((report.n_layer, report.prompt_tokens), dtype=np.float32)
+    current = _kept_where_asked(seen, result)
+    for layer in report.sliding_layers:  # nobody was asked: they hold the newest of the tokens that are left
+        result[layer] = 0.0
+        result[layer, current[current.size - report.rows_by_layer[layer] :]] = 1.0
+    return result
+
+
+def _kept_where_asked(seen: Sequence[tuple[LayerScores, Decision]], result: Floats) -> Indices:
+    """Fills in the layers that the policy was asked about and those behind them; returns the tokens that are left."""
+    n_layer, n_tokens = result.shape
+    current: Indices = np.arange(n_tokens, dtype=np.int32)
     n_done = 0
     for scores, decision in seen:
         n_done = scores.layer + 1
         if decision.restart and decision.tokens is not None:
             result[:] = 0.0  # a second pass: all layers keep all that is left, and nothing of the first one
-            result[:, current[decision.tokens]] = 1.0
-            return result
+            current = current[decision.tokens]
+            result[:, current] = 1.0
+            return current
         per_head = np.atleast_2d(np.arange(current.size) if decision.rows is None else decision.rows)
         np.add.at(result[scores.layer], current[per_head], 1 / per_head.shape[0])
         if decision.tokens is not None and n_done < n_layer:
             current = current[decision.tokens]
     result[n_done:, current] = 1.0
-    return result
+    return current
 
 
 def _always(watch: Watch, report: PrefillReport) -> dict[str, frozenset[int]]:

@@ -11,7 +11,9 @@ import numpy as np
 from .types import Floats, Indices
 
 
-def window_scores(queries: Floats, keys: Floats, scale: float, weights: Floats | None = None) -> Floats:
+def window_scores(
+    queries: Floats, keys: Floats, scale: float, weights: Floats | None = None, sinks: Floats | None = None
+) -> Floats:
     """Twin of `asl_session_get_scores`.
 
     Args:
@@ -19,10 +21,11 @@ def window_scores(queries: Floats, keys: Floats, scale: float, weights: Floats |
         keys: float32 [n, H_kv, n_embd_head_k], after RoPE.
         scale: factor on the products (`kq_scale` in llama.cpp).
         weights: float32 [w], factors on each query's attention; None: 1.
+        sinks: float32 [H], a logit of each head that takes attention and belongs to no key; None: without.
 
     Returns:
-        float32 [H_kv, n]: softmax over all keys with the causal mask inside the window, summed over
-        the window's queries and over the H / H_kv query heads of each KV head.
+        float32 [H_kv, n]: softmax over all keys (and the sink) with the causal mask inside the window, summed
+        over the window's queries and over the H / H_kv query heads of each KV head.
     """
     n_window, n_head, _ = queries.shape
     n_tokens, n_head_kv, _ = keys.shape
@@ -35,8 +38,10 @@ def window_scores(queries: Floats, keys: Floats, scale: float, weights: Floats |
         own = queries[:, head_kv * group : (head_kv + 1) * group].astype(np.float64)  # [w, group, d]
         logits = np.einsum("wgd,nd->gwn", own, keys[:, head_kv].astype(np.float64)) * scale
         logits[:, masked] = -np.inf
-        attention = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        attention /= attention.sum(axis=-1, keepdims=True)
+        sink = np.full(group, -np.inf) if sinks is None else sinks[head_kv * group : (head_kv + 1) * group]
+        largest = np.maximum(logits.max(axis=-1, keepdims=True), sink[:, None, None])
+        attention = np.exp(logits - largest)
+        attention /= attention.sum(axis=-1, keepdims=True) + np.exp(sink[:, None, None] - largest)
         result[head_kv] = (attention * factors).sum(axis=(0, 1))
     return result
 

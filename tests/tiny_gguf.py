@@ -26,8 +26,9 @@ import numpy as np
 #: experts in each layer, two of them used for a token.
 ARCHITECTURES: tuple[str, ...] = ("llama", "qwen2", "qwen3", "phi3", "llama-moe")
 
-#: Architectures that mix layers with a sliding window with full ones.
-SLIDING: tuple[str, ...] = ("gemma3",)
+#: Architectures that mix layers with a sliding window with full ones.  In "gpt-oss" attention also has sinks;
+#: in "cohere2" only layers with a window rotate queries and keys by position.
+SLIDING: tuple[str, ...] = ("gemma3", "gpt-oss", "cohere2")
 
 #: Architectures whose prompts cannot be pruned: "mamba" has a recurrent state and no attention.
 UNPRUNABLE: tuple[str, ...] = ("mamba",)
@@ -38,7 +39,7 @@ WEIGHT_TYPES: tuple[str, ...] = ("F32", "F16", "Q8_0", "Q4_1")
 N_EXPERT = 4
 N_EXPERT_USED = 2
 SLIDING_WINDOW = 16
-SLIDING_WINDOW_PATTERN = 2  # every second layer of gemma3 attends to the whole prompt
+SLIDING_WINDOW_PATTERN = 2  # every second layer attends to the whole prompt
 
 SSM_STATE = 16
 SSM_CONV = 4
@@ -69,7 +70,10 @@ _QK_GAIN = 1.4
 
 # Architectures that read the size of a head from the file; the others need
 # n_embd == n_head * head_dim.
-_FREE_HEAD_DIM = ("llama", "llama-moe", "qwen3", "gemma3")
+_FREE_HEAD_DIM = ("llama", "llama-moe", "qwen3", "gemma3", "gpt-oss")
+
+# Mixtures of experts.
+_EXPERTS = ("llama-moe", "gpt-oss")
 
 _FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
@@ -156,8 +160,8 @@ def write_model(
 
     ``architecture`` is one of :data:`ARCHITECTURES` or :data:`SLIDING` or :data:`UNPRUNABLE`, and
     ``weight_type``, one of :data:`WEIGHT_TYPES`, is how the weight matrices are stored.
-    ``n_embd`` is ``n_head * head_dim`` unless given; only llama, llama-moe, qwen3 and
-    gemma3 allow another width.  Quantized types need widths that are multiples of 32.
+    ``n_embd`` is ``n_head * head_dim`` unless given; only llama, llama-moe, qwen3,
+    gemma3 and gpt-oss allow another width.  Quantized types need widths that are multiples of 32.
     "mamba" has no heads and ignores ``n_head_kv`` and ``n_ff``. With ``n_ctx_original``,
     "phi3" has rope factors for contexts up to it and others for longer ones (longrope).
 
@@ -213,6 +217,9 @@ def _add_hyper_parameters(writer: gguf.GGUFWriter, shape: _Shape) -> None:
     writer.add_embedding_length(shape.n_embd)
     writer.add_block_count(shape.n_layer)
     writer.add_layer_norm_rms_eps(1e-5)
+    if shape.architecture == "cohere2":
+        writer.add_layer_norm_eps(1e-5)
+        writer.add_logit_scale(_logit_gain(shape))
     if shape.architecture == "mamba":
         # Real mamba files say zero here, too: llama.cpp takes it for "no attention".
         writer.add_head_count(0)
@@ -231,10 +238,12 @@ def _add_hyper_parameters(writer: gguf.GGUFWriter, shape: _Shape) -> None:
     if shape.architecture in _FREE_HEAD_DIM:
         writer.add_key_length(shape.head_dim)
         writer.add_value_length(shape.head_dim)
-    if shape.architecture == "llama-moe":
+    if shape.architecture in _EXPERTS:
         writer.add_expert_count(N_EXPERT)
         writer.add_expert_used_count(N_EXPERT_USED)
-    if shape.architecture == "gemma3":
+    if shape.architecture == "gpt-oss":
+        writer.add_expert_feed_forward_length(shape.n_ff)
+    if shape.architecture in SLIDING:
         writer.add_sliding_window(SLIDING_WINDOW)
         writer.add_sliding_window_pattern(SLIDING_WINDOW_PATTERN)
 
@@ -276,12 +285,12 @@ def _add_weights(weights: _Weights, shape: _Shape) -> None:
         embedding /= np.float32(math.sqrt(shape.n_embd))
     weights.add_matrix("token_embd.weight", embedding)
 
-    # Twice the neutral scale: the logits have a standard deviation of about 2.
-    output = weights.normal(N_VOCAB, shape.n_embd) * np.float32(2 / math.sqrt(shape.n_embd))
-    # A logit of exactly 0 never wins against hundreds of random ones, so greedy
-    # generation does not end after a random number of tokens.
-    output[[UNK, BOS, EOS, IM_START, IM_END]] = 0
-    weights.add_matrix("output.weight", output)
+    if shape.architecture != "cohere2":  # which reads tokens and writes logits with one matrix
+        output = weights.normal(N_VOCAB, shape.n_embd) * np.float32(_logit_gain(shape))
+        # A logit of exactly 0 never wins against hundreds of random ones, so greedy
+        # generation does not end after a random number of tokens.
+        output[[UNK, BOS, EOS, IM_START, IM_END]] = 0
+        weights.add_matrix("output.weight", output)
     weights.norm("output_norm.weight", shape.n_embd)
 
     for layer in range(shape.n_layer):
@@ -292,6 +301,11 @@ def _add_weights(weights: _Weights, shape: _Shape) -> None:
         else:
             _add_attention(weights, shape, prefix)
             _add_feed_forward(weights, shape, prefix)
+
+
+def _logit_gain(shape: _Shape) -> float:
+    """Twice the neutral scale: the logits have a standard deviation of about 2."""
+    return 2 / math.sqrt(shape.n_embd)
 
 
 def _add_attention(weights: _Weights, shape: _Shape, prefix: str) -> None:
@@ -309,7 +323,7 @@ def _add_attention(weights: _Weights, shape: _Shape, prefix: str) -> None:
         weights.linear(prefix + "attn_q.weight", shape.n_embd, shape.n_q, gain=gain)
         weights.linear(prefix + "attn_k.weight", shape.n_embd, shape.n_kv, gain=gain)
         weights.linear(prefix + "attn_v.weight", shape.n_embd, shape.n_kv)
-    if arch == "qwen2":
+    if arch in ("qwen2", "gpt-oss"):
         weights.bias(prefix + "attn_q.bias", shape.n_q)
         weights.bias(prefix + "attn_k.bias", shape.n_kv)
         weights.bias(prefix + "attn_v.bias", shape.n_kv)
@@ -317,17 +331,22 @@ def _add_attention(weights: _Weights, shape: _Shape, prefix: str) -> None:
         weights.norm(prefix + "attn_q_norm.weight", shape.head_dim, _QK_GAIN)
         weights.norm(prefix + "attn_k_norm.weight", shape.head_dim, _QK_GAIN)
     weights.linear(prefix + "attn_output.weight", shape.n_q, shape.n_embd)
-    if arch == "gemma3":
+    if arch == "gpt-oss":
+        weights.bias(prefix + "attn_output.bias", shape.n_embd)
+        # As large as a row's largest logits: sinks take a good part of the attention.
+        weights.add(prefix + "attn_sinks.weight", 4 + weights.normal(shape.n_head))
+    if arch in ("gemma3", "gpt-oss"):
         weights.norm(prefix + "post_attention_norm.weight", shape.n_embd)
 
 
 def _add_feed_forward(weights: _Weights, shape: _Shape, prefix: str) -> None:
     """Add the feed-forward tensors of one layer."""
     arch = shape.architecture
-    stack: Sequence[int] = (N_EXPERT,) if arch == "llama-moe" else ()
+    stack: Sequence[int] = (N_EXPERT,) if arch in _EXPERTS else ()
     suffix = "_exps.weight" if stack else ".weight"
 
-    weights.norm(prefix + "ffn_norm.weight", shape.n_embd)
+    if arch not in ("gpt-oss", "cohere2"):  # named after attention in one; the other has a single norm a layer
+        weights.norm(prefix + "ffn_norm.weight", shape.n_embd)
     if stack:
         # Model converters keep the router in F32, too: it is small and decides a lot.
         router = weights.normal(N_EXPERT, shape.n_embd) / np.float32(math.sqrt(shape.n_embd))
@@ -341,6 +360,10 @@ def _add_feed_forward(weights: _Weights, shape: _Shape, prefix: str) -> None:
     weights.linear(prefix + "ffn_down" + suffix, shape.n_ff, *stack, shape.n_embd, gain=1.5)
     if arch == "gemma3":
         weights.norm(prefix + "post_ffw_norm.weight", shape.n_embd)
+    if arch == "gpt-oss":
+        weights.bias(prefix + "ffn_gate_inp.bias", N_EXPERT)
+        for name, size in (("gate", shape.n_ff), ("up", shape.n_ff), ("down", shape.n_embd)):
+            weights.add(f"{prefix}ffn_{name}_exps.bias", np.float32(0.3) * weights.normal(N_EXPERT, size))
 
 
 def _ssm_rank(shape: _Shape) -> int:

@@ -80,7 +80,8 @@ void asl_session::finish_layers() {
 void asl_session::mark_cells() {
     const int32_t n_rows = cells.size();
     llama_kv_cache * swa = asl_get_kv_cache_swa(ctx);
-    const size_t first = swa ? sliding.choose(ctx, positions, n_rows) : 0;
+    // of a whole prompt, stock can go back to any token; of a pruned one, only answers are ever taken back
+    const size_t first = swa ? sliding.choose(ctx, positions, n_rows, n_rows < n_tokens) : 0;
 
     ctx.get_memory()->clear(false);
     mark_cells(asl_get_kv_cache(ctx), cells);
@@ -135,6 +136,9 @@ void asl_session::run_head() {
     asl_layer_cutter cutter(ctx, dequantiser, mask, hidden, range, chunk);
     asl_hook_scope scope(ctx, ctx, cutter);
     const int32_t status = llama_decode(&ctx, batch);
+    if (cutter.get_error().empty() && status == 2) {
+        throw asl_error(ASL_CANCELLED, "cancelled by the abort callback of the context");
+    }
     if (!cutter.get_error().empty() || status != 0) {
         throw asl_error(ASL_ERR_COMPUTE, "the output head failed with " + str(status) + ": " + cutter.get_error());
     }

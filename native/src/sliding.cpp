@@ -12,14 +12,20 @@
 #include <cstring>
 #include <numeric>
 
+// The first of these positions that the token after them sees; the others follow it.
+static size_t find_seen(const llama_hparams & hparams, const std::vector<llama_pos> & positions) {
+    size_t first = 0;
+    while (first + 1 < positions.size() && llama_hparams::is_masked_swa(hparams.n_swa, hparams.swa_type, positions[first], positions.back() + 1)) {
+        ++first;
+    }
+    return first;
+}
+
 void asl_sliding_rows::take(llama_context & src, llama_context & dst, int32_t il, const std::vector<llama_pos> & positions) {
-    const auto & hparams = src.get_model().hparams;
+    const llama_hparams & hparams = src.get_model().hparams;
     const size_t n = positions.size();
     const bool   all = n <= asl_get_kv_cache_swa(dst)->get_size();
-    size_t begin = 0;
-    while (!all && llama_hparams::is_masked_swa(hparams.n_swa, hparams.swa_type, positions[begin], positions.back() + 1)) {
-        ++begin;
-    }
+    const size_t begin = all ? 0 : find_seen(hparams, positions);
 
     layer taken;
     taken.il = il;
@@ -38,9 +44,12 @@ void asl_sliding_rows::take(llama_context & src, llama_context & dst, int32_t il
     layers.push_back(std::move(taken));
 }
 
-size_t asl_sliding_rows::choose(llama_context & dst, const std::vector<llama_pos> & positions, size_t n_most) const {
+size_t asl_sliding_rows::choose(llama_context & dst, const std::vector<llama_pos> & positions, size_t n_most, bool only_seen) const {
     const size_t n = positions.size();
     size_t first = n - std::min<size_t>({ n, n_most, asl_get_kv_cache_swa(dst)->get_size() });
+    if (only_seen) {
+        first = std::max(first, find_seen(dst.get_model().hparams, positions));
+    }
     for (const layer & l : layers) {
         const size_t first_held = std::lower_bound(positions.begin(), positions.end(), l.positions.front()) - positions.begin();
         first = std::max(first, first_held);

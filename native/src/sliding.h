@@ -22,8 +22,9 @@ public:
     // Which of the tokens left in the end the cells of dst are to hold: the newest n_most, as far as every layer has them.
     // All that later tokens may see are among them if there is room.
     //   positions: of the tokens left
+    //   only_seen: those that no later token sees are left out, whatever the room
     // Returns the first of them; the others follow it.
-    size_t choose(llama_context & dst, const std::vector<llama_pos> & positions, size_t n_most) const;
+    size_t choose(llama_context & dst, const std::vector<llama_pos> & positions, size_t n_most, bool only_seen) const;
 
     // Writes the rows of these tokens to cells 0.. of every layer that was taken.
     void put(llama_context & dst, const std::vector<llama_pos> & positions);

@@ -157,11 +157,12 @@ def decode_in_sequences(context: Context, position: int, token_of: dict[int, int
 
 
 @pytest.mark.parametrize("flash", [False, True], ids=["plain", "flash"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt-oss"])
 @with_policy
-def test_copies_in_other_sequences(load_tiny, policy, flash):
+def test_copies_in_other_sequences(load_tiny, policy, architecture, flash):
     """One pruned prompt serves four sequences of a unified cache."""
     options = Options(n_ctx=256, n_batch=40, n_ubatch=24, flash=flash, kv=F32, n_seq_max=4, unified=True)
-    with load_tiny("llama").context(options) as context:
+    with load_tiny(architecture).context(options) as context:
         prune(context, policy)
         expected = context.decode(ANSWER[:1])
         assert llama_cpp.llama_memory_seq_rm(context.memory, 0, N_TOKENS, -1)

@@ -92,9 +92,9 @@ def test_equal_ranks_have_no_variance(row, top, n_rows):
 HEADS = st.sampled_from([(1, 1), (2, 1), (4, 2), (6, 3)])
 
 
-@given(st.integers(0, 2**31), st.integers(1, 12), HEADS, st.booleans(), st.data())
-def test_window_scores(seed, n_tokens, heads, weighted, data):
-    """One softmax a query and head, over the keys up to the query's own, times the query's weight."""
+@given(st.integers(0, 2**31), st.integers(1, 12), HEADS, st.booleans(), st.booleans(), st.data())
+def test_window_scores(seed, n_tokens, heads, weighted, has_sinks, data):
+    """One softmax a query and head, over the keys up to the query's own and the head's sink, times the query's weight."""
     (n_head, n_head_kv), scale = heads, 0.3
     n_window = data.draw(st.integers(1, n_tokens))
     rng = np.random.default_rng(seed)
@@ -103,19 +103,23 @@ def test_window_scores(seed, n_tokens, heads, weighted, data):
 
     factors = rng.uniform(0, 2, n_window).astype(np.float32) if weighted else np.ones(n_window, dtype=np.float32)
 
-    expected = np.zeros((n_head_kv, n_tokens))
+    sinks = rng.standard_normal(n_head, dtype=np.float32) * 3
+
+    expected, total = np.zeros((n_head_kv, n_tokens)), np.zeros(n_head_kv)
     for i in range(n_window):
         for head in range(n_head):
             kv = head // (n_head // n_head_kv)
             seen = n_tokens - n_window + i + 1
             weights = [math.exp(scale * math.fsum((queries[i, head] * keys[j, kv]).tolist())) for j in range(seen)]
+            sink = math.exp(sinks[head]) if has_sinks else 0.0
+            total[kv] += factors[i] * (1 - sink / (sink + sum(weights)))
             for j in range(seen):
-                expected[kv, j] += factors[i] * weights[j] / sum(weights)
+                expected[kv, j] += factors[i] * weights[j] / (sink + sum(weights))
 
-    scores = reference.window_scores(queries, keys, scale, factors if weighted else None)
+    scores = reference.window_scores(queries, keys, scale, factors if weighted else None, sinks if has_sinks else None)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-9)
-    np.testing.assert_allclose(scores.sum(axis=-1), factors.sum() * n_head / n_head_kv, rtol=1e-5)
+    np.testing.assert_allclose(scores.sum(axis=-1), total, rtol=1e-5)
 
 
 @given(st.integers(0, 2**31), st.integers(1, 12), HEADS)

@@ -1,10 +1,12 @@
-"""Models whose layers attend to a sliding window or to all tokens, in turn (tiny gemma3: every second layer to all)."""
+"""Models whose layers attend to a sliding window or to all tokens, in turn (tiny ones: every second layer to all)."""
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import closing
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from test_llama import greedy, logits, make_llama  # noqa: F401
@@ -13,11 +15,12 @@ from test_scores import relative_error
 from asl_gguf import engine, reference
 from asl_gguf.errors import NativeError, OptionError, PrefillCancelled
 from asl_gguf.full_kv import FullKV, KeepingSession
-from asl_gguf.policies import ASL, REGISTRY, FastKV, Full, PyramidInfer, SnapKV, SpanASL
+from asl_gguf.inspection import Question, inspect_prompt
+from asl_gguf.policies import ASL, REGISTRY, FastKV, Full, PyramidInfer, SnapKV, SpanASL, parse_policy
 from asl_gguf.replay import Replay, record
 from asl_gguf.session import sliding_layers
-from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, prompt
-from tiny_gguf import SLIDING_WINDOW
+from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
+from tiny_gguf import SLIDING, SLIDING_WINDOW
 
 N_LAYER = 6
 FULL_LAYERS = (1, 3, 5)
@@ -33,9 +36,14 @@ with_kv = pytest.mark.parametrize("kv", [F16, Q8_0, F32], ids=KV_NAMES.get)
 with_cells = pytest.mark.parametrize("swa_full", [True, False], ids=["all-cells", "window-cells"])
 
 
+@pytest.fixture(params=SLIDING)
+def architecture(request) -> str:
+    return request.param
+
+
 @pytest.fixture
-def model(load_tiny):
-    return load_tiny("gemma3")
+def model(load_tiny, architecture):
+    return load_tiny(architecture)
 
 
 @pytest.fixture
@@ -98,7 +106,11 @@ def test_all_tokens_kept_at_any_layer_is_stock(model, layer, flash, swa_full):
 
 @with_kv
 @with_flash
-def test_scores_equal_the_twin(model, flash, kv):
+def test_scores_equal_the_twin(model, tiny_model, architecture, flash, kv):
+    """Sinks of attention included, where a model has them."""
+    scale = 1.0 if architecture == "gemma3" else 32**-0.5  # gemma3 scales its queries
+    tensors = {t.name: np.array(t.data) for t in gguf.GGUFReader(tiny_model(architecture)).tensors}
+    assert ("blk.0.attn_sinks.weight" in tensors) == (architecture == "gpt-oss")
     with model.context(Options(flash=flash, kv=kv)) as context:
         session = context.session()
         session.begin(TOKENS, WINDOW)
@@ -106,8 +118,30 @@ def test_scores_equal_the_twin(model, flash, kv):
             session.run(1, True)
             if layer in FULL_LAYERS:
                 queries, keys = session.queries(), session.keys()
-                twin = reference.window_scores(queries, keys, 1.0)  # the model scales its queries
+                sinks = tensors.get(f"blk.{layer}.attn_sinks.weight")
+                twin = reference.window_scores(queries, keys, scale, sinks=sinks)
                 assert relative_error(session.scores(), twin) < 1e-5
+
+
+@with_cells
+@with_flash
+@pytest.mark.parametrize("n_layer", [2, 3, 5])
+def test_one_full_layer_and_sliding_ones_at_the_end(load_tiny, architecture, n_layer, flash, swa_full):
+    """Layers behind the last that a policy is asked about: nothing pruned is stock, and a pruned prompt goes on."""
+    model, options = load_tiny(architecture, n_layer=n_layer), Options(flash=flash, swa_full=swa_full)
+    slide = tuple(layer % 2 == 0 for layer in range(n_layer))
+    assert sliding_layers(model.handle) == slide
+    with model.context(options) as stock, model.context(options) as context:
+        stock.prefill(TOKENS)
+        session = context.session(1024)
+        engine.prefill(session, TOKENS, Full(), N_TOKENS)
+        assert_as_stock(context, stock, N_TOKENS, swa_full)
+        for policy in (SpanASL(window=WINDOW, min_layer=1, obs_layers=2), FastKV(tsp_layer=1), SnapKV(window=WINDOW)):
+            report = engine.prefill(session, TOKENS, policy, N_KEPT)
+            assert report.pruned and {report.rows_by_layer[il] for il in range(n_layer) if not slide[il]} == {N_KEPT}
+            before = (report.selection_layer or n_layer - 1) + 1
+            assert report.token_layers == before * N_TOKENS + (n_layer - before) * len(report.selected or TOKENS)
+            assert all(np.isfinite(values).all() for values in context.continuation(ANSWER))
 
 
 @with_flash
@@ -148,11 +182,11 @@ def test_every_policy(model, name, swa_full):
 
 @with_cells
 def test_what_the_cells_hold(context, swa_full):
-    """Sliding layers keep the newest of the tokens that are left: those that later tokens may see are among them."""
+    """Sliding layers keep, of the tokens that are left, those that later tokens see, whatever cells there are."""
     report = prune(context)
     info = context.session(1024).info()
     in_window = [token for token in report.selected if token > N_TOKENS - SLIDING_WINDOW]
-    assert info.n_cells_used == N_KEPT and len(in_window) <= info.n_cells_sliding_used <= N_KEPT
+    assert info.n_cells_used == N_KEPT and 0 < len(in_window) == info.n_cells_sliding_used < N_KEPT
     assert {report.rows_by_layer[il] for il in range(N_LAYER) if il not in FULL_LAYERS} == {info.n_cells_sliding_used}
     assert {report.rows_by_layer[il] for il in FULL_LAYERS} == {N_KEPT}
     sliding = info.kv_bytes_cell_sliding
@@ -182,8 +216,6 @@ def test_after_a_pruned_prefill(model, context, swa_full):
 
 
 def llama_remove(context: Context, begin: int) -> bool:
-    from harness import llama_cpp
-
     return llama_cpp.llama_memory_seq_rm(context.memory, 0, begin, -1)
 
 
@@ -206,6 +238,33 @@ def test_the_next_prompt_is_stock(model, context, swa_full):
         assert_same(context.continuation(ANSWER), stock.continuation(ANSWER))
 
 
+def test_the_report_does_not_depend_on_the_cells(model):
+    """As many rows of sliding layers in a context that has cells for all tokens, such as one that serves all policies."""
+    reports = []
+    for n_ctx in (256, 1024):
+        with model.context(Options(n_ctx=n_ctx)) as context:
+            reports.append(prune(context))
+    assert reports[0].rows_by_layer == reports[1].rows_by_layer
+    assert reports[0].kv_bytes_prompt == reports[1].kv_bytes_prompt < reports[0].kv_bytes_prompt_full
+
+
+@with_cells
+@pytest.mark.parametrize("policy", [SELECTS, SnapKV(window=WINDOW)], ids=["in-the-head", "uneven"])
+def test_an_abort_callback_cancels(model, context, policy, swa_full):
+    """Of the decode context: it computes the output head."""
+    stop = llama_cpp.ggml_abort_callback(lambda _: True)
+    llama_cpp.llama_set_abort_callback(context.handle, stop, None)
+    session = context.session()
+    with pytest.raises(PrefillCancelled):
+        engine.prefill(session, TOKENS, policy, N_KEPT)
+    llama_cpp.llama_set_abort_callback(context.handle, ctypes.cast(None, llama_cpp.ggml_abort_callback), None)
+    assert session.info().n_cells_used == 0
+    with model.context(context.options) as stock:
+        stock.prefill(TOKENS[:200])
+        engine.prefill(session, TOKENS[:200], Full(), 200)
+        assert_same(context.continuation(ANSWER), stock.continuation(ANSWER))
+
+
 @with_cells
 @pytest.mark.parametrize(
     "policy",
@@ -221,14 +280,19 @@ def test_a_record_of_layers(model, context, policy, swa_full):
 
 
 @with_cells
-@pytest.mark.parametrize("policy", [SELECTS, SnapKV(window=WINDOW)], ids=["selects", "snapkv"])
+@pytest.mark.parametrize(
+    "policy",
+    [SELECTS, SnapKV(window=WINDOW), FastKV(tsp_layer=3, cache_k=80), PyramidInfer(min_context=12)],
+    ids=lambda policy: policy.name,
+)
 def test_a_past_on_the_host(model, context, policy, swa_full):
     """A question that selects again does as its prompt alone."""
     kept, document = FullKV(), TOKENS[:384]
     for question in (prompt(32, seed=1), prompt(30, seed=2)):
         session = KeepingSession(context.session(), kept)
         report = session.corrected(engine.prefill(session, document + question, policy, N_KEPT))
-    assert report.reused_tokens == len(document)
+    n_window = (len(document) + 30) // 5 if policy.name == "pyramidinfer" else 0  # which is computed
+    assert report.reused_tokens == min(len(document), len(document) + 30 - n_window)
     found = context.continuation(ANSWER)
     with model.context(context.options) as fresh:
         expected = engine.prefill(fresh.session(), document + question, policy, N_KEPT)
@@ -239,12 +303,25 @@ def test_a_past_on_the_host(model, context, policy, swa_full):
 # in `Llama`
 
 
+@pytest.mark.parametrize("policy", ["asl-span:min_layer=2:obs_layers=2:tau=2", "snapkv", "gemfilter", "pyramidinfer"])
+def test_inspection_shows_what_the_cells_hold(tiny_model, architecture, policy):
+    """As many tokens in each layer as the report says it has rows, and in sliding layers the newest that are left."""
+    options = {"n_threads": 1, "n_threads_batch": 1, "swa_full": False}
+    question = Question(str(tiny_model(architecture)), "The thing and you. " * 40, 1024, 4, options=options)
+    inspection = inspect_prompt(question, 80, parse_policy(policy))
+    report, kept = inspection.report, inspection.kept
+    assert report.pruned and kept.sum(axis=1) == pytest.approx(report.rows_by_layer, rel=1e-5)
+    left = report.selected or range(report.prompt_tokens)
+    for layer in report.sliding_layers:
+        assert np.flatnonzero(kept[layer]).tolist() == list(left)[-report.rows_by_layer[layer] :]
+
+
 @pytest.mark.parametrize("swa_full", [None, False])
-def test_llama(make, swa_full, tmp_path):
+def test_llama(make, architecture, swa_full, tmp_path):
     options = {"asl_budget": 0.2, "asl_policy": SELECTS, "asl_room": 64} | (
         {} if swa_full is None else {"swa_full": swa_full}
     )
-    llm = make(architecture="gemma3", **options)
+    llm = make(architecture=architecture, **options)
     answer = greedy(llm, TOKENS, 8)
     report = llm.last_prefill
     assert report.pruned and report.kept_tokens == N_TOKENS // 5 and report.selection_layer in FULL_LAYERS
@@ -253,33 +330,33 @@ def test_llama(make, swa_full, tmp_path):
     turn = TOKENS + answer + prompt(10, seed=3)
     expected = greedy(llm, turn, 4)
     assert llm.last_prefill.reused_tokens == len(TOKENS) + len(answer) - 1
-    with closing(make(architecture="gemma3", **options)) as other:
+    with closing(make(architecture=architecture, **options)) as other:
         other.load_prompt(tmp_path / "prompt")
         assert greedy(other, turn, 4) == expected
         # llama.cpp saves no cells that are out of the window: sums run in another order
         np.testing.assert_allclose(logits(other), logits(llm), atol=0.01)
 
 
-def test_other_options_of_llama(make):
-    base = {"architecture": "gemma3", "asl_policy": SELECTS, "asl_min_prompt": 64}
+def test_other_options_of_llama(make, architecture):
+    base = {"architecture": architecture, "asl_policy": SELECTS, "asl_min_prompt": 64}
     llm = make(**base, asl_budget=0.2, asl_full_kv=True, asl_guard=0.3, asl_protect=[(10, 20)])
     for seed in range(2):
         greedy(llm, TOKENS[:300] + prompt(20, seed=seed), 4)
     assert llm.last_prefill.reused_tokens == 300 and llm.last_prefill.pruned
     assert set(range(10, 20)) <= set(llm.last_prefill.selected)
-    plain = make(architecture="gemma3")
+    plain = make(architecture=architecture)
     whole = make(**base, asl_budget=1.0)
     assert greedy(whole, TOKENS) == greedy(plain, TOKENS)
 
 
-def test_sizes(make):
+def test_sizes(make, architecture):
     """Buffers stay within the size, whatever cells the sliding layers have."""
     for swa_full in (True, False):
-        llm = make(architecture="gemma3", asl_budget="fit:1MiB", asl_policy=SELECTS, asl_room=64, swa_full=swa_full)
+        llm = make(architecture=architecture, asl_budget="fit:1MiB", asl_policy=SELECTS, asl_room=64, swa_full=swa_full)
         report = llm.prefill(prompt(900))
         assert report.kv_bytes + report.kv_bytes_prefill_peak <= 2**20 and report.pruned
 
 
-def test_a_budget_below_the_window_is_an_error(make):
+def test_a_budget_below_the_window_is_an_error(make, architecture):
     with pytest.raises(OptionError, match="asl_budget: expected at least 9 tokens"):
-        make(architecture="gemma3", asl_budget=4, asl_policy=SELECTS).prefill(TOKENS)
+        make(architecture=architecture, asl_budget=4, asl_policy=SELECTS).prefill(TOKENS)
