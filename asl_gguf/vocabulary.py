@@ -30,9 +30,12 @@ def load_model(path: str, *, vocab_only: bool = False, n_gpu_layers: int = 0) ->
 def tokenize(model: Any, text: str, *, special: bool = True) -> list[int]:
     """Token ids of a text; with `special`, special tokens are parsed, and BOS comes where the model wants one."""
     data = text.encode("utf-8")
-    buffer = (llama_cpp.llama_token * (len(data) + 8))()  # a token is at least a byte; a few are added
+    buffer = (llama_cpp.llama_token * (len(data) + 8))()  # mostly, a token is at least a byte; a few are added
     vocab = llama_cpp.llama_model_get_vocab(model)
     n_tokens = llama_cpp.llama_tokenize(vocab, data, len(data), buffer, len(buffer), special, special)
+    if n_tokens < 0:  # SentencePiece writes a space as three bytes, and a vocabulary may have a token for none but those
+        buffer = (llama_cpp.llama_token * -n_tokens)()
+        n_tokens = llama_cpp.llama_tokenize(vocab, data, len(data), buffer, len(buffer), special, special)
     return list(buffer[:n_tokens])
 
 
