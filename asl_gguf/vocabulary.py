@@ -33,7 +33,7 @@ def tokenize(model: Any, text: str, *, special: bool = True) -> list[int]:
     buffer = (llama_cpp.llama_token * (len(data) + 8))()  # mostly, a token is at least a byte; a few are added
     vocab = llama_cpp.llama_model_get_vocab(model)
     n_tokens = llama_cpp.llama_tokenize(vocab, data, len(data), buffer, len(buffer), special, special)
-    if n_tokens < 0:  # SentencePiece writes a space as three bytes, and a vocabulary may have a token for none but those
+    if n_tokens < 0:  # a space is three bytes to SentencePiece, and a vocabulary may have tokens for bytes alone
         buffer = (llama_cpp.llama_token * -n_tokens)()
         n_tokens = llama_cpp.llama_tokenize(vocab, data, len(data), buffer, len(buffer), special, special)
     return list(buffer[:n_tokens])

@@ -36,7 +36,8 @@ def bench_prefill(
 
     Returns:
         Seconds by variant, their ratios to stock run by run (wall and CPU: median, and [min, max] in spreads), the
-        ratio of the fastest runs (best), the arithmetic limit, and what was kept.
+        ratio of the fastest runs (best), seconds by phase of the last pruned run, the arithmetic limit, and what was
+        kept.
     """
     tokens = make_prompt(model, n_tokens)
     chosen = make_policy(policy)
@@ -82,6 +83,7 @@ def _summary(model: Model, report: PrefillReport, timings: dict[str, list[Timing
             n_ubatch=model.options.n_ubatch,
         ),
         "seconds": {name: median(t.wall for t in values) for name, values in timings.items()},
+        "phases": report.seconds,
         "cpu_seconds": {name: median(t.cpu for t in values) for name, values in timings.items()},
         "spreads": {},
         "best": {},

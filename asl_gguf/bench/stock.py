@@ -105,18 +105,23 @@ class Model:
 
 
 def stock_prefill(ctx: Any, tokens: Sequence[int], n_batch: int) -> None:
-    """Decodes a prompt from position 0 as llama_cpp.Llama does."""
+    """Decodes a prompt from position 0 as llama_cpp.Llama does: a GPU is waited for at the end alone."""
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(ctx), True)
     for begin in range(0, len(tokens), n_batch):
-        decode(ctx, tokens[begin : begin + n_batch])
+        _submit(ctx, tokens[begin : begin + n_batch])
+    llama_cpp.llama_synchronize(ctx)
 
 
 def decode(ctx: Any, tokens: Sequence[int]) -> None:
-    """One llama_decode call; the last token's logits are computed."""
+    """One llama_decode call, until it is done; the last token's logits are computed."""
+    _submit(ctx, tokens)
+    llama_cpp.llama_synchronize(ctx)
+
+
+def _submit(ctx: Any, tokens: Sequence[int]) -> None:
     array = (llama_cpp.llama_token * len(tokens))(*tokens)
     if status := llama_cpp.llama_decode(ctx, llama_cpp.llama_batch_get_one(array, len(tokens))):
         raise NativeError(f"llama_decode returned {status}")
-    llama_cpp.llama_synchronize(ctx)
 
 
 @dataclass(frozen=True)

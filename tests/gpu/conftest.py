@@ -15,7 +15,11 @@ def is_exact() -> Iterator[bool]:
         yield False
         return
     if not has_rpc():
-        pytest.skip("the library has neither a GPU nor the RPC backend")
+        pytest.exit(
+            "expected a GPU or the RPC backend in the library, found neither: build with -DGGML_RPC=on (a build folder from "
+            "before it was the default keeps the old value; `rm -r build` forgets it)",
+            returncode=1,
+        )
     process, address = start_server()
     add_server(address)
     yield True

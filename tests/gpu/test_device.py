@@ -14,7 +14,8 @@ from asl_gguf.replay import Replay, record
 from harness import F16, KV_NAMES, Q8_0, Context, Model, Options, prompt
 from tiny_gguf import ARCHITECTURES, SLIDING
 
-N_LAYER, N_HEAD_KV = 6, 2
+N_LAYER, N_HEAD, N_HEAD_KV = 6, 4, 2
+HEAD_DIM = 64  # the smallest that GPUs have flash attention kernels for
 N_TOKENS, N_KEPT, WINDOW = 150, 40, 8
 TOKENS = prompt(N_TOKENS)
 ANSWER = [70, 71, 72]
@@ -42,7 +43,7 @@ def load(tiny_model) -> Iterator[Callable[..., Model]]:
     def get(architecture: str, n_gpu_layers: int) -> Model:
         key = architecture, n_gpu_layers
         if key not in loaded:
-            loaded[key] = Model(tiny_model(architecture), n_gpu_layers=n_gpu_layers)
+            loaded[key] = Model(tiny_model(architecture, head_dim=HEAD_DIM), n_gpu_layers=n_gpu_layers)
         return loaded[key]
 
     yield get
@@ -80,7 +81,7 @@ def test_hidden_states_lie_where_the_layers_run(load, n_gpu_layers):
         session = context.session()
         session.begin(TOKENS, WINDOW)
         session.run(2, False)
-        hidden = N_TOKENS * 128 * 4
+        hidden = N_TOKENS * N_HEAD * HEAD_DIM * 4
         info = session.info()
         print(info.host_bytes, info.device_bytes)
         on_device = n_gpu_layers == ALL
