@@ -17,7 +17,7 @@
 #include <unordered_set>
 
 // nodes of replace_masks per layer
-static const size_t N_MASK_NODES = 2;
+static const size_t N_MASK_NODES = 3;
 // views of the hidden states, and the copy to them
 static const size_t N_HIDDEN_NODES = 3;
 
@@ -114,7 +114,8 @@ asl_attention asl_find_attention(const llm_graph_result & res, int32_t il) {
     if (!att.mask || att.q->type != GGML_TYPE_F32 || att.q->ne[3] != 1 || att.q->ne[2] % att.n_head_kv != 0) {
         throw std::runtime_error("the attention of layer " + std::to_string(il) + " has an unexpected form");
     }
-    if (strncmp(att.k->name, "cache_", 6) != 0) {
+    // once a scheduler has split the graph, devices read copies: CUDA0#cache_k_l0 (view)#0
+    if (strncmp(att.k->name, "cache_", 6) != 0 && !strstr(att.k->name, "#cache_")) {
         throw std::runtime_error("layer " + std::to_string(il) + " does not attend to the KV cache");
     }
     return att;
@@ -129,8 +130,8 @@ void asl_check_graph(const llm_graph_result & res, int32_t n_layer) {
 
 asl_layer_cutter::asl_layer_cutter(
         llama_context & ctx, asl_dequantiser & dequantiser, asl_causal_mask & mask, const asl_hidden & hidden,
-        const asl_layer_range & range, asl_chunk & chunk)
-    : ctx(ctx), dequantiser(dequantiser), mask(mask), hidden(hidden), range(range), chunk(chunk) {
+        asl_chunk_inputs * inputs, const asl_layer_range & range, asl_chunk & chunk)
+    : ctx(ctx), dequantiser(dequantiser), mask(mask), hidden(hidden), inputs(inputs), range(range), chunk(chunk) {
 }
 
 // The computed nodes from begin to last, which read `input` where they read `prev`.
@@ -151,6 +152,20 @@ static std::vector<ggml_tensor *> take_nodes(ggml_cgraph * gf, int begin, int la
         nodes.push_back(node);
     }
     return nodes;
+}
+
+// What is read and neither computed nor in memory yet, in the order in which the nodes read it.
+static std::vector<ggml_tensor *> find_inputs(ggml_cgraph * gf, const std::unordered_set<const ggml_tensor *> & unused) {
+    std::vector<ggml_tensor *> inputs;
+    for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
+        for (ggml_tensor * src : ggml_graph_node(gf, i)->src) {
+            if (src && !src->data && (src->flags & GGML_TENSOR_FLAG_INPUT) && !unused.count(src) &&
+                    std::find(inputs.begin(), inputs.end(), src) == inputs.end()) {
+                inputs.push_back(src);
+            }
+        }
+    }
+    return inputs;
 }
 
 // Whether a node stores rows in a KV cache.
@@ -204,12 +219,12 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
 
     // every other input stays, used or not: the set_input of each writes to its buffer. They come first, and what has
     // memory already after them: ggml_gallocr takes the places of an earlier graph of as many nodes and leaves
-    for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
-        for (ggml_tensor * src : ggml_graph_node(gf, i)->src) {
-            if (src && !src->data && !unused_masks.count(src) && (src->flags & GGML_TENSOR_FLAG_INPUT)) {
-                ggml_build_forward_expand(part, src);
-            }
-        }
+    const std::vector<ggml_tensor *> read = find_inputs(gf, unused_masks);
+    for (ggml_tensor * t : read) {
+        ggml_build_forward_expand(part, t);
+    }
+    if (inputs) {
+        inputs->replace(res, chunk.n_past, read, nodes);
     }
     for (ggml_tensor * node : nodes) {
         dequantiser.replace(node);

@@ -5,6 +5,7 @@
 #include "asl-hooks.h"
 #include "dequant.h"
 #include "hidden.h"
+#include "inputs.h"
 #include "mask.h"
 
 #include "ggml-cpp.h"
@@ -58,8 +59,9 @@ class asl_layer_cutter : public asl_graph_hook {
 public:
     // hidden: of the current tokens: read where the range does not begin with layer 0, written where it does not end
     // with the model's last
+    // inputs: of the chunks of ctx, NULL to take them from the host
     asl_layer_cutter(llama_context & ctx, asl_dequantiser & dequantiser, asl_causal_mask & mask, const asl_hidden & hidden,
-            const asl_layer_range & range, asl_chunk & chunk);
+            asl_chunk_inputs * inputs, const asl_layer_range & range, asl_chunk & chunk);
 
     ggml_cgraph * cut(llm_graph_result & res, const llama_ubatch & ubatch) override;
     void read(const llama_ubatch & ubatch) override;
@@ -81,6 +83,7 @@ private:
     asl_dequantiser & dequantiser;
     asl_causal_mask & mask;
     const asl_hidden & hidden;
+    asl_chunk_inputs * inputs;
 
     const asl_layer_range range;
     asl_chunk & chunk;

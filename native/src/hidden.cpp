@@ -9,6 +9,8 @@
 
 #include <cstring>
 #include <new>
+#include <stdexcept>
+#include <utility>
 
 // Memory that graphs read in place on CPUs and that other devices copy fast.
 static ggml_backend_buffer_type_t host_buffer_type(const llama_model & model) {
@@ -67,21 +69,48 @@ void asl_hidden::set(int64_t begin, int64_t end, const float * src) {
     ggml_backend_tensor_set(tensor, src, offset(begin), offset(end) - offset(begin));
 }
 
-void asl_hidden::gather(const std::vector<int32_t> & index) {
-    const size_t n_row = tensor->nb[1];
-    if (ggml_backend_buffer_is_host(buffer.get())) {
-        char * data = (char *) tensor->data;
-        for (size_t i = 0; i < index.size(); ++i) {
-            memmove(data + i*n_row, data + offset(index[i]), n_row);
-        }
+void asl_hidden::gather(llama_context & ctx, const std::vector<int32_t> & index) {
+    if (!ggml_backend_buffer_is_host(buffer.get())) {
+        gather_on_device(ctx, index);
         return;
     }
-    std::vector<float> rows((index.back() + 1 - first)*tensor->ne[0]);
-    get(first, index.back() + 1, rows.data());
+    const size_t n_row = tensor->nb[1];
+    char * data = (char *) tensor->data;
     for (size_t i = 0; i < index.size(); ++i) {
-        memmove((char *) rows.data() + i*n_row, (char *) rows.data() + offset(index[i]), n_row);
+        memmove(data + i*n_row, data + offset(index[i]), n_row);
     }
-    set(first, first + (int64_t) index.size(), rows.data());
+}
+
+// Into a buffer of their own; that of all rows is freed.
+void asl_hidden::gather_on_device(llama_context & ctx, const std::vector<int32_t> & index) {
+    asl_hidden kept;
+    kept.reset(tensor->ne[0], first, first + (int64_t) index.size(), get_type());
+
+    const size_t n_nodes = 4;
+    ggml_context_ptr graph { ggml_init({ n_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }) };
+    ggml_tensor * rows = ggml_new_tensor_1d(graph.get(), GGML_TYPE_I32, index.size());
+    ggml_set_input(rows);
+    ggml_tensor * result = ggml_get_rows(graph.get(), tensor, rows);
+    kept.take(result, first);
+    ggml_cgraph * gf = ggml_new_graph_custom(graph.get(), n_nodes, false);
+    ggml_build_forward_expand(gf, result);
+
+    ggml_backend_sched_t sched = ctx.get_sched();
+    ggml_backend_sched_reset(sched);
+    if (!ggml_backend_sched_alloc_graph(sched, gf)) {
+        throw std::bad_alloc();
+    }
+    std::vector<int32_t> places(index);
+    for (int32_t & i : places) {
+        i -= first;
+    }
+    ggml_backend_tensor_set(rows, places.data(), 0, ggml_nbytes(rows));
+    if (ctx.graph_compute(gf, true) != GGML_STATUS_SUCCESS) {
+        throw std::runtime_error("the graph that drops hidden states failed to compute");
+    }
+    ggml_backend_sched_synchronize(sched);
+    ggml_backend_sched_reset(sched);
+    *this = std::move(kept);
 }
 
 ggml_tensor * asl_hidden::view(ggml_context * ctx, int64_t begin, int64_t n_tokens) const {

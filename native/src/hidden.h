@@ -27,7 +27,8 @@ public:
     void set(int64_t begin, int64_t end, const float * src);
 
     // Row index[i] becomes row i; the index increases.
-    void gather(const std::vector<int32_t> & index);
+    //   ctx: whose devices compute
+    void gather(llama_context & ctx, const std::vector<int32_t> & index);
 
     // A tensor F32 [n_embd, n_tokens]: the tokens from begin on.
     ggml_tensor * view(ggml_context * ctx, int64_t begin, int64_t n_tokens) const;
@@ -41,6 +42,8 @@ public:
     size_t size_bytes(bool host) const;
 
 private:
+    void gather_on_device(llama_context & ctx, const std::vector<int32_t> & index);
+
     size_t offset(int64_t i) const { return (i - first)*tensor->nb[1]; }
 
     ggml_context_ptr        ctx;

@@ -35,9 +35,10 @@ private:
         ggml_context_ptr        ctx;
         ggml_backend_buffer_ptr buffer;
         ggml_tensor * tensor; // [n_past_max + n_tokens_max + padding, n_tokens_max]
+        ggml_tensor * window = nullptr; // as large: a chunk's contiguous copy, NULL where kernels take views
     };
 
-    ggml_tensor * get_band(ggml_backend_buffer_type_t buft, ggml_type type, int32_t n_swa);
+    const band & get_band(ggml_backend_buffer_type_t buft, ggml_type type, int32_t n_swa, bool strided);
 
     std::vector<band> bands; // one per device and kind of attention
 

@@ -133,7 +133,7 @@ void asl_session::run_head() {
     int8_t logits = 1;
     llama_batch batch = { 1, &tokens.back(), nullptr, positions.data(), &n_seq_id, &seq_ids, &logits };
 
-    asl_layer_cutter cutter(ctx, dequantiser, mask, hidden, range, chunk);
+    asl_layer_cutter cutter(ctx, dequantiser, mask, hidden, nullptr, range, chunk);
     asl_hook_scope scope(ctx, ctx, cutter);
     const int32_t status = llama_decode(&ctx, batch);
     if (cutter.get_error().empty() && status == 2) {

@@ -63,6 +63,6 @@ asl_session_info asl_session::get_info() const {
     info.kv_bytes_prefill = prefill ? asl_kv_bytes(*prefill) : 0;
     info.kv_bytes_prefill_peak = kv_bytes_prefill_peak;
     info.host_bytes    = hidden.size_bytes(true) + dequantiser.size_bytes() + mask.size_bytes(true) + sliding.size_bytes();
-    info.device_bytes  = hidden.size_bytes(false) + mask.size_bytes(false);
+    info.device_bytes  = hidden.size_bytes(false) + mask.size_bytes(false) + inputs.size_bytes();
     return info;
 }

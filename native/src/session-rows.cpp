@@ -110,12 +110,13 @@ void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
     if (n_index < n_window || kept[n_index - n_window] != (int32_t) positions.size() - n_window) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected the window's " + str(n_window) + " tokens to be kept");
     }
-    hidden.gather(kept);
+    hidden.gather(*prefill, kept);
     for (int32_t i = 0; i < n_index; ++i) {
         positions[i] = positions[kept[i]];
     }
     positions.resize(n_index);
     plan.clear();
+    inputs.clear();
     has_scores = false;
     n_work_total = n_work_done + (int64_t) n_index*(n_layer - next_layer);
 }
@@ -181,6 +182,7 @@ void asl_session::load_hidden(const float * src, size_t n_bytes) {
     hidden.set(n_past, n_tokens, computed.data());
     n_past = 0;
     plan.clear();
+    inputs.clear();
     n_work_total = n_work_done + (int64_t) n_tokens*(n_layer - next_layer);
 }
 

@@ -119,6 +119,8 @@ void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_wind
         positions[i] = first_pos + i;
     }
     hidden.reset(n_embd, 0, n_tokens, asl_hidden_buffer_type(*prefill, (size_t) n_tokens*n_embd*sizeof(float)));
+    const size_t n_bytes_hidden = hidden.size_bytes(false); // 0 in host memory: a device waits for them anyway
+    inputs.reset(n_bytes_hidden > 0 ? hidden.get_type() : nullptr, n_bytes_hidden);
     kv_bytes_prefill_peak = asl_kv_bytes(*prefill);
     n_work_total = (int64_t) n_tokens*n_layer;
 }
@@ -257,7 +259,7 @@ void asl_session::run_chunk(llama_context & ctx, const asl_layer_range & range, 
     for (int32_t i = 0; i < n; ++i) {
         ids[i] = tokens[positions[chunk.n_past + i] - first_pos];
     }
-    asl_layer_cutter cutter(ctx, dequantiser, mask, hidden, range, chunk);
+    asl_layer_cutter cutter(ctx, dequantiser, mask, hidden, &ctx == prefill.get() ? &inputs : nullptr, range, chunk);
     int32_t status;
     {
         asl_hook_scope scope(ctx, this->ctx, cutter);
@@ -344,6 +346,7 @@ void asl_session::release() {
     asl_context_access::expect_buffer_sizes(*prefill);
     asl_context_access::expect_buffer_sizes(ctx);
     plan.clear();
+    inputs.reset(nullptr, 0);
     prefill.reset();
     dequantiser.release();
     mask.reset(0, 0);

@@ -7,6 +7,7 @@
 #include "dequant.h"
 #include "graph.h"
 #include "hidden.h"
+#include "inputs.h"
 #include "mask.h"
 #include "sliding.h"
 
@@ -104,6 +105,7 @@ private:
     asl_dequantiser dequantiser;
     asl_causal_mask mask;
     asl_chunk_plan plan; // of the current tokens in the prefill context
+    asl_chunk_inputs inputs; // of its chunks, where hidden states lie on a device
 
     int32_t n_tokens = 0;
     int32_t n_window = 0;

@@ -83,11 +83,32 @@ def test_hidden_states_lie_where_the_layers_run(load, n_gpu_layers):
         session.run(2, False)
         hidden = N_TOKENS * N_HEAD * HEAD_DIM * 4
         info = session.info()
-        print(info.host_bytes, info.device_bytes)
         on_device = n_gpu_layers == ALL
         assert (info.device_bytes >= hidden) == on_device and (info.host_bytes >= hidden) != on_device
         session.abort()
         assert session.info().device_bytes == session.info().host_bytes == 0
+
+
+@with_flash
+@with_layers
+def test_positions_and_cells_are_sent_once(load, n_gpu_layers, flash):
+    """What chunks read of the host in the first layer lies on the device from then on, until tokens are dropped."""
+    with load("llama", n_gpu_layers).context(Options(flash=flash)) as context:
+        session = context.session()
+        session.begin(TOKENS, WINDOW)
+        sizes = []
+        for _ in range(3):
+            session.run(1, False)
+            sizes.append(session.info().device_bytes)
+        assert sizes[0] == sizes[1] == sizes[2]
+        n_row = N_HEAD * HEAD_DIM * 4  # of a token's hidden state
+        session.keep_tokens(np.arange(N_TOKENS - N_KEPT, N_TOKENS))
+        copies = sizes[0] - session.info().device_bytes - (N_TOKENS - N_KEPT) * n_row * (n_gpu_layers == ALL)
+        if n_gpu_layers == ALL:
+            assert 0 < copies <= N_TOKENS * n_row, copies
+        else:
+            assert copies == 0
+        session.abort()
 
 
 @with_kv
