@@ -238,11 +238,12 @@ def _layers_to_ask(session: Session, n_layer: int) -> Iterator[range]:
 def _read_scores(
     session: Session, layer: int, window: int, prompt: Prompt, current: Indices, with_scores: bool, with_keys: bool
 ) -> LayerScores:
+    protected = np.isin(current, prompt.protected) if prompt.protected.size else np.empty(0)
     return LayerScores(
         layer,
         session.scores() if with_scores else np.empty((0, current.size), dtype=np.float32),
         window,
-        np.flatnonzero(np.isin(current, prompt.protected)).astype(np.int32),
+        np.flatnonzero(protected).astype(np.int32),
         session.queries() if with_keys else None,
         session.keys() if with_keys else None,
     )

@@ -69,9 +69,12 @@ def average_pool(values: Floats, kernel_size: int) -> Floats:
         kernel_size: odd number of tokens.
     """
     half = kernel_size // 2
+    n = values.shape[-1]
     padded = np.pad(values.astype(np.float64), [(0, 0)] * (values.ndim - 1) + [(half, half)])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel_size, axis=-1)
-    return (windows.sum(axis=-1) / kernel_size).astype(np.float32)
+    total = padded[..., :n].copy()
+    for shift in range(1, kernel_size):  # many times as fast as a sum over windows, in the same order
+        total += padded[..., shift : shift + n]
+    return (total / kernel_size).astype(np.float32)
 
 
 def span_maximum(values: Floats, back: int, forward: int) -> Floats:
@@ -84,9 +87,14 @@ def span_maximum(values: Floats, back: int, forward: int) -> Floats:
     """
     if back == 0 and forward == 0:
         return values
-    padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(forward, back)], constant_values=-np.inf)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, forward + back + 1, axis=-1)
-    return windows.max(axis=-1)
+    width = forward + back + 1
+    result = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(forward, back)], constant_values=-np.inf)
+    size = 1  # of the windows whose maxima these are
+    while size < width:
+        step = min(size, width - size)
+        result = np.maximum(result[..., :-step], result[..., step:])
+        size += step
+    return result
 
 
 def last_query_products(queries: Floats, keys: Floats) -> Floats:
@@ -106,6 +114,23 @@ def last_query_products(queries: Floats, keys: Floats) -> Floats:
 def order_by_score(scores: Floats) -> Indices:
     """Indices from the largest score to the smallest along the last axis; ties in order of position."""
     return np.argsort(-scores, axis=-1, kind="stable").astype(np.int32)
+
+
+def best(scores: Floats, n_kept: int) -> Indices:
+    """Indices of the n_kept largest scores along the last axis, in order of position; of equal ones the earlier.
+
+    The first n_kept of `order_by_score`, sorted, without sorting all of them.
+    """
+    if n_kept == 0:
+        return np.empty((*scores.shape[:-1], 0), dtype=np.int32)
+    falling = -scores
+    limit = np.partition(falling, n_kept - 1, axis=-1)[..., n_kept - 1 : n_kept]
+    if np.isnan(limit).any():  # ranked last, and the rest does not suffice
+        return np.sort(order_by_score(scores)[..., :n_kept], axis=-1)
+    chosen, ties = falling < limit, falling == limit
+    missing = n_kept - np.count_nonzero(chosen, axis=-1, keepdims=True)
+    chosen |= ties & (np.cumsum(ties, axis=-1, dtype=np.int32) <= missing)
+    return np.nonzero(chosen)[-1].reshape(*scores.shape[:-1], n_kept).astype(np.int32)
 
 
 def ranks(scores: Floats) -> Indices:

@@ -72,7 +72,9 @@ class ASL(SelectingPolicy):
                 return Decision(rows)
             per_token = per_head.sum(axis=0)
             total = evidence(per_token)
-            history.append(reference.ranks(per_token))
+            # of layers that all attend to the whole prompt, those further below than obs_layers are compared with none
+            if prompt.full_layers or scores.layer > min_layer - self.obs_layers:
+                history.append(reference.ranks(per_token))
             # of a few layers, earlier ones serve as the reference too, and the first of all has none to wait for
             if scores.layer < min_layer and (len(history) < 2 or not prompt.full_layers):
                 return Decision(rows)

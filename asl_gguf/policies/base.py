@@ -98,7 +98,7 @@ def keep_best(scores: Floats, fixed: Indices, n_kept: int) -> Indices:
         )
     ranked = scores.astype(np.float32, copy=True)
     ranked[..., fixed] = np.inf
-    return np.sort(reference.order_by_score(ranked)[..., :n_kept], axis=-1)
+    return reference.best(ranked, n_kept)
 
 
 def fixed_tokens(scores: LayerScores, n_sink: int, window: int) -> Indices:

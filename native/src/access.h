@@ -4,6 +4,9 @@
 
 #include "llama-context.h"
 
+#include "llama-batch.h"
+#include "llama-graph.h"
+#include "llama-memory.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -36,6 +39,24 @@ struct asl_context_access {
         ggml_status status = GGML_STATUS_SUCCESS;
         ctx.process_ubatch(mctx.get_ubatch(), LLM_GRAPH_TYPE_DEFAULT, &mctx, status);
         return status;
+    }
+
+    // Builds a graph of the model that no scheduler has split: in a split one, devices' copies take the place of tensors.
+    // A graph that was kept for reuse is forgotten.
+    static void build_graph(llama_context & ctx, llm_graph_result & res) {
+        ggml_backend_sched_reset(ctx.sched.get());
+        ctx.gf_res_prev_active = nullptr;
+
+        const auto mctx = ctx.memory->init_full();
+        llama_batch_allocr balloc(ctx.model.hparams.n_pos_per_embd());
+        const auto ubatch = balloc.ubatch_reserve(1, ctx.cparams.n_seq_max);
+
+        const auto n_outputs = std::exchange(ctx.n_outputs, ubatch.n_tokens);
+        const auto params = ctx.graph_params(&res, ubatch, mctx.get(), LLM_GRAPH_TYPE_DEFAULT);
+        res.reset();
+        ctx.model.build_graph(params);
+        ctx.n_outputs = n_outputs;
+        ggml_backend_sched_reset(ctx.sched.get());
     }
 
     // as after a decode with one output

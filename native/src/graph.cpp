@@ -114,8 +114,7 @@ asl_attention asl_find_attention(const llm_graph_result & res, int32_t il) {
     if (!att.mask || att.q->type != GGML_TYPE_F32 || att.q->ne[3] != 1 || att.q->ne[2] % att.n_head_kv != 0) {
         throw std::runtime_error("the attention of layer " + std::to_string(il) + " has an unexpected form");
     }
-    // once a scheduler has split the graph, devices read copies: CUDA0#cache_k_l0 (view)#0
-    if (strncmp(att.k->name, "cache_", 6) != 0 && !strstr(att.k->name, "#cache_")) {
+    if (strncmp(att.k->name, "cache_", 6) != 0) {
         throw std::runtime_error("layer " + std::to_string(il) + " does not attend to the KV cache");
     }
     return att;
@@ -173,8 +172,14 @@ static bool is_cache_write(const ggml_tensor * node) {
     return (node->op == GGML_OP_SET_ROWS || node->op == GGML_OP_CPY) && node->view_src && strncmp(node->view_src->name, "cache_", 6) == 0;
 }
 
-static bool is_cpu_only(const llama_context & ctx) {
-    return ctx.get_model().devices.empty();
+// How rows of an attention mask must be aligned where they may lie apart; 0 where kernels are not known to take such masks.
+static size_t mask_alignment(const llama_context & ctx, ggml_backend_buffer_type_t buft) {
+    if (ctx.get_model().devices.empty()) {
+        return 1; // CPUs
+    }
+    ggml_backend_dev_t device = ggml_backend_buft_get_device(buft);
+    const bool is_cuda = device && strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(device)), "CUDA") == 0;
+    return is_cuda ? 16 : 0; // its flash attention loads 16 bytes at a time
 }
 
 ggml_cgraph * asl_layer_cutter::cut(llm_graph_result & res, const llama_ubatch & ubatch) {
@@ -278,9 +283,6 @@ void asl_layer_cutter::keep_output(llm_graph_result & res, ggml_cgraph * part, g
 // the inputs that stand for them in the full graph: without a buffer, their set_input does not fill them.
 std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(llm_graph_result & res) {
     const auto & model = ctx.get_model();
-    // kernels of CPUs take rows that lie apart, those of other devices may not
-    const bool strided = is_cpu_only(ctx);
-
     const ggml_tensor * inputs[2] = {}; // of layers that attend to all tokens, and of those with a sliding window
     for (const bool sliding : { false, true }) {
         const int32_t il = asl_first_layer(model, sliding);
@@ -301,7 +303,7 @@ std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(llm_grap
         }
         ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(att.k->buffer);
         ggml_tensor *& own = masks[{ buft, sliding }];
-        own = own ? own : mask.build(ctx_part.get(), att.mask, chunk.n_past, sliding ? model.hparams.n_swa : 0, buft, strided);
+        own = own ? own : mask.build(ctx_part.get(), att.mask, chunk.n_past, sliding ? model.hparams.n_swa : 0, buft, mask_alignment(ctx, buft));
         for (auto & src : att.node->src) {
             src = src == att.mask ? own : src;
         }

@@ -21,9 +21,11 @@ public:
 
     // A tensor to take the place of `mask` (F32 or F16 [n_kv, n_tokens], not computed): a chunk after n_past cells.
     //   n_swa: tokens that a sliding window sees, 0 for all
-    //   buft: where the layer attends; strided: return a view, not a contiguous copy
+    //   buft: where the layer attends
+    //   view_align: its kernels take rows that lie apart, if they begin at multiples of so many bytes; 0: they do not, and
+    //   get a contiguous copy
     ggml_tensor * build(ggml_context * ctx, const ggml_tensor * mask, int32_t n_past, int32_t n_swa,
-        ggml_backend_buffer_type_t buft, bool strided);
+        ggml_backend_buffer_type_t buft, size_t view_align);
 
     // bytes in host memory, or in memory of other devices
     size_t size_bytes(bool host) const;
@@ -35,10 +37,10 @@ private:
         ggml_context_ptr        ctx;
         ggml_backend_buffer_ptr buffer;
         ggml_tensor * tensor; // [n_past_max + n_tokens_max + padding, n_tokens_max]
-        ggml_tensor * window = nullptr; // as large: a chunk's contiguous copy, NULL where kernels take views
+        ggml_backend_buffer_ptr copy; // as large, for a chunk's contiguous copy; NULL as long as none is needed
     };
 
-    const band & get_band(ggml_backend_buffer_type_t buft, ggml_type type, int32_t n_swa, bool strided);
+    band & get_band(ggml_backend_buffer_type_t buft, ggml_type type, int32_t n_swa);
 
     std::vector<band> bands; // one per device and kind of attention
 

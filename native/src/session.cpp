@@ -4,6 +4,7 @@
 #include "cache.h"
 
 #include "llama-batch.h"
+#include "llama-graph.h"
 #include "llama-kv-cache.h"
 #include "llama-model.h"
 
@@ -49,7 +50,9 @@ asl_session::asl_session(llama_context & ctx, const llama_context_params & param
     asl_check_model(ctx.get_model());
     try {
         asl_get_kv_cache(ctx);
-        asl_check_graph(*ctx.get_gf_res_reserve(), n_layer);
+        llm_graph_result graph(ctx.get_gf_res_reserve()->get_max_nodes());
+        asl_context_access::build_graph(ctx, graph);
+        asl_check_graph(graph, n_layer);
     } catch (const std::exception & err) {
         throw asl_error(ASL_ERR_UNSUPPORTED, err.what());
     }

@@ -55,6 +55,17 @@ def test_order_by_score(scores):
         assert got.tolist() == sorted(range(n), key=lambda i: (-row[i], i))
 
 
+ODD = arrays(np.float32, SHAPES, elements=st.sampled_from([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0]))
+
+
+@given(st.one_of(VALUES, TIED, ODD), st.integers(0, 30))
+def test_best_are_the_first_by_score(scores, n_kept):
+    n_kept = min(n_kept, scores.shape[-1])
+    best = reference.best(scores, n_kept)
+    assert best.dtype == np.int32
+    assert np.array_equal(best, np.sort(reference.order_by_score(scores)[..., :n_kept], axis=-1))
+
+
 @given(st.one_of(VALUES, TIED))
 def test_ranks(scores):
     ranks = reference.ranks(scores)
