@@ -135,14 +135,15 @@ def _accuracy(rows: Sequence[Row], length: int, styles: dict[str, int]) -> Drawi
     figure, axes = _panels(len(tasks), 3.4, 2.5, sharex=True, sharey=True)
     for axis, task in zip(axes, tasks):
         of_task = [row for row in rows if task in (row["task"], "all tasks")]
-        _curves(axis, of_task, styles, lambda answers: mean(map(budget_share, answers)))
+        _curves(axis, of_task, styles, lambda answers: mean(map(budget_share, answers)), side_by_side=True)
         axis.set_title(task, size=9, loc="left")
     figure.supxlabel("budget, share of the prompt's tokens", size=9)
     figure.supylabel("score", size=9)
     _legend(figure, axes)
     return Drawing(
         f"accuracy-{length}", f"Score by budget, {length} tokens",
-        "Mean score; bars: 95 % Wilson intervals of the number of prompts. Grey line: the full cache.", figure,
+        "Mean score; bars: 95 % Wilson intervals of the number of prompts. Grey line: the full cache. Policies "
+        "of one budget stand side by side.", figure,
     )  # fmt: skip
 
 
@@ -175,8 +176,13 @@ def _curves(
     x_of: Callable[[list[Row]], float],
     *,
     mark_full: bool = False,
+    side_by_side: bool = False,
 ) -> None:
-    """Score of each policy against x_of(answers), one mark for each budget. mark_full: a line at the full cache's x."""
+    """Score of each policy against x_of(answers), one mark for each budget.
+
+    mark_full: a line at the full cache's x. side_by_side: policies a little apart, for those of one x.
+    """
+    step = 0.006 * max(map(x_of, group(rows, "policy", "budget").values())) if side_by_side else 0.0
     for (policy,), answers in group(rows, "policy").items():
         points = []
         for of_budget in group(answers, "budget").values():
@@ -191,6 +197,8 @@ def _curves(
         elif answers[0]["budget"] is None:  # another engine's full cache
             axis.axhline(y[0], color="0.4", linewidth=1, linestyle=(0, (1, 1)), zorder=0, label=policy)
         else:
+            shift = step * (styles[policy] - max(styles.values()) / 2)
+            x = [value + shift for value in x]
             axis.errorbar(x, y, yerr=(below, above), capsize=2, elinewidth=0.6, label=policy, **_style(styles[policy]))
     axis.set_ylim(-0.03, 1.05)
     axis.set_xlim(left=0)

@@ -20,28 +20,30 @@ void asl_chunk_inputs::reset(ggml_backend_buffer_type_t buft, size_t n_bytes) {
 void asl_chunk_inputs::clear() {
     copies.clear();
     buffers.clear();
-    n_bytes = n_left = 0;
+    n_bytes = n_last = n_used = 0;
 }
 
 // Gives the tensor memory, if there is room for it.
 bool asl_chunk_inputs::place(ggml_tensor * tensor) {
     const size_t n = GGML_PAD(ggml_backend_buft_get_alloc_size(buft, tensor), ggml_backend_buft_get_alignment(buft));
-    if (n > n_left) {
+    if (n > n_last - n_used) {
         const size_t n_buffer = std::max(n, std::min(N_BUFFER, n_bytes_max/4));
         if (n_bytes + n_buffer > n_bytes_max) {
             return false;
         }
-        buffers.emplace_back(ggml_backend_buft_alloc_buffer(buft, n_buffer));
-        n_left = buffers.back() ? n_buffer : 0;
-        n_bytes += n_left;
-        if (n > n_left) {
+        ggml_backend_buffer_ptr buffer { ggml_backend_buft_alloc_buffer(buft, n_buffer) };
+        if (!buffer) {
+            n_bytes_max = 0; // what is not there will not be asked for again
             return false;
         }
+        buffers.push_back(std::move(buffer));
+        n_bytes += n_buffer;
+        n_last = n_buffer;
+        n_used = 0;
     }
     ggml_backend_buffer_t buffer = buffers.back().get();
-    char * end = (char *) ggml_backend_buffer_get_base(buffer) + ggml_backend_buffer_get_size(buffer);
-    ggml_backend_tensor_alloc(buffer, tensor, end - n_left);
-    n_left -= n;
+    ggml_backend_tensor_alloc(buffer, tensor, (char *) ggml_backend_buffer_get_base(buffer) + n_used);
+    n_used += n;
     return true;
 }
 

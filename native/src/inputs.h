@@ -45,7 +45,8 @@ private:
     ggml_backend_buffer_type_t buft = nullptr; // NULL: nothing is copied
     size_t n_bytes_max = 0;
     size_t n_bytes     = 0; // of the buffers
-    size_t n_left      = 0; // of the last one
+    size_t n_last      = 0; // of the last one
+    size_t n_used      = 0; // of that
 
     std::vector<ggml_backend_buffer_ptr> buffers;
 
