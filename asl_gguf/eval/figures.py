@@ -198,8 +198,10 @@ def _curves(
             axis.axhline(y[0], color="0.4", linewidth=1, linestyle=(0, (1, 1)), zorder=0, label=policy)
         else:
             shift = step * (styles[policy] - max(styles.values()) / 2)
-            shifted = [value + shift for value in x]
-            axis.errorbar(shifted, y, yerr=(below, above), capsize=2, elinewidth=0.6, label=policy, **_style(styles[policy]))
+            moved = [value + shift for value in x]
+            axis.errorbar(
+                moved, y, yerr=(below, above), capsize=2, elinewidth=0.6, label=policy, **_style(styles[policy])
+            )
     axis.set_ylim(-0.03, 1.05)
     axis.set_xlim(left=0)
     axis.spines[["top", "right"]].set_visible(False)
