@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class RecordedLayer:
     queries: Floats
     seconds: float
     """that it took to run, scores included"""
+    rows: np.ndarray | None = None
+    """uint8 [n_past, row bytes] of `Session.save_rows`: K/V of the chunks before those that hold the window"""
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,17 @@ class Recording:
     @property
     def n_bytes(self) -> int:
         """Host memory it takes."""
-        return sum(layer.state.nbytes + layer.scores.nbytes + layer.queries.nbytes for layer in self.layers)
+        parts = [(layer.state, layer.scores, layer.queries, layer.rows) for layer in self.layers]
+        return sum(part.nbytes for of_layer in parts for part in of_layer if part is not None)
 
 
-def record(session: Session, tokens: Sequence[int], window: int = 32, weights: Floats | None = None) -> Recording:
-    """Runs all layers over a prompt, with scores of this window; the decode context is left empty."""
+def record(
+    session: Session, tokens: Sequence[int], window: int = 32, weights: Floats | None = None, *, n_past: int = 0
+) -> Recording:
+    """Runs all layers over a prompt, with scores of this window; the decode context is left empty.
+
+    n_past: first tokens whose rows are kept as well, for `rescored`.
+    """
     layers = []
     session.begin(tokens, window)
     try:
@@ -63,10 +71,33 @@ def record(session: Session, tokens: Sequence[int], window: int = 32, weights: F
             started = time.perf_counter()
             session.run(1, True)
             seconds = time.perf_counter() - started
-            layers.append(RecordedLayer(session.save_layer(), session.scores(), session.queries(), seconds))
+            rows = session.save_rows(0, n_past) if n_past else None
+            layers.append(RecordedLayer(session.save_layer(), session.scores(), session.queries(), seconds, rows))
     finally:
         session.abort()
     return Recording(tuple(tokens), min(window, len(tokens)), weights, tuple(layers))
+
+
+def rescored(session: Session, recording: Recording, window: int, weights: Floats | None) -> Recording:
+    """The same pass with scores of another window: of each layer, only the chunks that hold it run again.
+
+    Args:
+        recording: with rows, of a number of tokens at which a chunk begins and that leaves room for the window.
+    """
+    layers = []
+    session.begin(recording.tokens, window)
+    try:
+        for layer in recording.layers:
+            assert layer.rows is not None
+            if not layers:
+                session.set_past(len(layer.rows))
+                session.set_window(window, weights)
+            session.load_rows(layer.rows)
+            session.run(1, True)
+            layers.append(replace(layer, scores=session.scores(), queries=session.queries()))
+    finally:
+        session.abort()
+    return Recording(recording.tokens, window, weights, tuple(layers))
 
 
 class Replay:
@@ -170,12 +201,16 @@ class Replay:
 
 
 class Records:
-    """Records of one prompt: one full pass for each window and weighting that policies score with."""
+    """Records of one prompt: a full pass, and its scores for each window and weighting that policies score with."""
 
     def __init__(self, session: Session, tokens: Sequence[int]) -> None:
         self._session = session
         self._tokens = tuple(tokens)
         self._replays: dict[_Pass, Replay] = {}
+        self._first: Recording | None = None
+        n_batch = session.chunks["n_batch"]
+        # tokens whose K/V are loaded when the others run again; layers with a sliding window take none
+        self._n_past = 0 if any(session.sliding) else max(0, len(tokens) - _WINDOW) // n_batch * n_batch
 
     def replay_for(self, policy: Policy, n_kept: int) -> Replay:
         """A session that has run the prompt as this policy would; one that is there already, if it scores nothing."""
@@ -184,8 +219,16 @@ class Records:
         key = _pass_of(policy, len(self._tokens), n_kept)
         if key not in self._replays:
             window, weights = key[0], None if key[1] is None else np.frombuffer(key[1], dtype=np.float32)
-            self._replays[key] = Replay(self._session, record(self._session, self._tokens, window, weights))
+            self._replays[key] = Replay(self._session, self._record(window, weights))
         return self._replays[key]
+
+    def _record(self, window: int, weights: Floats | None) -> Recording:
+        if self._first is None:
+            self._first = record(self._session, self._tokens, window, weights, n_past=self._n_past)
+            return self._first
+        if 0 < self._n_past <= len(self._tokens) - window:
+            return rescored(self._session, self._first, window, weights)
+        return record(self._session, self._tokens, window, weights)
 
     @staticmethod
     def keys_of(uses: Sequence[tuple[Policy, int]], n_tokens: int) -> set[_Pass]:

@@ -205,7 +205,8 @@ class _Shared:
         bytes_of_record: int,
         most_bytes: int,
     ) -> None:
-        n_records = len(Records.keys_of(uses, len(tokens)))
+        # other windows take scores alone, but with layers that have a sliding window
+        n_records = len(Records.keys_of(uses, len(tokens))) if any(session.sliding) else 1
         self._session, self._tokens = session, tokens
         self.shares = n_records * bytes_of_record <= most_bytes
         self._records = Records(session, tokens)
@@ -223,9 +224,9 @@ class _Shared:
 
 
 def _record_bytes(model: Model, session: Session, n_tokens: int) -> int:
-    """Host memory of one full pass, about: K/V, hidden states and scores."""
+    """Host memory of one full pass, about: K/V twice (rows by themselves), hidden states and scores."""
     n_floats = llama_cpp.llama_model_n_embd(model.handle) + llama_cpp.llama_model_n_head_kv(model.handle)
-    return int(n_tokens * (session.info().kv_bytes_cell + 4 * model.n_layer * n_floats))
+    return int(n_tokens * (2 * session.info().kv_bytes_cell + 4 * model.n_layer * n_floats))
 
 
 def _outline(report: PrefillReport) -> Row:

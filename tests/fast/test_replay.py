@@ -10,8 +10,8 @@ import pytest
 
 from asl_gguf.engine import prefill
 from asl_gguf.errors import NativeError, OptionError
-from asl_gguf.policies import ASL, REGISTRY, FastKV, Policy, SnapKV
-from asl_gguf.replay import Replay, record
+from asl_gguf.policies import ASL, REGISTRY, FastKV, Policy, SnapKV, SpanASL
+from asl_gguf.replay import Records, Replay, record, rescored
 from asl_gguf.types import PrefillReport
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, prompt
 
@@ -61,6 +61,50 @@ def test_every_policy_replayed_is_the_policy_run(load_tiny, options):
             replayed = prefill(Replay(session, recording), TOKENS, policy, N_KEPT)
             assert untimed(replayed) == untimed(expected), name
             assert_same(other.continuation(ANSWER), logits, name)
+
+
+@with_options
+def test_other_windows_take_the_same_pass(load_tiny, options):
+    """Byte for byte a pass of their own, at a fraction of its work."""
+    with load_tiny("llama").context(options) as context:
+        session, calls = context.session(N_CTX), []
+        n_past = 3 * options.n_batch
+        recording = record(session, TOKENS, WINDOW, n_past=n_past)
+        session.set_progress(lambda *call: calls.append(call))
+        weights = np.linspace(0.5, 1.0, 12, dtype=np.float32)
+        for window, factors in ((12, None), (12, weights), (N_TOKENS - n_past, None), (1, None)):
+            expected = record(session, TOKENS, window, factors)
+            calls.clear()
+            again = rescored(session, recording, window, factors)
+            assert calls[-1] == ((N_TOKENS - n_past) * N_LAYER,) * 2
+            assert (again.tokens, again.window) == (expected.tokens, expected.window)
+            for ours, own in zip(again.layers, expected.layers, strict=True):
+                assert np.array_equal(ours.scores, own.scores) and np.array_equal(ours.queries, own.queries)
+                assert np.array_equal(ours.state, own.state)
+
+
+@with_options
+def test_records_run_a_prompt_once(load_tiny, options):
+    policies = [
+        SpanASL(window=32),
+        ASL(window=16, min_layer=2, obs_layers=2, tau=2),
+        SnapKV(window=8),
+        SnapKV(window=90),
+    ]
+    with load_tiny("llama").context(options) as context, load_tiny("llama").context(options) as other:
+        session, plain, done = context.session(N_CTX), other.session(N_CTX), []
+        records = Records(session, TOKENS)
+        session.set_progress(lambda now, total: done.append((now, total)))
+        work = []
+        for policy in policies:
+            done.clear()
+            replay = records.replay_for(policy, 91)
+            work.append(done[-1][1])
+            expected = prefill(plain, TOKENS, policy, 91)
+            assert untimed(prefill(replay, TOKENS, policy, 91)) == untimed(expected)
+            assert_same(context.continuation(ANSWER), other.continuation(ANSWER))
+        whole, tail = N_TOKENS * N_LAYER, (N_TOKENS - 120) * N_LAYER
+        assert work == [whole, tail, tail, whole]  # a window beyond the last chunks takes a pass of its own
 
 
 def test_protected_tokens_and_policies_that_are_asked_for_nothing(context, load_tiny):
