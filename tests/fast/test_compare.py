@@ -74,13 +74,12 @@ def real(model: str, policy: str, budget: float | int, *, raw: bool = False) -> 
 @pytest.mark.parametrize("options", [[], ["--raw", "--dequant", "off"]], ids=" ".join)
 def test_replayed_answers_are_those_of_real_runs(run, model, monkeypatch, options):
     passes = []
+
+    def counted(call):
+        return lambda *arguments, **options: passes.append(1) or call(*arguments, **options)
+
     for name in ("record", "rescored"):  # a full pass, and what other windows add to it
-
-        def counted(*arguments, call=getattr(replay, name), **options):
-            passes.append(1)
-            return call(*arguments, **options)
-
-        monkeypatch.setattr(replay, name, counted)
+        monkeypatch.setattr(replay, name, counted(getattr(replay, name)))
     found = run_json(run, "--policies", ",".join(POLICIES), "-b", "0.2", *options)
     scoring = [policy for policy in map(parse_policy, POLICIES) if isinstance(policy, ScoringPolicy)]
     kinds = {(32, None), *((policy.window, policy.half_life) for policy in scoring)}  # "none", the first, takes 32
