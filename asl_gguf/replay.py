@@ -84,7 +84,7 @@ def rescored(session: Session, recording: Recording, window: int, weights: Float
     Args:
         recording: with rows, of a number of tokens at which a chunk begins and that leaves room for the window.
     """
-    layers = []
+    layers: list[RecordedLayer] = []
     session.begin(recording.tokens, window)
     try:
         for layer in recording.layers:
