@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import gguf_header
+from . import devices, gguf_header
 from ._native import lib, llama_cpp, session_info
 from .budget import Budget, round_cells
 from .choosing import Chooser, Use
@@ -55,9 +55,7 @@ def _n_devices(kwargs: Mapping[str, Any]) -> int:
     offloaded = kwargs.get("n_gpu_layers", 0) != 0 and kwargs.get("offload_kqv", True)
     if not offloaded or not llama_cpp.llama_supports_gpu_offload():
         return 1
-    ggml = llama_cpp.llama_cpp._lib
-    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
-    return int(ggml.ggml_backend_dev_count())
+    return devices.count()
 
 
 @dataclass(frozen=True)

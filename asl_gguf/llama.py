@@ -30,8 +30,9 @@ from .models import resolve
 from .options import AslOptions, unprunable_use
 from .saving import SavingLlama
 from .session import Progress, Session, unsupported_reason
+from .stock_report import stock_report
+from .streams import Tokens, timed, undisturbed, until_full
 from .targets import BudgetValue
-from .timing import Tokens, stock_report, timed, undisturbed, until_full
 from .types import DecodeReport, Indices, PrefillReport
 
 logger = logging.getLogger(__name__)

@@ -226,15 +226,20 @@ class Records:
         if self._first is None:
             self._first = record(self._session, self._tokens, window, weights, n_past=self._n_past)
             return self._first
-        if 0 < self._n_past <= len(self._tokens) - window:
+        if self._fits(window):
             return rescored(self._session, self._first, window, weights)
         return record(self._session, self._tokens, window, weights)
 
-    @staticmethod
-    def keys_of(uses: Sequence[tuple[Policy, int]], n_tokens: int) -> set[_Pass]:
-        """The full passes that these policies and budgets need, at least one."""
+    def n_passes(self, uses: Sequence[tuple[Policy, int]]) -> int:
+        """Full passes that these policies and budgets take."""
         scoring = [use for use in uses if isinstance(use[0], ScoringPolicy)]
-        return {_pass_of(policy, n_tokens, n_kept) for policy, n_kept in scoring or uses}
+        windows = [window for window, _ in {_pass_of(policy, len(self._tokens), n_kept) for policy, n_kept in scoring}]
+        n_alone = sum(not self._fits(window) for window in windows)
+        return n_alone + (n_alone < max(1, len(windows)))
+
+    def _fits(self, window: int) -> bool:
+        """Whether the chunks that are not loaded hold this window."""
+        return 0 < self._n_past <= len(self._tokens) - window
 
 
 def _pass_of(policy: Policy, n_tokens: int, n_kept: int) -> _Pass:

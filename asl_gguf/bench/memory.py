@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import multiprocessing
 import resource
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from .. import engine
-from .._native import lib, llama_cpp
+from .._native import lib
 from ..budget import Budget, round_cells
+from ..devices import gpu_bytes_used
 from ..policies import make_policy
 from .prefill import make_prompt
 from .stock import ContextOptions, Model, stock_prefill
@@ -25,52 +25,37 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-_GPU = 1  # ggml_backend_dev_type
+class Peak:
+    """The most bytes that were in use, over those at the beginning."""
 
+    def __init__(self, used: Callable[[], int | None]) -> None:
+        self._used = used
+        self._begin = used()
+        self.bytes: int | None = None if self._begin is None else 0
+        """None: there is nothing to look at"""
 
-class DeviceMemory:
-    """Bytes that processes have on the first GPU. Memory that other programs take and free shows as well."""
-
-    def __init__(self) -> None:
-        ggml = llama_cpp.llama_cpp._lib
-        ggml.ggml_backend_dev_by_type.restype = ctypes.c_void_p
-        ggml.ggml_backend_dev_memory.restype = None
-        ggml.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, *[ctypes.POINTER(ctypes.c_size_t)] * 2]
-        self._read = ggml.ggml_backend_dev_memory
-        self._device = ggml.ggml_backend_dev_by_type(_GPU)
-        self.peak_bytes = 0
-
-    @property
-    def exists(self) -> bool:
-        """Whether ggml found a GPU."""
-        return bool(self._device)
-
-    def used(self) -> int:
-        """Bytes in use now."""
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        if self.exists:
-            self._read(self._device, ctypes.byref(free), ctypes.byref(total))
-        return total.value - free.value
+    def look(self) -> None:
+        """Takes what is in use now."""
+        if self._begin is not None and self.bytes is not None:
+            self.bytes = max(self.bytes, (self._used() or 0) - self._begin)
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Sets peak_bytes to the most that were in use, over those at the beginning; looks every 5 ms."""
-        begin, done = self.used(), threading.Event()
+    def watched(self, seconds: float = 0.005) -> Iterator[None]:
+        """Looks so often, and at the end."""
+        done = threading.Event()
 
-        def look() -> None:
-            while not done.wait(0.005):
-                self.peak_bytes = max(self.peak_bytes, self.used() - begin)
+        def go_on_looking() -> None:
+            while self.bytes is not None and not done.wait(seconds):
+                self.look()
 
-        thread = threading.Thread(target=look, daemon=True)
-        self.peak_bytes = 0
-        if self.exists:
-            thread.start()
+        thread = threading.Thread(target=go_on_looking, daemon=True)
+        thread.start()
         try:
             yield
         finally:
             done.set()
-            if self.exists:
-                thread.join()
+            thread.join()
+            self.look()
 
 
 def _child(
@@ -85,11 +70,11 @@ def _child(
     """One prefill in a process of its own, because a peak never falls."""
     model = Model(path, options)
     tokens = make_prompt(model, n_tokens)
-    before, device = _peak_bytes(), DeviceMemory()
-    with device.watched():
+    before, on_gpu = _peak_bytes(), Peak(gpu_bytes_used)
+    with on_gpu.watched():
         kv_bytes = _prefill(model, tokens, budget, policy, dequant)
     measured = {"before": before, "peak": _peak_bytes(), "kv_peak": kv_bytes, "prompt_tokens": len(tokens)}
-    connection.send(json.dumps({**measured, "device": device.peak_bytes if device.exists else None}))
+    connection.send(json.dumps({**measured, "device": on_gpu.bytes}))
 
 
 def _prefill(model: Model, tokens: list[int], budget: float | int | None, policy: str, dequant: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import platform
 import sys
 from collections.abc import Iterator
@@ -49,7 +48,7 @@ def _version(package: str) -> str:
 
 def _check_library() -> Iterator[str]:
     try:
-        from .. import _native
+        from .. import _native, devices
     except AslError as err:
         _row("library", "not usable")
         yield str(err)
@@ -58,21 +57,9 @@ def _check_library() -> Iterator[str]:
     _row("library", llama_cpp.llama_cpp._lib._name)
     _row("asl ABI", _native.lib.abi_version())
     llama_cpp.llama_backend_init()
-    for name, description in _devices(llama_cpp.llama_cpp._lib):
+    for name, description in devices.names():
         _row("backend", f"{name}: {description}")
     _row("cpu features", llama_cpp.llama_print_system_info().decode())
-
-
-def _devices(library: ctypes.CDLL) -> Iterator[tuple[str, str]]:
-    """Devices that ggml found: (name, description)."""
-    library.ggml_backend_dev_count.restype = ctypes.c_size_t
-    library.ggml_backend_dev_get.restype = ctypes.c_void_p
-    library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-    for function in (library.ggml_backend_dev_name, library.ggml_backend_dev_description):
-        function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
-    for index in range(library.ggml_backend_dev_count()):
-        device = library.ggml_backend_dev_get(index)
-        yield library.ggml_backend_dev_name(device).decode(), library.ggml_backend_dev_description(device).decode()
 
 
 def _check_models() -> Iterator[str]:

@@ -205,11 +205,9 @@ class _Shared:
         bytes_of_record: int,
         most_bytes: int,
     ) -> None:
-        # other windows take scores alone, but with layers that have a sliding window
-        n_records = len(Records.keys_of(uses, len(tokens))) if any(session.sliding) else 1
         self._session, self._tokens = session, tokens
-        self.shares = n_records * bytes_of_record <= most_bytes
         self._records = Records(session, tokens)
+        self.shares = self._records.n_passes(uses) * bytes_of_record <= most_bytes
 
     def for_policy(self, policy: Policy, n_kept: int) -> Any:
         """A session, or what stands in for one."""

@@ -2,7 +2,8 @@
 # Speed and memory on a GPU, beside stock llama.cpp with all layers there too. One JSON object a line.
 #   bench/gpu/run.sh MODEL.gguf TOKENS RUNS      with PYTHON set to the interpreter that has asl_gguf
 set -eu
-model=$1 tokens=$2 runs=$3
+usage="usage: run.sh MODEL.gguf TOKENS RUNS"
+model=${1:?$usage} tokens=${2:?$usage} runs=${3:?$usage}
 python=${PYTHON:-python3}
 
 bench() {

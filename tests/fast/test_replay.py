@@ -10,7 +10,7 @@ import pytest
 
 from asl_gguf.engine import prefill
 from asl_gguf.errors import NativeError, OptionError
-from asl_gguf.policies import ASL, REGISTRY, FastKV, Policy, SnapKV, SpanASL
+from asl_gguf.policies import ASL, REGISTRY, FastKV, Policy, SnapKV, SpanASL, StreamingLLM
 from asl_gguf.replay import Records, Replay, record, rescored
 from asl_gguf.types import PrefillReport
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, prompt
@@ -94,6 +94,8 @@ def test_records_run_a_prompt_once(load_tiny, options):
     with load_tiny("llama").context(options) as context, load_tiny("llama").context(options) as other:
         session, plain, done = context.session(N_CTX), other.session(N_CTX), []
         records = Records(session, TOKENS)
+        assert records.n_passes([(policy, 91) for policy in policies]) == 2
+        assert records.n_passes([(policies[-1], 91)]) == records.n_passes([(StreamingLLM(), 91)]) == 1
         session.set_progress(lambda now, total: done.append((now, total)))
         work = []
         for policy in policies:
