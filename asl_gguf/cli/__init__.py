@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
     try:
         check_counts(args)
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
     except (OptionError, PromptError) as err:
         print(f"asl-gguf: {err}", file=sys.stderr)
         return 2
@@ -40,3 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("asl-gguf: cancelled", file=sys.stderr)
         return 130
+    except (
+        BrokenPipeError
+    ):  # whoever read the output, such as `head`, has enough: nothing more may be written, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
