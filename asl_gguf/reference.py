@@ -77,18 +77,25 @@ def average_pool(values: Floats, kernel_size: int) -> Floats:
     return (total / kernel_size).astype(np.float32)
 
 
-def span_maximum(values: Floats, back: int, forward: int) -> Floats:
-    """Each value becomes the largest of itself, the `forward` values before it and the `back` ones after it.
+def span_maximum(values: Floats, back: int, forward: int, back_share: float = 1.0) -> Floats:
+    """Each value becomes the largest of itself, the `forward` values before it and a share of the `back` ones after it.
 
-    So a large value reaches `forward` places forward and `back` places back.
+    So a large value reaches `forward` places forward and, weakened, `back` places back.
 
     Args:
-        values: [..., n]
+        values: [..., n], not negative.
+        back_share: factor on the values after it, in [0, 1].
     """
-    if back == 0 and forward == 0:
-        return values
-    width = forward + back + 1
-    result = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(forward, back)], constant_values=-np.inf)
+    ahead = _largest_of(values, forward, 0)
+    if back == 0 or back_share == 0:
+        return ahead
+    return np.maximum(ahead, _largest_of(values, 0, back) * np.float32(back_share))
+
+
+def _largest_of(values: Floats, before: int, after: int) -> Floats:
+    """The largest of each value, the `before` ones before it and the `after` ones after it."""
+    width = before + after + 1
+    result = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(before, after)], constant_values=-np.inf)
     size = 1  # of the windows whose maxima these are
     while size < width:
         step = min(size, width - size)

@@ -9,6 +9,8 @@ from .asl import ASL
 
 _LEAST_WINDOW = 12
 """chat templates end a prompt with up to ten tokens of markers, which ask for nothing"""
+_ROOM_TO_REACH_BACK = 200
+"""tokens to keep from which on a score reaches back in full"""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class SpanASL(ASL):
     those 8 tokens older half as much; each KV head's scores are divided by their sum; a token's score reaches 10
     tokens forward and 6 back, so that what follows an attended token is kept with it; deeper layers get the tokens
     with the best sum over the newest 3 layers. Its stopping rule compares the 64 leading tokens only and refers to the
-    variance's running peak. The window shrinks with the budget: to an eighth of it, and 12 tokens at least.
+    variance's running peak. The window shrinks with the budget: to an eighth of it, and 12 tokens at least. Below 200
+    tokens, so does what of a score reaches back: with the square of the budget.
     """
 
     name: ClassVar[str] = "asl-span"
@@ -42,3 +45,7 @@ class SpanASL(ASL):
     def window_of(self, n_current: int, n_kept: int) -> int:
         # the window is always kept: of a budget of 50 tokens, 32 would leave next to nothing for the document
         return min(n_current, self.window, max(_LEAST_WINDOW, n_kept // 8))
+
+    def back_share_of(self, n_kept: int) -> float:
+        # of few tokens, those that follow the next attended one are worth more than those behind this one
+        return self.back_share * min(1.0, (n_kept / _ROOM_TO_REACH_BACK) ** 2)

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import reference
 from ..types import Floats, Indices, LayerScores
-from .base import Policy, fixed_tokens, keep_best, require, require_int
+from .base import Policy, fixed_tokens, keep_best, require, require_int, require_share
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class ScoringPolicy(Policy):
     span_forward: int = 0
     """tokens after an attended one that inherit its score"""
     span_back: int = 0
-    """tokens before an attended one that inherit its score"""
+    """tokens before an attended one that inherit back_share of its score"""
+    back_share: float = 1.0
+    """share of a score that reaches back: below 1, what follows another attended token can come first"""
     half_life: float | None = None
     """a query that is this many tokens older than another counts half as much; None: all of the window alike"""
 
@@ -42,6 +44,7 @@ class ScoringPolicy(Policy):
         require(self.kernel_size % 2 == 1, "kernel_size", "an odd number", self.kernel_size)
         for name in ("n_sink", "span_forward", "span_back"):
             require_int(getattr(self, name), name, 0)
+        require_share(self.back_share, "back_share", one=True)
         if self.half_life is not None:
             number = isinstance(self.half_life, (int, float)) and not isinstance(self.half_life, bool)
             require(number and self.half_life > 0, "half_life", "a number of tokens above 0, or None", self.half_life)
@@ -54,6 +57,10 @@ class ScoringPolicy(Policy):
         if self.half_life is None:
             return None
         return np.exp2(-np.arange(window - 1, -1, -1) / self.half_life).astype(np.float32)
+
+    def back_share_of(self, n_kept: int) -> float:
+        """Share of a score that reaches back where n_kept tokens are chosen."""
+        return self.back_share
 
     def head_scores(self, scores: LayerScores) -> Floats:
         """Pooled scores float32 [n_head_kv, n - n_sink - window] of the tokens that compete."""
@@ -72,7 +79,8 @@ class ScoringPolicy(Policy):
         Returns:
             int32 [..., n_kept], in order of position
         """
-        spanned = reference.span_maximum(competing, self.span_back, self.span_forward)
+        share = self.back_share_of(n_kept)
+        spanned = reference.span_maximum(competing, self.span_back, self.span_forward, share)
         around = [(0, 0)] * (spanned.ndim - 1) + [(self.n_sink, scores.window)]
         fixed = fixed_tokens(scores, self.n_sink, scores.window)
         return keep_best(np.pad(spanned, around), fixed, n_kept)

@@ -123,6 +123,7 @@ SCORING = {
     "normalise_heads": st.booleans(),
     "span_forward": st.integers(0, 5),
     "span_back": st.integers(0, 3),
+    "back_share": st.sampled_from([0.0, 0.3, 1.0]),
     "half_life": st.one_of(st.none(), st.floats(0.5, 20)),
 }
 SHARE = st.floats(0, 0.9)
@@ -260,7 +261,7 @@ def test_order_of_kv_heads(name, data):
             assert np.array_equal(a.decision.rows[order], b.decision.rows)
 
 
-def rankings(policy: Policy, step: Step, history: list[Floats]) -> tuple[Floats | None, Floats | None]:
+def rankings(policy: Policy, prompt: Prompt, step: Step, history: list[Floats]) -> tuple[Floats | None, Floats | None]:
     """What the policy's paper ranks by: for rows [n_head_kv, n] or [1, n], for tokens [n].
 
     Args:
@@ -286,7 +287,9 @@ def rankings(policy: Policy, step: Step, history: list[Floats]) -> tuple[Floats 
         result = []
         for competing in (pooled, evidence):
             ranked = np.zeros((*competing.shape[:-1], n), dtype=np.float32)
-            ranked[..., begin:end] = reference.span_maximum(competing, policy.span_back, policy.span_forward)
+            share = policy.back_share_of(prompt.n_kept)
+            spanned = reference.span_maximum(competing, policy.span_back, policy.span_forward, share)
+            ranked[..., begin:end] = spanned
             result.append(ranked)
         return result[0], result[1]
     return None, None
@@ -305,7 +308,7 @@ def test_a_higher_score_never_loses_to_a_lower_one(name, data):
     prompt = protect(data.draw, policy, prompt)
     history: list[Floats] = []
     for step in drive(policy, prompt, model).steps:
-        for_rows, for_tokens = rankings(policy, step, history)
+        for_rows, for_tokens = rankings(policy, prompt, step, history)
         fixed = fixed_of(policy, step.current.size, prompt.n_kept) | set(step.scores.protected.tolist())
         if step.decision.rows is not None:
             for kept, scores in zip(np.atleast_2d(step.decision.rows), for_rows, strict=True):

@@ -30,7 +30,7 @@ def test_published_parameters_of_asl():
     assert (policy.min_layer, policy.min_depth, policy.obs_tokens) == (None, 10 / 32, None)
     assert (policy.n_sink, policy.normalise_heads, policy.span_forward, policy.span_back) == (0, False, 0, 0)
     assert policy.variance_reference == "first" and policy.min_kept == 33 and policy.cache_k == "select_k"
-    assert (policy.half_life, policy.evidence_layers) == (None, 1)
+    assert (policy.half_life, policy.evidence_layers, policy.back_share_of(50)) == (None, 1, 1)
     assert make_policy("asl-two-pass") == TwoPassASL() and TwoPassASL().two_pass and not policy.two_pass
 
 
@@ -51,6 +51,9 @@ def test_the_default():
     policy = SpanASL()
     assert (policy.n_sink, policy.normalise_heads, policy.span_forward, policy.span_back) == (4, True, 10, 6)
     assert (policy.half_life, policy.evidence_layers) == (8, 3)
+    # of 200 tokens and more all of a score reaches back, of fewer a share that falls with the square
+    assert [policy.back_share_of(n) for n in (50, 100, 199, 200, 10_000)] == [0.0625, 0.25, 0.990025, 1, 1]
+    assert SpanASL(back_share=0.5).back_share_of(100) == 0.125 and SnapKV(back_share=0.5).back_share_of(100) == 0.5
     assert (policy.min_depth, policy.obs_tokens, policy.tau, policy.variance_reference) == (0.56, 64, 0.9, "peak")
     assert (policy.window, policy.kernel_size, policy.obs_layers, policy.min_kept) == (32, 7, 8, 17)
 
@@ -75,6 +78,7 @@ BAD_PARAMETERS = [
     (SnapKV, {"window": -1}),
     *[(SnapKV, {"kernel_size": value}) for value in (0, -1, 2, 6)],
     *[(SnapKV, {name: -1}) for name in ("n_sink", "span_forward", "span_back")],
+    *[(SnapKV, {"back_share": value}) for value in (-0.1, 1.1, float("nan"), "1", True)],
     *[(ASL, {name: -1}) for name in ("window", "kernel_size", "n_sink", "obs_layers", "tau")],
     *[(ASL, {"min_depth": value}) for value in (-0.1, 1, 1.5)],
     *[(ASL, {"obs_tokens": value}) for value in (-1, 0)],

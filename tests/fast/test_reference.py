@@ -46,6 +46,22 @@ def test_span_reaches_forward_and_back():
     assert np.flatnonzero(reference.span_maximum(values, back=1, forward=3)).tolist() == [4, 5, 6, 7, 8]
 
 
+@given(arrays(np.float32, SHAPES, elements=st.floats(0, 100, width=32)), st.integers(0, 5), st.integers(0, 5))
+def test_a_share_of_a_score_reaches_back(values, back, forward):
+    spanned = reference.span_maximum(values, back, forward, 0.25)
+    n = values.shape[-1]
+    for row, got in zip(values.reshape(-1, n), spanned.reshape(-1, n), strict=True):
+        for i in range(n):
+            ahead = [row[j] for j in range(max(0, i - forward), i + 1)]
+            behind = [row[j] * np.float32(0.25) for j in range(i, min(n, i + back + 1))]
+            assert got[i] == max(ahead + behind)
+
+
+def test_no_share_of_a_score_reaches_back():
+    values = np.array([0, 0, 1, 0], dtype=np.float32)
+    assert reference.span_maximum(values, back=2, forward=1, back_share=0).tolist() == [0, 0, 1, 1]
+
+
 @given(st.one_of(VALUES, TIED))
 def test_order_by_score(scores):
     order = reference.order_by_score(scores)
