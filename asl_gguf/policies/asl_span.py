@@ -9,8 +9,6 @@ from .asl import ASL
 
 _LEAST_WINDOW = 12
 """chat templates end a prompt with up to ten tokens of markers, which ask for nothing"""
-_ROOM_TO_REACH_BACK = 200
-"""tokens to keep from which on a score reaches back in full"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,7 @@ class SpanASL(ASL):
     normalise_heads: bool = True
     span_forward: int = 10
     span_back: int = 6
+    back_room: int = 200
     half_life: float | None = 8
     evidence_layers: int = 3
     min_depth: float = 0.56
@@ -45,7 +44,3 @@ class SpanASL(ASL):
     def window_of(self, n_current: int, n_kept: int) -> int:
         # the window is always kept: of a budget of 50 tokens, 32 would leave next to nothing for the document
         return min(n_current, self.window, max(_LEAST_WINDOW, n_kept // 8))
-
-    def back_share_of(self, n_kept: int) -> float:
-        # of few tokens, those that follow the next attended one are worth more than those behind this one
-        return self.back_share * min(1.0, (n_kept / _ROOM_TO_REACH_BACK) ** 2)

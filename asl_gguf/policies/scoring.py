@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import reference
 from ..types import Floats, Indices, LayerScores
-from .base import Policy, fixed_tokens, keep_best, require, require_int, require_share
+from .base import Policy, fixed_tokens, keep_best, require, require_int
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class ScoringPolicy(Policy):
     span_forward: int = 0
     """tokens after an attended one that inherit its score"""
     span_back: int = 0
-    """tokens before an attended one that inherit back_share of its score"""
-    back_share: float = 1.0
-    """share of a score that reaches back: below 1, what follows another attended token can come first"""
+    """tokens before an attended one that inherit its score"""
+    back_room: int = 0
+    """tokens to keep from which on a score reaches back in full. Of fewer, a share does, which falls with their square:
+    what follows the next attended token is worth more than what stands before this one"""
     half_life: float | None = None
     """a query that is this many tokens older than another counts half as much; None: all of the window alike"""
 
@@ -42,9 +43,8 @@ class ScoringPolicy(Policy):
         super().__post_init__()
         require_int(self.kernel_size, "kernel_size", 1)
         require(self.kernel_size % 2 == 1, "kernel_size", "an odd number", self.kernel_size)
-        for name in ("n_sink", "span_forward", "span_back"):
+        for name in ("n_sink", "span_forward", "span_back", "back_room"):
             require_int(getattr(self, name), name, 0)
-        require_share(self.back_share, "back_share", one=True)
         if self.half_life is not None:
             number = isinstance(self.half_life, (int, float)) and not isinstance(self.half_life, bool)
             require(number and self.half_life > 0, "half_life", "a number of tokens above 0, or None", self.half_life)
@@ -59,8 +59,8 @@ class ScoringPolicy(Policy):
         return np.exp2(-np.arange(window - 1, -1, -1) / self.half_life).astype(np.float32)
 
     def back_share_of(self, n_kept: int) -> float:
-        """Share of a score that reaches back where n_kept tokens are chosen."""
-        return self.back_share
+        """Share of a score that reaches back where n_kept tokens are chosen, in (0, 1]."""
+        return 1.0 if n_kept >= self.back_room else (n_kept / self.back_room) ** 2
 
     def head_scores(self, scores: LayerScores) -> Floats:
         """Pooled scores float32 [n_head_kv, n - n_sink - window] of the tokens that compete."""

@@ -192,19 +192,19 @@ def test_span_keeps_what_follows():
 
 
 def test_what_follows_another_attended_token_comes_before_what_is_behind_one():
-    """back_share: a token that is attended half as much, and what follows it, beat the places behind the first."""
+    """back_room: a token that is attended half as much, and what follows it, beat the places behind the first."""
     attention = np.full((1, 200), 0.01, dtype=np.float32)
     attention[0, 50], attention[0, 100] = 0.5, 1
     scoring = {"window": 8, "kernel_size": 1, "n_sink": 4, "span_forward": 9, "span_back": 5}
 
-    def kept(back_share: float, n_kept: int) -> list[int]:
-        policy = SnapKV(**scoring, back_share=back_share)
+    def kept(back_room: int, n_kept: int) -> list[int]:
+        policy = SnapKV(**scoring, back_room=back_room)
         rows = policy.start(Prompt(200, n_kept, 1))(LayerScores(0, attention, 8)).rows[0]
         return [row for row in rows.tolist() if 4 <= row < 192]
 
-    assert kept(1, 8 + 4 + 20) == [*range(45, 50), *range(95, 110)]
-    assert kept(0.3, 8 + 4 + 20) == [*range(50, 60), *range(100, 110)]
-    assert kept(0.3, 8 + 4 + 25) == [*range(50, 60), *range(95, 110)]
+    assert kept(32, 8 + 4 + 20) == [*range(45, 50), *range(95, 110)]
+    assert kept(50, 8 + 4 + 20) == [*range(50, 60), *range(100, 110)]
+    assert kept(60, 8 + 4 + 25) == [*range(50, 60), *range(95, 110)]
 
 
 def first_monitored(case: Case) -> int:

@@ -123,7 +123,7 @@ SCORING = {
     "normalise_heads": st.booleans(),
     "span_forward": st.integers(0, 5),
     "span_back": st.integers(0, 3),
-    "back_share": st.sampled_from([0.0, 0.3, 1.0]),
+    "back_room": st.sampled_from([0, 20, 100]),
     "half_life": st.one_of(st.none(), st.floats(0.5, 20)),
 }
 SHARE = st.floats(0, 0.9)

@@ -53,7 +53,6 @@ def test_the_default():
     assert (policy.half_life, policy.evidence_layers) == (8, 3)
     # of 200 tokens and more all of a score reaches back, of fewer a share that falls with the square
     assert [policy.back_share_of(n) for n in (50, 100, 199, 200, 10_000)] == [0.0625, 0.25, 0.990025, 1, 1]
-    assert SpanASL(back_share=0.5).back_share_of(100) == 0.125 and SnapKV(back_share=0.5).back_share_of(100) == 0.5
     assert (policy.min_depth, policy.obs_tokens, policy.tau, policy.variance_reference) == (0.56, 64, 0.9, "peak")
     assert (policy.window, policy.kernel_size, policy.obs_layers, policy.min_kept) == (32, 7, 8, 17)
 
@@ -78,7 +77,7 @@ BAD_PARAMETERS = [
     (SnapKV, {"window": -1}),
     *[(SnapKV, {"kernel_size": value}) for value in (0, -1, 2, 6)],
     *[(SnapKV, {name: -1}) for name in ("n_sink", "span_forward", "span_back")],
-    *[(SnapKV, {"back_share": value}) for value in (-0.1, 1.1, float("nan"), "1", True)],
+    *[(SnapKV, {"back_room": value}) for value in (-1, 0.5, None, True)],
     *[(ASL, {name: -1}) for name in ("window", "kernel_size", "n_sink", "obs_layers", "tau")],
     *[(ASL, {"min_depth": value}) for value in (-0.1, 1, 1.5)],
     *[(ASL, {"obs_tokens": value}) for value in (-1, 0)],
