@@ -64,7 +64,7 @@ class Llama(SavingLlama):
             "question" (the last user message), (begin, end) spans of token indices, compiled regular expressions,
             or a list of these. They count towards the budget.
         asl_guard: share of the window's attention in (0, 1] that kept K/V must hold, mean over the layers; a prompt
-            that falls short gets up to 4 times the budget, or the full cache if that is enough for it.
+            that falls short gets 2, then 4 times the budget, then the full cache if it fits the cells.
         asl_calibration: False leaves min_layer and tau of a named policy as they are, whatever `asl-gguf calibrate`
             has stored for this model file (default True). A policy object is never changed, nor is a name that writes
             min_layer, min_depth or tau out.
@@ -317,6 +317,7 @@ class Llama(SavingLlama):
             n_kept,
             guard=self._asl.guard,
             n_most=self.n_cells - n_answer,
+            cap=guard.CAP if self._asl.decode_ctx is None else None,
             reason=reason,
             protected=protected if n_kept < n_tokens else None,
         )

@@ -13,7 +13,7 @@ from .calibration import calibrated
 from .choosing import Chooser, FixedChooser, Use
 from .errors import OptionError
 from .fit import FitChooser
-from .policies import DEFAULT, Policy, make_policy
+from .policies import DEFAULT, Full, Policy, make_policy
 from .protect import Protection
 from .session import DEQUANT_MODES, Progress
 from .targets import BudgetValue, Target, check_budget, make_budget
@@ -72,7 +72,7 @@ class AslOptions:
             dequant=_dequant(options.get("asl_dequant", "auto")),
             progress=_progress(options.get("asl_progress")),
             protect=Protection.parse(options.get("asl_protect")),
-            guard=_guard(options.get("asl_guard")),
+            guard=_guard(options.get("asl_guard"), policy),
             use_calibration=_flag("asl_calibration", options.get("asl_calibration", True)),
             full_kv=_full_kv(options.get("asl_full_kv", False), budget),
             given_policy=options.get("asl_policy", DEFAULT),
@@ -161,9 +161,16 @@ def _dequant(value: object) -> str:
     return mode
 
 
-def _guard(value: Any) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1):
+def _guard(value: Any, policy: Policy) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise OptionError(f"asl_guard: expected a share of the attention in (0, 1], or None, got {value!r}")
+    if not isinstance(policy, Full) and not policy.tells_attention:
+        raise OptionError(
+            f"asl_guard: expected a policy that keeps rows by their attention, got {policy.name}; pass asl-span, asl, "
+            "fastkv, snapkv or pyramidinfer, or leave asl_guard out"
+        )
     return value
 
 

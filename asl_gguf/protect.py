@@ -12,6 +12,9 @@ import numpy as np
 from .errors import OptionError, PromptError
 from .types import Indices
 
+Place = tuple[int, int]
+"""(begin, end) in bytes"""
+
 ROLES = ("system", "tools", "question")
 """parts of a chat: system messages; all that comes before the first user message, where templates put tool
 definitions; the last user message"""
@@ -85,18 +88,24 @@ class Protection:
         decoded = text.decode("utf-8", "surrogateescape")
         for pattern in self.patterns:
             for match in pattern.finditer(decoded):
+                if not match[0]:
+                    continue
                 begin = len(decoded[: match.start()].encode("utf-8", "surrogateescape"))
                 yield begin, begin + len(match[0].encode("utf-8", "surrogateescape"))
 
     def _messages(self, text: bytes, messages: Iterable[Any]) -> Iterator[tuple[int, int]]:
         chat = [(message["role"], content_of(message)) for message in messages]
-        users = [content for role, content in chat if role == "user"]
+        users = [index for index, (role, _) in enumerate(chat) if role == "user"]
         if "system" in self.roles:
-            yield from (_find(text, content, "system") for role, content in chat if role == "system")
-        if "tools" in self.roles and users:
-            yield 0, _find(text, users[0], "first user")[0]
-        if "question" in self.roles and users:
-            yield _find(text, users[-1], "last user", last=True)
+            for place, (role, _) in zip(_from_the_start(text, chat), chat):
+                if role == "system":
+                    yield _found(place, "system")
+        if users and ("tools" in self.roles or "question" in self.roles):
+            places = _from_the_end(text, chat)
+            if "tools" in self.roles:
+                yield 0, _found(places[users[0]], "first user")[0]
+            if "question" in self.roles:
+                yield _found(places[users[-1]], "last user")
 
 
 def content_of(message: Any) -> str:
@@ -107,12 +116,35 @@ def content_of(message: Any) -> str:
     return "".join(part.get("text", "") for part in content if part.get("type") == "text")
 
 
-def _find(text: bytes, content: str, what: str, *, last: bool = False) -> tuple[int, int]:
-    wanted = content.strip().encode("utf-8")
-    begin = text.rfind(wanted) if last else text.find(wanted)
-    if begin < 0:
+def _from_the_start(text: bytes, chat: Sequence[tuple[str, str]]) -> list[Place | None]:
+    """Where each message stands, behind the ones before it; None: not as it was given."""
+    places: list[Place | None] = []
+    end = 0
+    for _, content in chat:
+        wanted = content.strip().encode("utf-8")
+        begin = text.find(wanted, end)
+        places.append((begin, begin + len(wanted)) if begin >= 0 else None)
+        end = end if begin < 0 else begin + len(wanted)
+    return places
+
+
+def _from_the_end(text: bytes, chat: Sequence[tuple[str, str]]) -> list[Place | None]:
+    """The same, found from the last message on: what templates add, such as tool definitions, stands at the start and
+    may have a short message's words in it."""
+    places: list[Place | None] = []
+    end = len(text)
+    for _, content in reversed(chat):
+        wanted = content.strip().encode("utf-8")
+        begin = text.rfind(wanted, 0, end)
+        places.append((begin, begin + len(wanted)) if begin >= 0 else None)
+        end = end if begin < 0 else begin
+    return places[::-1]
+
+
+def _found(place: Place | None, what: str) -> Place:
+    if place is None:
         raise PromptError(
             f"asl_protect: expected the {what} message to stand in the prompt as it was given, but the chat "
             "template changes it; protect a compiled regular expression or a span instead"
         )
-    return begin, begin + len(wanted)
+    return place

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -38,6 +39,8 @@ VARIANCE = 2e-3
 """relative difference of a rank variance that swaps of tied ranks make"""
 LOGIT = 1e-3
 """absolute difference of logits"""
+LOGIT_TIED = 0.1
+"""the same where a tied token or row was swapped"""
 
 
 @dataclass(frozen=True)
@@ -111,14 +114,14 @@ def _compare(
         complaints.append(f"selection layer {layers[0]}, expected {layers[1]}")
     variance = _compare_trace(report, setting, complaints)
     swaps = [*_token_swaps(watch, setting), *_row_swaps(watch, case, setting)]
-    swapped, gap = sum(n for n, _ in swaps), max((g for _, g in swaps), default=0.0)
+    swapped, gap = sum(n for n, _ in swaps), _largest(gap for _, gap in swaps)
     if gap > TIE:
         complaints.append(f"kept tokens differ by more than ties: {swapped} swapped, gap {gap:.1e}")
     if setting.get("kv_len_end_of_prefill") and list(report.rows_by_layer) != setting["kv_len_end_of_prefill"]:
         complaints.append("other numbers of K/V rows per layer")
     logits = _logits(model, ctx)
-    logit = max((abs(float(logits[token]) - value) for token, value in setting["top20"]), default=0.0)
-    if logit > LOGIT and not swapped:
+    logit = _largest(abs(float(logits[token]) - value) for token, value in setting["top20"])
+    if logit > (LOGIT_TIED if swapped else LOGIT):
         complaints.append(f"logits differ by {logit:.3g}")
     greedy = _compare_greedy(model, ctx, setting["greedy"], logit)
     if greedy < len(setting["greedy"]):
@@ -135,13 +138,16 @@ def _compare_trace(report: PrefillReport, setting: dict[str, Any], complaints: l
     if ours.keys() != theirs.keys():
         complaints.append(f"monitored layers {sorted(ours)}, expected {sorted(theirs)}")
         return float("inf")
-    worst = 0.0
-    for layer, values in theirs.items():
-        for got, expected in zip(ours[layer], values, strict=True):
-            worst = max(worst, abs(got - expected) / max(abs(expected), 1e-12))
+    pairs = [pair for layer, values in theirs.items() for pair in zip(ours[layer], values, strict=True)]
+    worst = _largest(abs(got - expected) / max(abs(expected), 1e-12) for got, expected in pairs)
     if worst > VARIANCE:
         complaints.append(f"rank variance differs by {worst:.1e}")
     return worst
+
+
+def _largest(differences: Iterable[float]) -> float:
+    """0 of none; infinite if one is no number: max() would pass over it."""
+    return max((value if value == value else math.inf for value in differences), default=0.0)
 
 
 def _swap(ours: Indices, theirs: Sequence[int], scores: Floats) -> tuple[int, float]:
@@ -191,7 +197,7 @@ def _compare_greedy(model: Model, ctx: Any, theirs: Sequence[int], tolerance: fl
     """Leading tokens that agree; where two logits tie, theirs is taken."""
     for i, token in enumerate(theirs):
         logits = _logits(model, ctx)
-        if logits.max() - logits[token] > max(1e-3, 2 * tolerance):
+        if not logits.max() - logits[token] <= max(1e-3, 2 * min(tolerance, LOGIT_TIED)):
             return i
         if i < len(theirs) - 1:
             decode(ctx, [token])

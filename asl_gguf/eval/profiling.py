@@ -12,6 +12,7 @@ from ..budget import Budget, round_cells
 from ..errors import OptionError
 from ..policies import ASL, Full, Policy
 from ..replay import Replay, record
+from ..session import sliding_layers
 from .calibrating import EASY, HARD, Outcome, Profile
 from .measure import measure
 from .tasks import DEVELOPMENT_SEED, Example, Task, make_task
@@ -62,8 +63,8 @@ def profile(
     """One profile per case; each prompt runs through all layers once, and from every step-th layer on in part.
 
     Raises:
-        OptionError: the policy has no stopping rule, the model is too shallow for it, or budget or step is
-            outside its domain.
+        OptionError: the policy has no stopping rule, the model is too shallow for it or has sliding layers, or budget or
+            step is outside its domain.
         UnsupportedModelError: the model cannot be prefilled layer by layer.
     """
     if not isinstance(policy, ASL):
@@ -76,6 +77,12 @@ def profile(
         raise OptionError(
             f"expected a model of at least {policy.obs_layers + 2} layers to calibrate {policy.name}, which compares "
             f"{policy.obs_layers}, got one of {model.n_layer}; use fastkv, whose layer is fixed"
+        )
+    if any(sliding := sliding_layers(model.handle)):
+        full = [layer for layer, slides in enumerate(sliding) if not slides]
+        raise OptionError(
+            f"expected a model whose layers all attend to the whole prompt, got one where layers {full} alone do and the others "
+            f"slide: pick one of these instead, such as {policy.name}:min_layer={full[len(full) // 2] if full else 0}"
         )
     profiles = []
     for done, case in enumerate(cases):

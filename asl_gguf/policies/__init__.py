@@ -60,13 +60,13 @@ def parse_policy(text: str) -> Policy:
     values: dict[str, Any] = {}
     for setting in settings:
         parameter, equals, value = setting.partition("=")
-        if not equals or parameter not in known:
+        if not equals or parameter not in known or parameter in values:
             raise OptionError(
-                f"policy {name}: expected parameter=value with one of {', '.join(known)}, got {setting!r}"
+                f"policy {name}: expected parameter=value with one of {', '.join(known)}, each at most once, got {setting!r}"
             )
         try:
             values[parameter] = literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             values[parameter] = value
     return replace(policy, **values)
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from .. import reference
 from ..types import Decision, Indices, LayerScores, Prompt
-from .base import Observer, require, require_int, require_share, scaled_layer
+from .base import Observer, is_number, require, require_int, require_layer, require_share, scaled_layer
 from .scoring import SelectingPolicy
 
 
@@ -42,8 +42,7 @@ class ASL(SelectingPolicy):
             require_int(self.min_layer, "min_layer", self.obs_layers - 1)
         if self.obs_tokens is not None:
             require_int(self.obs_tokens, "obs_tokens", 1)
-        number = isinstance(self.tau, (int, float)) and not isinstance(self.tau, bool)
-        require(number and self.tau >= 0, "tau", "a number of at least 0", self.tau)
+        require(is_number(self.tau) and self.tau >= 0, "tau", "a number of at least 0", self.tau)
         require_share(self.min_depth, "min_depth")
         known = self.variance_reference in ("peak", "first")
         require(known, "variance_reference", "'peak' or 'first'", self.variance_reference)
@@ -57,6 +56,7 @@ class ASL(SelectingPolicy):
 
     def start(self, prompt: Prompt) -> Observer:
         min_layer = self._first_monitored(prompt.n_layer)
+        require_layer(self.min_layer, "min_layer", prompt)
         n_best = prompt.n_kept - self.n_sink - self.window_of(prompt.n_tokens, prompt.n_kept)
         n_leading = min(self.obs_tokens or n_best, n_best)
         history: deque[Indices] = deque(maxlen=min(self.obs_layers, min_layer + 1))
@@ -78,7 +78,7 @@ class ASL(SelectingPolicy):
             # of a few layers, earlier ones serve as the reference too, and the first of all has none to wait for
             if scores.layer < min_layer and (len(history) < 2 or not prompt.full_layers):
                 return Decision(rows)
-            alone = base is None and bool(prompt.full_layers)
+            alone = base is None and bool(prompt.full_layers) and self.tau > 0
             variance = reference.rank_variance(list(history), n_leading)
             if base is None or (self.variance_reference == "peak" and variance > base):
                 base = variance
@@ -99,3 +99,8 @@ class TwoPassASL(ASL):
 
     name: ClassVar[str] = "asl-two-pass"
     two_pass: ClassVar[bool] = True
+    tells_attention: ClassVar[bool] = False
+
+    def max_rows(self, n_tokens: int, n_kept: int) -> int:
+        # the second pass keeps all of its tokens, whatever cache_k says of the first one
+        return max(super().max_rows(n_tokens, n_kept), n_kept)

@@ -43,4 +43,5 @@ class SpanASL(ASL):
 
     def window_of(self, n_current: int, n_kept: int) -> int:
         # the window is always kept: of a budget of 50 tokens, 32 would leave next to nothing for the document
-        return min(n_current, self.window, max(_LEAST_WINDOW, n_kept // 8))
+        most = max(_LEAST_WINDOW, min(n_kept // 8, n_kept - self.n_sink - 1))
+        return min(n_current, self.window, most)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 import numpy as np
 
@@ -28,6 +29,9 @@ class Policy(ABC):
     """what reports call it; the registry's name"""
     two_pass: ClassVar[bool] = False
     """the kept tokens run again from layer 0, as a prompt of their own"""
+
+    tells_attention: ClassVar[bool] = True
+    """the layers' scores and the rows that are kept tell what share of the attention is kept: asl_guard can judge it"""
 
     window: int = 32
     """last prompt tokens whose attention is scored; always kept"""
@@ -119,10 +123,23 @@ def require_int(value: object, name: str, at_least: int) -> None:
     require(bool(valid), name, f"an integer of at least {at_least}", value)
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether value is a finite int or float."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def require_share(value: object, name: str, *, one: bool = False) -> None:
     """Raises OptionError unless value is a number in [0, 1), or in [0, 1] if `one` is allowed."""
-    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+    valid = is_number(value) and 0 <= value <= 1
     require(valid and (one or value != 1), name, f"a share in [0, 1{']' if one else ')'}", value)
+
+
+def require_layer(value: int | None, name: str, prompt: Prompt) -> None:
+    """Raises OptionError unless value is None or a layer that a policy is asked about."""
+    layers = prompt.full_layers or range(prompt.n_layer)
+    last = max(layers)
+    where = " (deeper ones attend to a sliding window)" if last < prompt.n_layer - 1 else ""
+    require(value is None or value <= last, name, f"a layer up to {last} of this model{where}", value)
 
 
 def require(condition: bool, name: str, expected: str, value: object) -> None:

@@ -9,7 +9,17 @@ import numpy as np
 
 from .. import reference
 from ..types import Decision, LayerScores, Prompt
-from .base import Observer, Policy, fixed_tokens, keep_best, require, require_int, require_share, scaled_layer
+from .base import (
+    Observer,
+    Policy,
+    fixed_tokens,
+    keep_best,
+    require,
+    require_int,
+    require_layer,
+    require_share,
+    scaled_layer,
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,7 @@ class GemFilter(Policy):
 
     name: ClassVar[str] = "gemfilter"
     two_pass: ClassVar[bool] = True
+    tells_attention: ClassVar[bool] = False
 
     window: int = 1
     select_layer: int | None = None
@@ -56,6 +67,8 @@ class GemFilter(Policy):
         return False
 
     def start(self, prompt: Prompt) -> Observer:
+        require_layer(self.select_layer, "select_layer", prompt)
+
         def observe(scores: LayerScores) -> Decision:
             if scores.queries is None or scores.keys is None:
                 return Decision()

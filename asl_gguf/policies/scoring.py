@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import reference
 from ..types import Floats, Indices, LayerScores
-from .base import Policy, fixed_tokens, keep_best, require, require_int
+from .base import Policy, fixed_tokens, is_number, keep_best, require, require_int
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class ScoringPolicy(Policy):
         for name in ("n_sink", "span_forward", "span_back", "back_room"):
             require_int(getattr(self, name), name, 0)
         if self.half_life is not None:
-            number = isinstance(self.half_life, (int, float)) and not isinstance(self.half_life, bool)
-            require(number and self.half_life > 0, "half_life", "a number of tokens above 0, or None", self.half_life)
+            valid = is_number(self.half_life) and self.half_life > 0
+            require(valid, "half_life", "a number of tokens above 0, or None", self.half_life)
 
     @property
     def min_kept(self) -> int:
@@ -100,7 +100,7 @@ class SelectingPolicy(ScoringPolicy):
         super().__post_init__()
         require_int(self.evidence_layers, "evidence_layers", 1)
         if self.cache_k not in ("select_k", "all"):
-            require_int(self.cache_k, "cache_k", self.min_kept)
+            require_int(self.cache_k, "cache_k", self.window + self.n_sink + 1)
 
     def max_rows(self, n_tokens: int, n_kept: int) -> int:
         return self.n_rows(n_tokens, n_kept)

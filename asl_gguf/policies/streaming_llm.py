@@ -16,6 +16,7 @@ class StreamingLLM(Policy):
     """Every layer sees all tokens; afterwards it keeps the first ones (attention sinks) and the newest."""
 
     name: ClassVar[str] = "streaming_llm"
+    tells_attention: ClassVar[bool] = False
 
     window: int = 1
     n_sink: int = 4

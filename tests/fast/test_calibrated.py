@@ -93,3 +93,12 @@ def test_inspect(run, tmp_path: Path, policy, layer, shown):
     text = page.read_text(encoding="utf-8")
     assert (f"calibration: {SUMMARY}\n" in out, f"<dd>{SUMMARY}</dd>" in text) == (shown, shown)
     assert f"<dd>{layer} of layers 0 to 11</dd>" in text and f"min_layer={layer}, " in text
+
+
+def test_a_model_with_sliding_layers_has_none(tiny_model, config, capsys):  # noqa: F811
+    """Its few full layers are no profile to choose from."""
+    path = tiny_model("gemma3", n_layer=12)
+    assert main(["calibrate", "-m", str(path), "--tokens", "512", "--samples", "1"]) == 2
+    message = capsys.readouterr().err
+    assert "layers [1, 3, 5, 7, 9, 11] alone do" in message and message.endswith("such as asl-span:min_layer=7\n")
+    assert not config.exists()

@@ -68,6 +68,27 @@ def test_the_largest_budget_is_taken_if_nothing_holds_enough(make):
     assert report.kept_tokens == 255 and report.pruned and len(report.guard_attempts) == 3
 
 
+def test_no_budget_is_tried_above_four(make):
+    """Whatever the cells would hold: after four budgets comes the full cache, or the answer from four."""
+    report = guarded(make, 1.0, asl_room=24).last_prefill
+    assert [n_kept for n_kept, _ in report.guard_attempts] == [BUDGET, 2 * BUDGET, 4 * BUDGET]
+    assert report.kept_tokens == N_TOKENS
+    llm = make(asl_budget=20, asl_policy=POLICY, asl_guard=1.0, asl_room=44, n_ctx=2048)
+    greedy(llm, prompt(1100), 1)
+    report = llm.last_prefill
+    assert llm.n_cells < 1100 and [n_kept for n_kept, _ in report.guard_attempts] == [20, 40]
+    assert report.kept_tokens == 80
+
+
+@pytest.mark.parametrize("policy", ["streaming_llm", "gemfilter", "asl-two-pass"])
+def test_policies_that_tell_nothing_are_refused(make, policy):
+    with pytest.raises(
+        OptionError, match=f"asl_guard: expected a policy that keeps rows by .*, got {policy}; pass asl"
+    ):
+        make(asl_budget=BUDGET, asl_policy=policy, asl_guard=0.5)
+    assert make(asl_budget=BUDGET, asl_policy="none", asl_guard=0.5)
+
+
 def test_cells_have_room_for_four_budgets(make):
     plain, with_guard = (make(asl_budget=BUDGET, asl_room=24, asl_guard=guard) for guard in (None, 0.5))
     assert with_guard.n_cells > plain.n_cells

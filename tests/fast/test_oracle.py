@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,8 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any], dict[str, Any]], object]
         "other numbers of K/V rows per layer",
     ),
     "logit": ("full", lambda s, c: s["top20"][7].__setitem__(1, s["top20"][7][1] + 0.01), "logits differ by 0.01"),
+    "logit-nan": ("full", lambda s, c: s["top20"][7].__setitem__(1, math.nan), "logits differ by inf"),
+    "ratio-nan": ("asl_tau0_k40_c40", lambda s, c: scale(s["trace"][2], 1, math.nan), "rank variance differs by inf"),
     "greedy": ("snapkv_c40", lambda s, c: s["greedy"].__setitem__(3, 5), "greedy token 3 differs"),
 }
 

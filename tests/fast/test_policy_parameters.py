@@ -21,7 +21,9 @@ from asl_gguf.policies import (
     StreamingLLM,
     TwoPassASL,
     make_policy,
+    parse_policy,
 )
+from asl_gguf.types import Prompt
 
 
 def test_published_parameters_of_asl():
@@ -81,12 +83,13 @@ BAD_PARAMETERS = [
     *[(ASL, {name: -1}) for name in ("window", "kernel_size", "n_sink", "obs_layers", "tau")],
     *[(ASL, {"min_depth": value}) for value in (-0.1, 1, 1.5)],
     *[(ASL, {"obs_tokens": value}) for value in (-1, 0)],
-    *[(ASL, {"tau": value}) for value in (-0.3, float("nan"), "0.3", True)],
+    *[(ASL, {"tau": value}) for value in (-0.3, float("nan"), float("inf"), "0.3", True)],
     (ASL, {"obs_layers": 1}),
     (ASL, {"variance_reference": "last"}),
     (ASL, {"variance_reference": None}),
     *[(ASL, {"min_layer": value}) for value in (-1, 0, 6)],
     (ASL, {"min_layer": 2, "obs_layers": 4}),
+    *[(SpanASL, {"cache_k": value}) for value in (17, 36)],  # less than the largest window takes
     *[(kind, {"cache_k": value}) for kind in (ASL, FastKV) for value in (0, 8, "some", None, 40.0, True)],
     *[(SnapKV, {"half_life": value}) for value in (0, -1, float("nan"), "8", True)],
     *[(ASL, {"evidence_layers": value}) for value in (0, 1.5, None)],
@@ -97,7 +100,7 @@ BAD_PARAMETERS = [
     *[(GemFilter, {"select_depth": value}) for value in (-0.1, 1)],
     (StreamingLLM, {"n_sink": -1}),
     *[(PyramidInfer, {"recent_ratio": value}) for value in (-0.1, 1)],
-    *[(PyramidInfer, {"recent_weight": value}) for value in (0, -1, "1", float("nan"))],
+    *[(PyramidInfer, {"recent_weight": value}) for value in (0, -1, "1", float("nan"), float("inf"))],
     *[(PyramidInfer, {"decay": value}) for value in (-0.1, 1.1, "0.9")],
     (PyramidInfer, {"min_context": 0}),
     (PyramidInfer, {"n_sink": -1}),
@@ -109,3 +112,45 @@ def test_bad_parameters(kind, parameters):
     with pytest.raises(OptionError, match=f"^({'|'.join(parameters)}): expected .*, got ") as caught:
         kind(**parameters)
     assert isinstance(caught.value, AslError) and isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("policy", [ASL(min_layer=9), FastKV(tsp_layer=9), GemFilter(select_layer=9)], ids=repr)
+def test_layers_that_the_model_does_not_have(policy):
+    """A selection there would never come, or come elsewhere than asked for."""
+    policy.start(Prompt(100, 50, 10))
+    with pytest.raises(OptionError, match=r"_layer: expected a layer up to 8 of this model, got 9"):
+        policy.start(Prompt(100, 50, 9))
+    with pytest.raises(OptionError, match=r"expected a layer up to 8 of this model \(deeper ones attend to a slid"):
+        policy.start(Prompt(100, 50, 10, full_layers=(2, 5, 8)))
+
+
+@pytest.mark.parametrize("n_sink", [0, 4, 98, 99, 150])
+def test_the_fewest_tokens_leave_room_beside_sinks_and_window(n_sink):
+    policy = SpanASL(n_sink=n_sink)
+    for n_kept in (policy.min_kept, policy.min_kept + 1, policy.min_kept + 100):
+        assert n_sink + policy.window_of(1000, n_kept) < n_kept
+    assert SpanASL().window_of(1000, 200) == 25 and SpanASL().window_of(1000, 1000) == 32
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("asl:tau={[]}", "tau: expected a number of at least 0, got '{\\[\\]}'"),
+        ("asl:tau=1e999", "tau: expected a number of at least 0, got inf"),
+        ("asl:tau=0.1:tau=0.2", "policy asl: expected parameter=value .* each at most once, got 'tau=0.2'"),
+        ("asl:" + "tau=" + "(" * 500, "tau: expected a number of at least 0, got .*"),
+    ],
+    ids=["unhashable", "infinite", "twice", "deep"],
+)
+def test_bad_values_in_a_name(text, message):
+    with pytest.raises(OptionError, match=f"^{message}"):
+        parse_policy(text)
+
+
+def test_pyramidinfer_keeps_its_budget_where_some_layers_slide():
+    """The mean over the layers that it is asked about."""
+    for full_layers in ((5, 11, 17), tuple(range(1, 24, 2))):
+        prompt = Prompt(2048, 409, 24, full_layers=full_layers)
+        counts = PyramidInfer().schedule(prompt)
+        rows = [counts[layer] for layer in full_layers]
+        assert 0.95 * 409 < sum(rows) / len(rows) <= 409

@@ -58,6 +58,31 @@ def test_the_last_user_message_is_the_question():
     assert protection.indices(4, lambda: pieces, [*messages, messages[0]]).tolist() == [2]
 
 
+def chat_of(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+@pytest.mark.parametrize(
+    "role, pieces, messages, expected",
+    [
+        ("tools", [b"use this", b" {json}", b"hi"], chat_of(("system", "use this {json}"), ("user", "hi")), [0, 1]),
+        ("tools", [b"{this}", b"hi"], chat_of(("user", "hi")), [0]),
+        ("question", [b"time", b"the time", b" is 5"], chat_of(("user", "time"), ("tool", "the time is 5")), [0]),
+        ("system", [b"A", b"b", b"A"], chat_of(("system", "A"), ("user", "b"), ("system", "A")), [0, 2]),
+        ("system", [b"A", b"x", b"B"], chat_of(("system", "A"), ("assistant", "left out"), ("system", "B")), [0, 2]),
+    ],
+)
+def test_words_that_stand_elsewhere_too(role, pieces, messages, expected):
+    """Messages are found in their order, not by their words alone."""
+    assert Protection.parse(role).indices(len(pieces), lambda: pieces, messages).tolist() == expected
+
+
+@pytest.mark.parametrize("pattern", ["z*", "(?=d)", ""])
+def test_an_empty_match_protects_nothing(pattern):
+    pieces = [b"ab", b"cd", b"e"]
+    assert Protection.parse(re.compile(pattern)).indices(3, lambda: pieces, None).tolist() == []
+
+
 def test_a_message_that_the_template_changes_is_an_error():
     with pytest.raises(PromptError, match="system message to stand in the prompt as it was given"):
         tokens_of("system", [{"role": "system", "content": "Be long."}])
