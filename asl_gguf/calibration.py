@@ -22,7 +22,7 @@ from .policies import ASL, Policy, make_policy, written_parameters
 logger = logging.getLogger(__name__)
 
 _CONFIG_VARIABLE = "ASL_GGUF_CONFIG_DIR"
-_FORMAT = 1
+_FORMAT = 2
 _CALIBRATED = ("min_layer", "min_depth", "tau")
 
 
@@ -56,6 +56,8 @@ class MeanProfile:
     nll_loss_hard: tuple[float, ...]
     quality_loss: tuple[float, ...]
     prefill_share: tuple[float, ...]
+    random_variance: float
+    """rank variance of random ranks"""
 
 
 @dataclass(frozen=True)

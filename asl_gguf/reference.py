@@ -162,3 +162,8 @@ def rank_variance(rank_rows: list[Indices], top: int) -> float:
     union = (stack <= top).any(axis=0)
     chosen = stack[:, union].astype(np.float64)
     return float(np.mean((chosen - chosen.mean(axis=0)) ** 2))
+
+
+def random_rank_variance(n: int) -> float:
+    """Variance of a rank of n that may be any: (n^2 - 1) / 12. What the rank variance of tokens in no order comes near to."""
+    return (n * n - 1) / 12

@@ -48,7 +48,8 @@ def picture(found: Calibration) -> str:
 
 
 def _head(found: Calibration) -> list[str]:
-    reference = {"peak": "peak so far", "first": "value at min_layer"}[found.settings["variance_reference"]]
+    names = {"peak": "peak so far", "first": "value at min_layer", "random": "that of random ranks"}
+    reference = names[found.settings["variance_reference"]]
     lines = [
         _text(_LEFT, 22, f"{found.policy}: min_layer {found.min_layer}, tau {found.tau:g}", size=16),
         _text(_LEFT, 42, f"budget {found.budget}, {found.tokens} tokens, tradeoff {found.tradeoff:g}", size=12),
@@ -77,8 +78,10 @@ def _variance_panel(found: Calibration) -> list[str]:
 
 def _thresholds(found: Calibration, monitored: Sequence[float]) -> list[float]:
     """tau times the reference at each monitored layer."""
-    peak = found.settings["variance_reference"] == "peak"
-    return [found.tau * (max(monitored[: i + 1]) if peak else monitored[0]) for i in range(len(monitored))]
+    kind = found.settings["variance_reference"]
+    if kind == "random":
+        return [found.tau * found.profile.random_variance] * len(monitored)
+    return [found.tau * (max(monitored[: i + 1]) if kind == "peak" else monitored[0]) for i in range(len(monitored))]
 
 
 def _quality_panel(found: Calibration) -> list[str]:

@@ -53,6 +53,8 @@ class Profile:
     """with the full cache"""
     before: Outcome
     """with the policy's present parameters"""
+    random_variance: float
+    """rank variance of random ranks"""
 
     @property
     def n_layer(self) -> int:
@@ -67,7 +69,12 @@ class Profile:
 
     def selected(self, min_layer: int, tau: float, variance_reference: str) -> Outcome:
         """The outcome of ASL's stopping rule with these parameters."""
-        return self.at(int(selection_layers(self.variance, self.first_layer, min_layer, [tau], variance_reference)[0]))
+        return self.at(int(self.layers(min_layer, [tau], variance_reference)[0]))
+
+    def layers(self, min_layer: int, taus: Sequence[float], variance_reference: str) -> Indices:
+        """`selection_layers` of this prompt."""
+        fixed = self.random_variance if variance_reference == "random" else None
+        return selection_layers(self.variance, self.first_layer, min_layer, taus, fixed or variance_reference)
 
     def quality_loss(self, outcome: Outcome) -> float:
         """Probability of a reference token (geometric mean) that the full cache gives and this outcome does not."""
@@ -84,16 +91,18 @@ class Choice:
 
 
 def selection_layers(
-    variance: Sequence[float], first_layer: int, min_layer: int, taus: Sequence[float], variance_reference: str
+    variance: Sequence[float], first_layer: int, min_layer: int, taus: Sequence[float], reference: str | float
 ) -> Indices:
     """The layers at which ASL's rule selects, one for each tau; the last layer where it selects nothing.
 
     Args:
         variance: rank variance of first_layer and of every layer after it, over the full number of observed layers.
         min_layer: first monitored layer, not below first_layer.
+        reference: "first", "peak", or the variance that is compared with.
     """
     values = np.asarray(variance, dtype=np.float64)[min_layer - first_layer :]
-    base = np.maximum.accumulate(values) if variance_reference == "peak" else np.full_like(values, values[0])
+    fixed = values[0] if isinstance(reference, str) else reference
+    base = np.maximum.accumulate(values) if reference == "peak" else np.full_like(values, fixed)
     ratio = np.divide(values, base, out=np.ones_like(values), where=base > 0)
     below = ratio < np.asarray(taus)[:, None]
     below[:, -1] = True
@@ -138,7 +147,7 @@ def choose(profiles: Sequence[Profile], tradeoff: float, variance_reference: str
     shares = [[outcome.share for outcome in row] for row in outcomes]
     costs: dict[tuple[float, ...], list[tuple[int, float]]] = {}
     for min_layer in range(first, last - 1):  # the rule selects after it, and before the last layer
-        rows = [selection_layers(p.variance, first, min_layer, TAUS, variance_reference) - first for p in profiles]
+        rows = [p.layers(min_layer, TAUS, variance_reference) - first for p in profiles]
         loss = np.mean([np.take(values, row) for values, row in zip(losses, rows)], axis=0)
         share = np.mean([np.take(values, row) for values, row in zip(shares, rows)], axis=0)
         for tau, *costs_of in zip(TAUS, (1 - tradeoff) * loss + tradeoff * share, share, loss):
@@ -177,6 +186,7 @@ def mean_profile(profiles: Sequence[Profile]) -> MeanProfile:
         nll_loss_hard=_rounded(loss[1]),
         quality_loss=_rounded(quality),
         prefill_share=_rounded(share),
+        random_variance=float(np.mean([profile.random_variance for profile in profiles])),
     )
 
 

@@ -11,6 +11,7 @@ from ..bench.stock import Model
 from ..budget import Budget, round_cells
 from ..errors import OptionError
 from ..policies import ASL, Full, Policy
+from ..reference import random_rank_variance
 from ..replay import Replay, record
 from ..session import sliding_layers
 from .calibrating import EASY, HARD, Outcome, Profile
@@ -118,4 +119,5 @@ def _profile(model: Model, policy: ASL, case: Case, budget: Budget, step: int, d
         layers = range(lowest + 1, last, step)
         measured = [run(replace(policy, min_layer=layer, tau=_AT_ONCE))[0] for layer in layers]
         before, _ = run(policy)
-    return Profile(case.hard, lowest, variance, (*measured, never), full.nll, before)
+    random_variance = random_rank_variance(len(tokens) - policy.n_sink - window)
+    return Profile(case.hard, lowest, variance, (*measured, never), full.nll, before, random_variance)

@@ -32,8 +32,9 @@ class ASL(SelectingPolicy):
     """leading tokens of each layer whose ranks are compared; None: as many as are kept, as published"""
     tau: float = 0.3
     """selection fires when the variance falls below tau times its reference"""
-    variance_reference: Literal["first", "peak"] = "first"
-    """reference of the variance: its value at min_layer as published, or its largest value so far"""
+    variance_reference: Literal["first", "peak", "random"] = "first"
+    """reference of the variance: its value at min_layer as published, its largest value so far, or that of random ranks,
+    with which min_layer itself may select"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,15 +45,22 @@ class ASL(SelectingPolicy):
             require_int(self.obs_tokens, "obs_tokens", 1)
         require(is_number(self.tau) and self.tau >= 0, "tau", "a number of at least 0", self.tau)
         require_share(self.min_depth, "min_depth")
-        known = self.variance_reference in ("peak", "first")
-        require(known, "variance_reference", "'peak' or 'first'", self.variance_reference)
+        known = self.variance_reference in ("peak", "first", "random")
+        require(known, "variance_reference", "'peak', 'first' or 'random'", self.variance_reference)
 
     def _first_monitored(self, n_layer: int) -> int:
         return self.min_layer if self.min_layer is not None else scaled_layer(self.min_depth, n_layer)
 
     def first_selection(self, n_layer: int) -> int | None:
-        # the ratio of the first monitored layer is 1
-        return min(self._first_monitored(n_layer) + (self.tau <= 1), n_layer - 1)
+        # the ratio of the first monitored layer is 1, unless the reference is that of random ranks
+        waits = self.tau <= 1 and self.variance_reference != "random"
+        return min(self._first_monitored(n_layer) + waits, n_layer - 1)
+
+    def _base(self, base: float | None, variance: float, n_ranked: int) -> float:
+        """The reference after one more layer, from that before it."""
+        if self.variance_reference == "random":
+            return reference.random_rank_variance(n_ranked)
+        return variance if base is None or (self.variance_reference == "peak" and variance > base) else base
 
     def start(self, prompt: Prompt) -> Observer:
         min_layer = self._first_monitored(prompt.n_layer)
@@ -80,9 +88,8 @@ class ASL(SelectingPolicy):
                 return Decision(rows)
             alone = base is None and bool(prompt.full_layers) and self.tau > 0
             variance = reference.rank_variance(list(history), n_leading)
-            if base is None or (self.variance_reference == "peak" and variance > base):
-                base = variance
-            ratio = variance / base if base > 0 else 1.0
+            base = self._base(base, variance, per_token.size)
+            ratio = variance / base if base > 0 and len(history) > 1 else 1.0
             if scores.layer < min_layer or (ratio >= self.tau and not alone):
                 return Decision(rows, None, variance, ratio)
             selected = True

@@ -35,7 +35,7 @@ class SpanASL(ASL):
     min_depth: float = 0.56
     obs_tokens: int | None = 64
     tau: float = 0.9
-    variance_reference: Literal["first", "peak"] = "peak"
+    variance_reference: Literal["first", "peak", "random"] = "peak"
 
     @property
     def min_kept(self) -> int:

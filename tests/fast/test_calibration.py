@@ -21,6 +21,7 @@ from asl_gguf.cli import main
 from asl_gguf.errors import ModelError, OptionError
 from asl_gguf.eval.calibrating import TAUS, Outcome, Profile, choose, mean_profile, means, selection_layers
 from asl_gguf.policies import ASL, FastKV, SelectingPolicy, SpanASL, make_policy
+from asl_gguf.reference import random_rank_variance
 from asl_gguf.types import LayerScores, Prompt
 from harness import prompt  # noqa: F401  (silences llama.cpp's log in this process)
 
@@ -42,7 +43,7 @@ def made_up(*, hard: bool, fall: int, cliff: int, slope: float = 0.0, step: int 
         return Outcome(layer, nll, (layer + 1) / N_LAYER)
 
     layers = [*range(FIRST + 1, N_LAYER - 1, step), N_LAYER - 1]
-    return Profile(hard, FIRST, hill(fall), tuple(map(outcome, layers)), 0.1, outcome(N_LAYER - 1))
+    return Profile(hard, FIRST, hill(fall), tuple(map(outcome, layers)), 0.1, outcome(N_LAYER - 1), 400.0)
 
 
 def both(*, cliffs: tuple[int, int], falls: tuple[int, int], slope: float = 0.0) -> list[Profile]:
@@ -51,7 +52,7 @@ def both(*, cliffs: tuple[int, int], falls: tuple[int, int], slope: float = 0.0)
     return [made_up(hard=hard, fall=fall + i, cliff=cliff, slope=slope) for hard, fall, cliff in pairs for i in (0, 1)]
 
 
-@pytest.mark.parametrize("reference", ["peak", "first"])
+@pytest.mark.parametrize("reference", ["peak", "first", "random"])
 @pytest.mark.parametrize("cliff", [12, 18, 29])
 def test_the_most_accurate_choice_is_never_before_a_cliff(cliff, reference):
     profiles = both(cliffs=(cliff, cliff), falls=(11, 17))
@@ -60,7 +61,7 @@ def test_the_most_accurate_choice_is_never_before_a_cliff(cliff, reference):
     assert min(layers) >= cliff and choice.means.quality_loss == 0
 
 
-@pytest.mark.parametrize("reference", ["peak", "first"])
+@pytest.mark.parametrize("reference", ["peak", "first", "random"])
 def test_the_fastest_choice_is_the_earliest(reference):
     profiles = both(cliffs=(20, 25), falls=(11, 17))
     shares = [
@@ -132,7 +133,7 @@ def first_cut(policy: ASL | FastKV, scores: list[LayerScores]) -> tuple[int | No
     return None, []
 
 
-@pytest.mark.parametrize("reference", ["peak", "first"])
+@pytest.mark.parametrize("reference", ["peak", "first", "random"])
 def test_the_rule_is_the_policys_own(reference):
     policy = SpanASL(variance_reference=reference)
     layers = []
@@ -141,11 +142,12 @@ def test_the_rule_is_the_policys_own(reference):
         watch = replace(policy, tau=0.0, min_layer=FIRST).start(Prompt(200, 60, 16))
         variance = [v for layer in scores if (v := watch(layer).variance) is not None]
         assert len(variance) == 16 - FIRST
-        taus = (0.2, 0.6, 0.9, 0.99, 1.0)
+        taus = (0.001, 0.01, 0.02, 0.05) if reference == "random" else (0.2, 0.6, 0.9, 0.99, 1.0)
         for min_layer in (7, 12):
             cuts = [first_cut(replace(policy, tau=tau, min_layer=min_layer), scores)[0] for tau in taus]
             expected = [15 if cut is None else cut for cut in cuts]
-            assert selection_layers(variance, FIRST, min_layer, taus, reference).tolist() == expected
+            compared = random_rank_variance(200 - 32 - 4) if reference == "random" else reference
+            assert selection_layers(variance, FIRST, min_layer, taus, compared).tolist() == expected
             layers += expected
     assert 15 in layers and len(set(layers)) > 3
 
@@ -156,9 +158,6 @@ def test_a_tau_above_one_is_a_fixed_layer():
         fixed = first_cut(FastKV(tsp_layer=layer, **scoring), scores_of(0, 16))
         assert first_cut(SpanASL(min_layer=layer, tau=2.0), scores_of(0, 16)) == fixed
         assert fixed[0] == layer
-
-
-# Storage
 
 
 @functools.lru_cache
@@ -254,7 +253,7 @@ def test_a_copy_of_the_model(config, file, hashed):
     [
         lambda text: text[: len(text) // 2],
         lambda text: "[]",
-        lambda text: text.replace('"format": 1', '"format": 2'),
+        lambda text: text.replace('"format": 2', '"format": 1'),
         lambda text: re.sub(r'"tau": [\d.]+', '"tau": "x"', text),
         lambda text: re.sub(r'"min_layer": \d+', '"min_layer": 1', text),
         lambda text: text.replace('"tradeoff"', '"traderoff"'),

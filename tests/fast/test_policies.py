@@ -57,7 +57,10 @@ def cases(draw: Callable, kinds: tuple = (SnapKV, ASL), n_head_kv: st.SearchStra
         obs_layers = draw(st.integers(2, 4))
         scoring |= {"obs_layers": obs_layers, "min_layer": draw(st.one_of(st.none(), st.integers(obs_layers - 1, 4)))}
         scoring |= {"min_depth": draw(st.floats(0, 0.9)), "obs_tokens": draw(st.one_of(st.none(), st.integers(1, 50)))}
-        scoring |= {"tau": draw(st.floats(0, 1)), "variance_reference": draw(st.sampled_from(["peak", "first"]))}
+        scoring |= {
+            "tau": draw(st.floats(0, 1)),
+            "variance_reference": draw(st.sampled_from(["peak", "first", "random"])),
+        }
     policy = kind(**scoring)
     n_tokens = draw(st.integers(policy.min_kept + 1, policy.min_kept + 40))
     n_layer = draw(st.integers(max(2, 1 + (scoring.get("min_layer") or 0)), 8))
@@ -248,6 +251,7 @@ def test_asl_variance_is_that_of_the_newest_layers(case):
 @given(cases(kinds=(ASL,)))
 def test_asl_first_ratio_is_one(case):
     """So that the earliest selection is one layer after the first monitored one."""
+    case = case.with_policy(variance_reference=case.policy.variance_reference.replace("random", "first"))
     begin = first_monitored(case)
     decisions = case.decide()
     assert all(decision.tokens is None for decision in decisions[: begin + 1])
@@ -266,6 +270,17 @@ def test_asl_peak_is_never_above_first(case):
         if p.ratio is not None:
             assert 0 <= p.ratio <= 1 and p.ratio <= f.ratio
         assert p.tokens is not None or f.tokens is None
+
+
+@given(cases(kinds=(ASL,)))
+def test_asl_random_ratio_depends_on_its_own_layer_alone(case):
+    """So the first monitored layer may select; ranks in any order have a ratio of some (L - 1) / L of L layers."""
+    case = case.with_policy(variance_reference="random")
+    n_ranked = case.prompt.n_tokens - case.policy.n_sink - case.policy.window
+    decisions = until_selection(case.decide())
+    for decision in decisions[first_monitored(case) :]:
+        if n_ranked > 1 and min(case.policy.obs_layers, first_monitored(case) + 1) > 1:
+            assert decision.ratio == pytest.approx(decision.variance * 12 / (n_ranked**2 - 1))
 
 
 @given(cases(kinds=(ASL,)))
