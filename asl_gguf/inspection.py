@@ -12,7 +12,7 @@ import numpy as np
 
 from . import vocabulary
 from .llama import Llama
-from .policies import Policy
+from .policies import GemFilter, Policy
 from .policies.watched import Watch
 from .targets import BudgetValue
 from .types import Decision, DecodeReport, Floats, Indices, LayerScores, PrefillReport
@@ -169,7 +169,9 @@ def _kept_where_asked(seen: Sequence[tuple[LayerScores, Decision]], result: Floa
 def _always(watch: Watch, report: PrefillReport) -> dict[str, frozenset[int]]:
     policy = watch.policy
     n_tokens = report.prompt_tokens
-    window = policy.window_of(len(report.selected) or n_tokens, report.budget_tokens)
+    # GemFilter keeps the last token alone, whatever its window
+    one = isinstance(policy, GemFilter)
+    window = 1 if one else policy.window_of(len(report.selected) or n_tokens, report.budget_tokens)
     protected = watch.prompt.protected.tolist() if watch.prompt else []
     return {
         "protected": frozenset(protected),

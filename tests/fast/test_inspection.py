@@ -31,6 +31,7 @@ POLICIES = [
     "fastkv:tsp_layer=2",
     "fastkv:tsp_layer=2:cache_k=60",
     "gemfilter",
+    "gemfilter:window=20",
     "pyramidinfer:min_context=12",
     "streaming_llm",
 ]
