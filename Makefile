@@ -38,7 +38,7 @@ bench: build ## speed and memory of prefill and decoding
 	$(VENV)/bin/asl-gguf bench prefill
 	$(VENV)/bin/asl-gguf bench decode
 
-small: build ## docs/SMALL.md: all policies on unseen prompts (20 minutes)
+small: build ## docs/SMALL.md: six policies on unseen prompts (15 to 26 minutes)
 	$(VENV)/bin/asl-gguf eval --suite small -m smollm2-135m-instruct -t 1 --out build/small
 	$(VENV)/bin/asl-gguf report build/small --title 'The small suite' --markdown docs/SMALL.md --figures docs/small
 

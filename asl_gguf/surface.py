@@ -57,6 +57,8 @@ def fallback(use: str, note: str = "") -> Row:
 
 
 _ANSWER_TOO_LONG: dict[type[Exception], str] = {ContextFullError: "prompt and answer need more KV cells than there are"}
+_LESS_BY_HAND = "`n_tokens` was set to less than the pruned prompt"
+_OTHER_BY_HAND = f"{_LESS_BY_HAND}, or to more than was evaluated"
 _NO_GPU = works("not checked on a GPU")
 _EMBEDDING = fallback("embedding", "needs embedding=True, as the parent's")
 _LOGPROBS = fallback("logits_all", "needs logits_all=True, as the parent's")
@@ -71,7 +73,10 @@ METHODS = {
     "ctx": works("the decode context: `llama_n_ctx` of it is `n_cells`, and the kept tokens are in its cells"),
     "detokenize": works(),
     "embed": _EMBEDDING,
-    "eval": works("prunes nothing", {ContextFullError: "more tokens than free KV cells"}),
+    "eval": works(
+        "prunes nothing",
+        {ContextFullError: "more tokens than free KV cells", StateError: _OTHER_BY_HAND},
+    ),
     "eval_logits": fallback("logits_all", "means nothing without logits_all=True, as the parent's"),
     "eval_tokens": works("the whole prompt, dropped tokens too"),
     "from_pretrained": works("takes `asl_*` options; needs huggingface_hub, as the parent's; checked with a stand-in"),
@@ -86,7 +91,7 @@ METHODS = {
     "pooling_type": works(),
     "reset": works(),
     "sample": works("after generate its sampler counts, not the keywords, as with the parent"),
-    "save_state": works(),
+    "save_state": works("", {StateError: _LESS_BY_HAND}),
     "set_cache": works(),
     "set_seed": works(),
     "token_bos": works(),
@@ -98,7 +103,7 @@ METHODS = {
 
 INIT = {
     "model_path": works("the name of a pulled model, too", {ModelError: "no GGUF that llama.cpp can load"}),
-    "n_gpu_layers": _NO_GPU,
+    "n_gpu_layers": works("checked with CUDA: `tests/gpu`"),
     "split_mode": _NO_GPU,
     "main_gpu": _NO_GPU,
     "tensor_split": works(_NO_GPU.note, {OptionError: "more shares than llama.cpp has devices"}),
@@ -142,7 +147,9 @@ INIT = {
     "type_v": works("", {OptionError: "none of ggml's types, or a quantised one without flash_attn=True"}),
     "spm_infill": works(),
     "verbose": works("False unless given"),
-    "kwargs": works("ignored, as by the parent", {OptionError: "an unknown `asl_*` name"}),
+    "kwargs": works(
+        "ignored, as by the parent", {OptionError: "an unknown `asl_*` name, or a value out of its domain"}
+    ),
 }
 
 _SAMPLING = {
@@ -166,7 +173,10 @@ _COMPLETION = {
     "temperature": works(),
     "max_tokens": works("", _ANSWER_TOO_LONG),
     "stop": works(),
-    "stream": works("prefills when the first chunk is asked for, as the parent"),
+    "stream": works(
+        "prefills when the first chunk is asked for, as the parent",
+        {StateError: "another prompt, a reset or a state came between two chunks"},
+    ),
     "seed": works(),
     "model": works(),
     "logit_bias": works("together with logits_processor both are dropped, as by the parent"),
@@ -185,7 +195,13 @@ KEYWORDS: dict[str, dict[str, Row]] = {
         **_COMPLETION,
     },
     "create_chat_completion": {
-        "messages": works("the next turn goes on from the pruned cache"),
+        "messages": works(
+            "the next turn goes on from the pruned cache",
+            {
+                PromptError: "too many tokens for n_ctx, or the template changes a message that `asl_protect` names",
+                PrefillCancelled: "`asl_progress`",
+            },
+        ),
         "functions": works(),
         "function_call": works(),
         "tools": works(),
@@ -196,10 +212,19 @@ KEYWORDS: dict[str, dict[str, Row]] = {
     },
     "generate": {
         "tokens": works(
-            "", {PromptError: "no tokens, or too many for n_ctx", ContextFullError: "no KV cells are left"}
+            "",
+            {
+                PromptError: "no tokens, or too many for n_ctx",
+                ContextFullError: "no KV cells are left",
+                PrefillCancelled: "`asl_progress`",
+                StateError: "another prompt, a reset or a state came between two tokens of the answer",
+            },
         ),
         "temp": works(),
-        "reset": works("False prunes nothing"),
+        "reset": works(
+            "False prunes nothing",
+            {ContextFullError: "more tokens than free KV cells", StateError: _OTHER_BY_HAND},
+        ),
         "penalize_nl": works("without effect, as the parent's"),
         "stopping_criteria": works("sees the whole prompt's token ids"),
         **_SAMPLING,

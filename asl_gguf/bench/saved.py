@@ -36,7 +36,8 @@ def bench_saved(
     tokens = make_prompt(model, n_tokens)
     model.close()
     shared = options.to_kwargs(len(tokens) + _ANSWER_TOKENS)
-    ours = Llama(path, asl_budget=budget, asl_policy=policy, asl_dequant=dequant, asl_min_prompt=0, **shared)
+    pruned: dict[str, Any] = {"asl_budget": budget, "asl_policy": policy, "asl_dequant": dequant, "asl_min_prompt": 0}
+    ours = Llama(path, asl_calibration=False, **pruned, **shared)
     stock = llama_cpp.Llama(path, verbose=False, **shared)
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(ours), contextlib.closing(stock):
         files = {"pruned": Path(folder) / "prompt", "stock": Path(folder) / "state"}

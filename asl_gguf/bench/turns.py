@@ -79,7 +79,7 @@ def bench_turns(
     chats = [make_chat(lambda text: len(model.tokenize(text)), n_tokens, n_turns, index) for index in range(runs)]
     shared = options.to_kwargs(n_tokens + n_turns * _TURN_TOKENS)
     pruned = {"asl_budget": budget, "asl_policy": policy, "asl_dequant": dequant, "asl_min_prompt": 0}
-    pruned["asl_room"] = n_turns * _TURN_TOKENS
+    pruned |= {"asl_room": n_turns * _TURN_TOKENS, "asl_calibration": False}
     ways: dict[str, tuple[dict[str, Any], bool]] = {
         "full_cache": ({}, False),
         "goes_on": (pruned, False),

@@ -26,9 +26,10 @@ def add_parser(commands: Any) -> None:
         add_model_options(kind)
         add_pruning_options(kind, budget=budget, targets=False)
         kind.add_argument("--tokens", type=int, default=tokens, help="prompt length (default %(default)s)")
-        kind.add_argument("--runs", type=int, default=5, help="measured runs (default %(default)s)")
         kind.add_argument("--json", action="store_true", help="print one JSON object")
         kind.set_defaults(run=bench)
+        if name != "memory":
+            kind.add_argument("--runs", type=int, default=5, help="measured runs (default %(default)s)")
         if name == "turns":
             kind.add_argument("--turns", type=int, default=4, help="questions of a chat (default %(default)s)")
         if name == "decode":

@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
         "calibrate",
         help="find and store a model's selection layers",
         description="Measures a model on made-up prompts and stores min_layer and tau of a policy for it. "
-        "Llama, and the commands run and demo, take them from then on.",
+        "Llama, and the commands run, chat, demo, inspect and compare, take them from then on.",
     )
     add_model_options(parser)
     add_pruning_options(parser, budget="0.1", targets=False)

@@ -13,6 +13,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 
 
+_FIXED_BUDGET_HELP = "0.2: share of the prompt; 512: tokens"
 BUDGET_HELP = "0.2: share of the prompt; 512: tokens; fit:2GiB: KV memory; ttft:5s: time to the first token"
 
 
@@ -84,12 +85,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_pruning_options(parser: argparse.ArgumentParser, budget: str, targets: bool = True) -> None:
-    """--budget, which may be a goal if `targets`, --policy and their like."""
+    """--budget, which may be a goal or none if `targets`, --policy and their like."""
     parser.add_argument(
         "-b",
         "--budget",
         default=budget,
-        help=f"{BUDGET_HELP if targets else '0.2: share of the prompt; 512: tokens'}; none: full cache (default %(default)s)",
+        help=f"{f'{BUDGET_HELP}; none: full cache' if targets else _FIXED_BUDGET_HELP} (default %(default)s)",
     )
     parser.add_argument(
         "--policy", default=DEFAULT, help="what to keep: name or name:parameter=value:... (default %(default)s)"

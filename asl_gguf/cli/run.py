@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
     source.add_argument("stdin", nargs="?", choices=["-"], help="- reads the prompt from standard input")
     parser.add_argument("--raw", action="store_true", help="plain completion; default: the model's chat template")
     add_pruning_options(parser, budget="0.2")
-    add_full_kv_option(parser, "the prompt runs whole, kept K/V are computed with all tokens in sight")
+    add_full_kv_option(parser, "later prompts select from them; this command's only one runs as without it")
     parser.add_argument(
         "-c", "--n-ctx", type=int, default=None, help="longest prompt + answer (default: what this prompt needs)"
     )

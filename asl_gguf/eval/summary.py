@@ -133,7 +133,10 @@ def _commands(rows: Sequence[Row]) -> list[str]:
             f"--depths {','.join(map(str, sorted(depths)))}" if grid else "",
         ]
         alike.setdefault(" ".join(option for option in options if option), []).append(task)
-    return [*(f"asl-gguf eval --tasks {','.join(tasks)} {options}" for options, tasks in alike.items()), *given]
+    return [
+        *(f"asl-gguf eval --tasks {','.join(tasks)} {options} --out FOLDER" for options, tasks in alike.items()),
+        *given,
+    ]
 
 
 def _ordered(rows: Sequence[Row]) -> list[tuple[tuple, list[Row]]]:

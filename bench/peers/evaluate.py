@@ -76,7 +76,7 @@ def _command(args: argparse.Namespace) -> str:
     """What makes the peers' lines again."""
     names = ("tasks", "lengths", "budgets", "presses", "samples", "seed", "threads")
     options = " ".join(f"--{name} {getattr(args, name)}" for name in names)
-    return f"python bench/peers/evaluate.py {options}"
+    return f"python bench/peers/evaluate.py {options} --python PYTHON --out FOLDER"
 
 
 def _run_peers(

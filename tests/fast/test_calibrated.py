@@ -10,7 +10,7 @@ import pytest
 from test_calibration import config, make_calibration  # noqa: F401
 from test_llama import TEXT, complete
 
-from asl_gguf import Llama
+from asl_gguf import Llama, options
 from asl_gguf.calibration import calibrated, save
 from asl_gguf.cli import main
 from asl_gguf.policies import SpanASL
@@ -93,6 +93,19 @@ def test_inspect(run, tmp_path: Path, policy, layer, shown):
     text = page.read_text(encoding="utf-8")
     assert (f"calibration: {SUMMARY}\n" in out, f"<dd>{SUMMARY}</dd>" in text) == (shown, shown)
     assert f"<dd>{layer} of layers 0 to 11</dd>" in text and f"min_layer={layer}, " in text
+
+
+@pytest.mark.parametrize("kind", [["saved"], ["turns", "--turns", "1"]], ids=lambda kind: kind[0])
+def test_bench_measures_the_policy_as_it_is(model, monkeypatch, capsys, kind):
+    found = []
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        found.append(calibrated(*args, **kwargs))
+        return found[-1]
+
+    monkeypatch.setattr(options, "calibrated", recorded)
+    assert main(["bench", *kind, "-m", model, "-t", "1", "--tokens", "300", "--runs", "1"]) == 0
+    assert found and set(found) == {(SpanASL(), None)}
 
 
 def test_a_model_with_sliding_layers_has_none(tiny_model, config, capsys):  # noqa: F811

@@ -45,6 +45,7 @@ COMMANDS = [
     "bench decode",
     "bench memory",
     "bench saved",
+    "bench turns",
     "chat",
     "doctor",
 ]
@@ -238,6 +239,8 @@ def test_help(capsys, name):
         main([*name.split(), "--help"])
     out, text = capsys.readouterr()
     assert err.value.code == 0 and text == "" and out.startswith(f"usage: asl-gguf {name}")
+    assert ("none: full cache" in " ".join(out.split())) == (name in ("inspect", "demo", "run", "chat"))
+    assert ("--runs RUNS" in out) == (name.startswith("bench ") and name != "bench memory")
 
 
 def test_version(capsys):
@@ -270,16 +273,8 @@ def test_models_path(capsys, monkeypatch, tmp_path, model):
 def test_doctor(capsys, monkeypatch, tmp_path):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    for word in (
-        __version__,
-        "llama-cpp-python",
-        "library",
-        "asl ABI",
-        "backend",
-        "CPU",
-        "model cache",
-        "no problems found",
-    ):
+    words = ("llama-cpp-python", "library", "asl ABI", "backend", "CPU", "model cache", "no problems found")
+    for word in (__version__, *words):
         assert word in out, word
 
 

@@ -76,8 +76,8 @@ def test_tables_of_new_and_old_results():
 def test_commands_name_what_was_run():
     text = document(ROWS)
     assert (
-        "    asl-gguf eval --tasks passkey,vt --lengths 1000 --seed 1 --budgets 0.1,0.2 --policies asl,snapkv --samples 3\n"
-        "    asl-gguf eval --tasks niah --lengths 500,900 --seed 1 --budgets 0.1 --policies asl --samples 2 --depths 0,50,100\n"
+        "    asl-gguf eval --tasks passkey,vt --lengths 1000 --seed 1 --budgets 0.1,0.2 --policies asl,snapkv --samples 3 --out FOLDER\n"
+        "    asl-gguf eval --tasks niah --lengths 500,900 --seed 1 --budgets 0.1 --policies asl --samples 2 --depths 0,50,100 --out FOLDER\n"
     ) in text
 
 

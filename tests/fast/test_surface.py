@@ -29,6 +29,7 @@ from asl_gguf import (
     PrefillCancelled,
     PromptError,
     PruningDisabledWarning,
+    StateError,
     surface,
 )
 from harness import llama_cpp, prompt
@@ -293,12 +294,34 @@ def call(method: str, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
     return lambda make: list(getattr(make(asl_decode_ctx=256, **PRUNED), method)(*args, **kwargs))
 
 
-def cancelled(make: Any) -> Any:
-    return make(asl_progress=lambda *_: False, **PRUNED).create_completion(PROMPT)
+def cancelled(method: str, *args: Any) -> Callable[[Any], Any]:
+    return lambda make: list(getattr(make(asl_progress=lambda *_: False, **PRUNED), method)(*args))
+
+
+def after_fewer_by_hand(method: str, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+    def use(make: Any) -> Any:
+        llm = completed(make(**PRUNED))
+        llm.n_tokens = 20
+        return list(getattr(llm, method)(*args, **kwargs))
+
+    return use
+
+
+def read_after_a_reset(method: str, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+    def use(make: Any) -> Any:
+        llm = make(**PRUNED)
+        answer = getattr(llm, method)(*args, **kwargs)
+        next(answer)
+        llm.reset()
+        return list(answer)
+
+    return use
 
 
 REFUSED: dict[tuple[str, str, type[Exception]], Callable[[Any], Any]] = {
     ("", "eval", ContextFullError): call("eval", prompt(257)),
+    ("", "eval", StateError): after_fewer_by_hand("eval", prompt(5)),
+    ("", "save_state", StateError): after_fewer_by_hand("save_state"),
     ("__init__", "model_path", ModelError): lambda make: Llama("no such file", **PRUNED),
     ("__init__", "tensor_split", OptionError): lambda make: make(tensor_split=[0.01] * 99),
     ("__init__", "kv_overrides", OptionError): lambda make: make(kv_overrides={"a": None}),
@@ -309,13 +332,23 @@ REFUSED: dict[tuple[str, str, type[Exception]], Callable[[Any], Any]] = {
     ("__init__", "type_v", OptionError): lambda make: make(type_v=8),
     ("__init__", "kwargs", OptionError): lambda make: make(asl_budgets=1),
     ("create_completion", "prompt", PromptError): call("create_completion", prompt(1024)),
-    ("create_completion", "prompt", PrefillCancelled): cancelled,
+    ("create_completion", "prompt", PrefillCancelled): cancelled("create_completion", PROMPT),
+    ("create_completion", "stream", StateError): read_after_a_reset("create_completion", PROMPT, stream=True),
     ("create_completion", "max_tokens", ContextFullError): call("create_completion", PROMPT, max_tokens=200),
     ("create_chat_completion", "max_tokens", ContextFullError): call(
         "create_chat_completion", chat(PROMPT), max_tokens=200
     ),
+    ("create_chat_completion", "messages", PromptError): call("create_chat_completion", chat(TEXT * 3)),
+    ("create_chat_completion", "messages", PrefillCancelled): cancelled("create_chat_completion", chat(PROMPT)),
+    ("create_chat_completion", "stream", StateError): read_after_a_reset(
+        "create_chat_completion", chat(PROMPT), stream=True
+    ),
     ("generate", "tokens", PromptError): call("generate", []),
     ("generate", "tokens", ContextFullError): call("generate", prompt(700)),
+    ("generate", "tokens", PrefillCancelled): cancelled("generate", prompt(300)),
+    ("generate", "tokens", StateError): read_after_a_reset("generate", prompt(300)),
+    ("generate", "reset", ContextFullError): call("generate", prompt(257), reset=False),
+    ("generate", "reset", StateError): after_fewer_by_hand("generate", prompt(5), reset=False),
 }
 
 
