@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_llama import READABLE, chat, make_llama, make_stock  # noqa: F401
+from test_llama import READABLE, chat
 from test_surface import LAYERED, PROMPT, PRUNED, UNPRUNED
 from test_surface_completion import WORKS as COMPLETION
+from test_surface_completion import make_shared  # noqa: F401
 
 from asl_gguf import surface
+from harness import llama_cpp
 
 SCHEMA = {
     "type": "object",
@@ -36,8 +38,6 @@ WORKS: dict[str, dict[str, Any]] = {
 NO_EFFECT = {"tfs_z", "stream", "tool_choice"}
 """the template of the tiny model has no place for tools that are not called"""
 
-_PLAIN: list[Any] = []
-
 
 def completed(llm: Any, **arguments: Any) -> Any:
     if {"logits_processor", "grammar"} & arguments.keys():
@@ -60,12 +60,10 @@ def text_of(message: dict[str, Any]) -> str:
     return calls[0]["function"]["arguments"] if calls else message.get("content") or ""
 
 
-@pytest.fixture
-def plain(stock) -> Any:
-    """The parent's answer to BASE, computed once."""
-    if not _PLAIN:
-        _PLAIN.append(answer(stock()))
-    return _PLAIN[0]
+@pytest.fixture(scope="module")
+def plain(shared) -> Any:
+    """The parent's answer to BASE."""
+    return answer(shared(llama_cpp.Llama))
 
 
 def test_every_keyword_that_works_is_tried():
@@ -74,17 +72,17 @@ def test_every_keyword_that_works_is_tried():
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_a_keyword_with_nothing_pruned(make, stock, plain, name):
-    theirs = answer(stock(), **WORKS[name])
+def test_a_keyword_with_nothing_pruned(shared, plain, name):
+    theirs = answer(shared(llama_cpp.Llama), **WORKS[name])
     assert (theirs != plain) == (name not in NO_EFFECT)
     for options in (UNPRUNED, LAYERED):
-        llm = make(**options)
+        llm = shared(**options)
         assert answer(llm, **WORKS[name]) == theirs and not llm.last_prefill.pruned
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_a_keyword_with_a_pruned_prompt(make, name):
-    llm = make(**PRUNED)
+def test_a_keyword_with_a_pruned_prompt(shared, name):
+    llm = shared(**PRUNED)
     choice, usage, _ = answer(llm, **WORKS[name])
     report = llm.last_prefill
     assert report.pruned and report.kept_tokens == report.prompt_tokens * 2 // 5 == usage["prompt_tokens"] * 2 // 5

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from test_llama import READABLE, make_llama, make_stock  # noqa: F401
+from test_llama import N_CTX, READABLE, Make, make_llama  # noqa: F401
 from test_surface import LAYERED, PROMPT, PRUNED, UNPRUNED
 
-from asl_gguf import surface
+from asl_gguf import Llama, surface
 from harness import llama_cpp, prompt
 from tiny_gguf import FIRST_BYTE
 
@@ -60,8 +61,6 @@ WORKS: dict[str, dict[str, Any]] = {
 
 NO_EFFECT = {"tfs_z", "stream"}
 
-_PLAIN: list[Any] = []
-
 
 def completed(llm: Any, **arguments: Any) -> Any:
     if {"logits_processor", "grammar"} & arguments.keys():
@@ -74,12 +73,28 @@ def answer(llm: Any, **arguments: Any) -> Any:
     return found["choices"], found["usage"], found["model"]
 
 
-@pytest.fixture
-def plain(stock) -> Any:
-    """The parent's answer to BASE, computed once."""
-    if not _PLAIN:
-        _PLAIN.append(answer(stock()))
-    return _PLAIN[0]
+@pytest.fixture(name="shared", scope="module")
+def make_shared(tiny_model) -> Iterator[Make]:
+    """`shared(cls=Llama, **options)`: the module's object with these options, which knows no prompt."""
+    made: dict[str, Any] = {}
+
+    def shared(cls: type = Llama, **options: Any) -> Any:
+        if (key := str((cls, options))) not in made:
+            options = {"n_ctx": N_CTX, "n_threads": 1, "n_threads_batch": 1, "verbose": False, **options}
+            made[key] = cls(str(tiny_model("llama")), **options)
+        made[key].reset()
+        made[key].last_prefill = None
+        return made[key]
+
+    yield shared
+    for llm in made.values():
+        llm.close()
+
+
+@pytest.fixture(scope="module")
+def plain(shared) -> Any:
+    """The parent's answer to BASE."""
+    return answer(shared(llama_cpp.Llama))
 
 
 def test_every_keyword_that_works_is_tried():
@@ -88,18 +103,18 @@ def test_every_keyword_that_works_is_tried():
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_a_keyword_with_nothing_pruned(make, stock, plain, name):
-    theirs = answer(stock(), **WORKS[name])
+def test_a_keyword_with_nothing_pruned(shared, plain, name):
+    theirs = answer(shared(llama_cpp.Llama), **WORKS[name])
     assert (theirs != plain) == (name not in NO_EFFECT)
     for options in (UNPRUNED, LAYERED):
-        llm = make(**options)
+        llm = shared(**options)
         assert answer(llm, **WORKS[name]) == theirs and not llm.last_prefill.pruned
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_a_keyword_with_a_pruned_prompt(make, name):
+def test_a_keyword_with_a_pruned_prompt(make, shared, name):
     """The whole prompt counts, and every way to ask gives one text."""
-    llm = make(**PRUNED)
+    llm = shared(**PRUNED)
     (choice,), usage, model = answer(llm, **WORKS[name])
     report = llm.last_prefill
     assert report.pruned and report.kept_tokens == report.prompt_tokens * 2 // 5

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from test_llama import make_llama, make_stock  # noqa: F401
 from test_surface import LAYERED, PRUNED, UNPRUNED
-from test_surface_completion import BASE, SAMPLING, TOKENS, add_readable_bias, completed
+from test_surface_completion import (
+    BASE,
+    SAMPLING,
+    TOKENS,
+    add_readable_bias,
+    completed,
+    make_shared,  # noqa: F401
+)
 
 from asl_gguf import surface
 from harness import llama_cpp
@@ -35,11 +42,11 @@ def generated(llm: Any, **arguments: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("name", GENERATE)
-def test_a_keyword_of_generate(make, stock, name):
-    expected = generated(stock(), **GENERATE[name])
-    llm = make(**LAYERED)
+def test_a_keyword_of_generate(shared, name):
+    expected = generated(shared(llama_cpp.Llama), **GENERATE[name])
+    llm = shared(**LAYERED)
     assert generated(llm, **GENERATE[name]) == expected and not llm.last_prefill.pruned
-    llm = make(**PRUNED)
+    llm = shared(**PRUNED)
     found = generated(llm, **GENERATE[name])
     assert llm.last_prefill.pruned and generated(llm, **GENERATE[name]) == found
     assert len(found) == len(expected) or name == "grammar"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from contextlib import closing
+
 import llama_cpp
 import numpy as np
 import pytest
@@ -104,14 +107,24 @@ def test_seed_decides_the_bytes(architecture, tmp_path):
     assert content("a.gguf", 5) != content("c.gguf", 6)
 
 
+@pytest.fixture(scope="module")
+def logits_of_one_layer(tmp_path_factory):
+    """`logits_of_one_layer(architecture, weight_type)`: of a model of this size, computed once."""
+    folder = tmp_path_factory.mktemp("one-layer")
+
+    @functools.cache
+    def result(architecture: str, weight_type: str) -> np.ndarray:
+        path = write_model(folder / f"{architecture}-{weight_type}", architecture, n_layer=1, weight_type=weight_type)
+        with closing(load(path)) as llm:
+            return logits(llm, prompt(1))
+
+    return result
+
+
 @pytest.mark.parametrize("architecture", ALL)
 @pytest.mark.parametrize("weight_type", [kind for kind in WEIGHT_TYPES if kind != "F32"])
-def test_weight_types_store_the_same_model(architecture, weight_type, tmp_path):
-    def result(kind: str) -> np.ndarray:
-        path = write_model(tmp_path / kind, architecture, n_layer=1, weight_type=kind)
-        return logits(load(path), prompt(1))
-
-    expected, actual = result("F32"), result(weight_type)
+def test_weight_types_store_the_same_model(architecture, weight_type, logits_of_one_layer):
+    expected, actual = logits_of_one_layer(architecture, "F32"), logits_of_one_layer(architecture, weight_type)
 
     assert not np.array_equal(expected, actual)
     assert np.corrcoef(expected.ravel(), actual.ravel())[0, 1] > 0.95
