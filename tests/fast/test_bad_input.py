@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,7 @@ LIBRARY = Path(llama_cpp.llama_cpp._base_path)
 @pytest.fixture(scope="module")
 def expected(tiny_model) -> list[int]:
     """What a fresh object answers to NEXT."""
-    path = str(tiny_model("llama"))
-    with closing(Llama(path, n_ctx=N_CTX, n_threads=1, n_threads_batch=1, verbose=False, asl_budget=0.2)) as llm:
-        return greedy(llm, NEXT)
+    return greedy(Llama(str(tiny_model("llama")), n_ctx=N_CTX, n_threads=1, n_threads_batch=1, asl_budget=0.2), NEXT)
 
 
 def test_prompt_longer_than_n_ctx(make, expected):
