@@ -73,8 +73,8 @@ class Profile:
 
     def layers(self, min_layer: int, taus: Sequence[float], variance_reference: str) -> Indices:
         """`selection_layers` of this prompt."""
-        fixed = self.random_variance if variance_reference == "random" else None
-        return selection_layers(self.variance, self.first_layer, min_layer, taus, fixed or variance_reference)
+        reference = self.random_variance if variance_reference == "random" else variance_reference
+        return selection_layers(self.variance, self.first_layer, min_layer, taus, reference)
 
     def quality_loss(self, outcome: Outcome) -> float:
         """Probability of a reference token (geometric mean) that the full cache gives and this outcome does not."""
