@@ -166,7 +166,7 @@ def _guard(value: Any, policy: Policy) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise OptionError(f"asl_guard: expected a share of the attention in (0, 1], or None, got {value!r}")
-    if not isinstance(policy, Full) and not policy.tells_attention:
+    if not isinstance(policy, Full) and (policy.two_pass or not policy.tells_attention):
         raise OptionError(
             f"asl_guard: expected a policy that keeps rows by their attention, got {policy.name}; pass asl-span, asl, "
             "fastkv, snapkv or pyramidinfer, or leave asl_guard out"

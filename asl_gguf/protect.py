@@ -79,6 +79,8 @@ class Protection:
             text = b"".join(parts)
             ranges = [*self._matches(text), *self._messages(text, messages or ())]
             for begin, end in ranges:
+                if begin == end:  # an empty match or message
+                    continue
                 first = np.searchsorted(starts, begin, side="right") - 1
                 found.append(np.arange(first, np.searchsorted(starts, end, side="left")))
         kept = np.unique(np.concatenate(found)) if found else np.empty(0)
@@ -88,20 +90,18 @@ class Protection:
         decoded = text.decode("utf-8", "surrogateescape")
         for pattern in self.patterns:
             for match in pattern.finditer(decoded):
-                if not match[0]:
-                    continue
                 begin = len(decoded[: match.start()].encode("utf-8", "surrogateescape"))
                 yield begin, begin + len(match[0].encode("utf-8", "surrogateescape"))
 
     def _messages(self, text: bytes, messages: Iterable[Any]) -> Iterator[tuple[int, int]]:
         chat = [(message["role"], content_of(message)) for message in messages]
-        users = [index for index, (role, _) in enumerate(chat) if role == "user"]
         if "system" in self.roles:
-            for place, (role, _) in zip(_from_the_start(text, chat), chat):
-                if role == "system":
-                    yield _found(place, "system")
+            for place in _in_order(text, [content for role, content in chat if role == "system"]):
+                yield _found(place, "system")
+        turns = [(role, content) for role, content in chat if role != "system"]
+        users = [index for index, (role, _) in enumerate(turns) if role == "user"]
         if users and ("tools" in self.roles or "question" in self.roles):
-            places = _from_the_end(text, chat)
+            places = _from_the_end(text, [content for _, content in turns])
             if "tools" in self.roles:
                 yield 0, _found(places[users[0]], "first user")[0]
             if "question" in self.roles:
@@ -116,11 +116,11 @@ def content_of(message: Any) -> str:
     return "".join(part.get("text", "") for part in content if part.get("type") == "text")
 
 
-def _from_the_start(text: bytes, chat: Sequence[tuple[str, str]]) -> list[Place | None]:
+def _in_order(text: bytes, contents: Sequence[str]) -> list[Place | None]:
     """Where each message stands, behind the ones before it; None: not as it was given."""
     places: list[Place | None] = []
     end = 0
-    for _, content in chat:
+    for content in contents:
         wanted = content.strip().encode("utf-8")
         begin = text.find(wanted, end)
         places.append((begin, begin + len(wanted)) if begin >= 0 else None)
@@ -128,12 +128,12 @@ def _from_the_start(text: bytes, chat: Sequence[tuple[str, str]]) -> list[Place 
     return places
 
 
-def _from_the_end(text: bytes, chat: Sequence[tuple[str, str]]) -> list[Place | None]:
+def _from_the_end(text: bytes, contents: Sequence[str]) -> list[Place | None]:
     """The same, found from the last message on: what templates add, such as tool definitions, stands at the start and
-    may have a short message's words in it."""
+    may have a short message's words in it. Without system messages, which templates move."""
     places: list[Place | None] = []
     end = len(text)
-    for _, content in reversed(chat):
+    for content in reversed(contents):
         wanted = content.strip().encode("utf-8")
         begin = text.rfind(wanted, 0, end)
         places.append((begin, begin + len(wanted)) if begin >= 0 else None)

@@ -146,7 +146,8 @@ def choose(profiles: Sequence[Profile], tradeoff: float, variance_reference: str
     losses = np.maximum.accumulate(np.array(as_measured)[:, ::-1], axis=1)[:, ::-1]
     shares = [[outcome.share for outcome in row] for row in outcomes]
     costs: dict[tuple[float, ...], list[tuple[int, float]]] = {}
-    for min_layer in range(first, last - 1):  # the rule selects after it, and before the last layer
+    # the rule selects after min_layer (at it, compared with random ranks) and before the last; nothing was measured at first
+    for min_layer in range(first + (variance_reference == "random"), last - 1):
         rows = [p.layers(min_layer, TAUS, variance_reference) - first for p in profiles]
         loss = np.mean([np.take(values, row) for values, row in zip(losses, rows)], axis=0)
         share = np.mean([np.take(values, row) for values, row in zip(shares, rows)], axis=0)

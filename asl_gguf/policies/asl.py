@@ -106,7 +106,6 @@ class TwoPassASL(ASL):
 
     name: ClassVar[str] = "asl-two-pass"
     two_pass: ClassVar[bool] = True
-    tells_attention: ClassVar[bool] = False
 
     def max_rows(self, n_tokens: int, n_kept: int) -> int:
         # the second pass keeps all of its tokens, whatever cache_k says of the first one

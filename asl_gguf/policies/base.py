@@ -31,7 +31,7 @@ class Policy(ABC):
     """the kept tokens run again from layer 0, as a prompt of their own"""
 
     tells_attention: ClassVar[bool] = True
-    """the layers' scores and the rows that are kept tell what share of the attention is kept: asl_guard can judge it"""
+    """scores are computed for the rows that are kept, so that asl_guard can judge them; of two passes they never are"""
 
     window: int = 32
     """last prompt tokens whose attention is scored; always kept"""

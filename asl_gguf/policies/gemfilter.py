@@ -32,7 +32,6 @@ class GemFilter(Policy):
 
     name: ClassVar[str] = "gemfilter"
     two_pass: ClassVar[bool] = True
-    tells_attention: ClassVar[bool] = False
 
     window: int = 1
     select_layer: int | None = None

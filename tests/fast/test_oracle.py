@@ -243,3 +243,11 @@ def test_no_such_model(case, cache, tmp_path, capsys):
     folder = write(tmp_path / "cases", case)
     assert oracle.main(["--cases", str(folder), "-m", "nope"]) == 2
     assert capsys.readouterr().err.startswith("error: expected a GGUF file or a named model, got neither: 'nope'")
+
+
+@pytest.mark.parametrize("logits, agreed", [([math.nan] * 3, 0), ([0.0, 1.0, 0.0], 0), ([0.0, 0.15, 0.0], 2)], ids=str)
+def test_greedy_tokens_of_no_logits_or_other_ones(monkeypatch, logits, agreed):
+    """However far the logits after the prefill are off."""
+    monkeypatch.setattr(oracle, "_logits", lambda *_: np.array(logits))
+    monkeypatch.setattr(oracle, "decode", lambda *_: None)
+    assert oracle._compare_greedy(None, None, [0, 2], 20.0) == agreed

@@ -69,6 +69,10 @@ def chat_of(*turns: tuple[str, str]) -> list[dict[str, str]]:
         ("tools", [b"{this}", b"hi"], chat_of(("user", "hi")), [0]),
         ("question", [b"time", b"the time", b" is 5"], chat_of(("user", "time"), ("tool", "the time is 5")), [0]),
         ("system", [b"A", b"b", b"A"], chat_of(("system", "A"), ("user", "b"), ("system", "A")), [0, 2]),
+        ("system", [b"be br", b"ief"], chat_of(("system", ""), ("user", "ief")), []),
+        ("question", [b"S", b"A", b"B"], chat_of(("user", "A"), ("system", "S"), ("user", "B")), [2]),
+        ("tools", [b"S", b"A", b"B"], chat_of(("user", "A"), ("system", "S"), ("user", "B")), [0]),
+        ("system", [b"S", b"A"], chat_of(("user", "A"), ("system", "S")), [0]),
         ("system", [b"A", b"x", b"B"], chat_of(("system", "A"), ("assistant", "left out"), ("system", "B")), [0, 2]),
     ],
 )
