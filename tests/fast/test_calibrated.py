@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from test_llama import TEXT, complete
 
 from asl_gguf import Llama, options
 from asl_gguf.calibration import calibrated, save
-from asl_gguf.cli import main
+from asl_gguf.cli import calibration_picture, main
 from asl_gguf.policies import SpanASL
 from harness import prompt
 
@@ -115,3 +116,9 @@ def test_a_model_with_sliding_layers_has_none(tiny_model, config, capsys):  # no
     message = capsys.readouterr().err
     assert "layers [1, 3, 5, 7, 9, 11] alone do" in message and message.endswith("such as asl-span:min_layer=7\n")
     assert not config.exists()
+
+
+@pytest.mark.parametrize("kind, drawn", [("first", [2, 2, 2]), ("peak", [2, 6, 6]), ("random", [800, 800, 800])])
+def test_thresholds_of_the_picture(kind, drawn):
+    found = replace(STORED, settings=STORED.settings | {"variance_reference": kind})
+    assert found.tau == 2 and calibration_picture._thresholds(found, [1, 3, 2]) == drawn

@@ -251,3 +251,13 @@ def test_greedy_tokens_of_no_logits_or_other_ones(monkeypatch, logits, agreed):
     monkeypatch.setattr(oracle, "_logits", lambda *_: np.array(logits))
     monkeypatch.setattr(oracle, "decode", lambda *_: None)
     assert oracle._compare_greedy(None, None, [0, 2], 20.0) == agreed
+
+
+@pytest.mark.parametrize("off, agrees", [(0.05, True), (0.5, False)])
+def test_a_swapped_tie_excuses_small_differences_alone(monkeypatch, model, case, off, agrees):
+    case = copy.deepcopy(case)
+    case["settings"] = [setting for setting in case["settings"] if setting["name"] == "full"]
+    case["settings"][0]["top20"][7][1] += off
+    monkeypatch.setattr(oracle, "_token_swaps", lambda *_: [(1, oracle.TIE)])
+    (row,) = oracle.compare_case(model, case)
+    assert row.agrees == agrees and row.swapped == 1

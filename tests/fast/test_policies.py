@@ -283,6 +283,13 @@ def test_asl_random_ratio_depends_on_its_own_layer_alone(case):
             assert decision.ratio == pytest.approx(decision.variance * 12 / (n_ranked**2 - 1))
 
 
+def test_asl_random_needs_two_layers_to_compare():
+    """The ranks of one do not vary, which tells nothing."""
+    policy = ASL(window=4, variance_reference="random", tau=0.3)
+    (decision,) = Case(policy, Prompt(60, 20, 1), [np.ones((1, 60), dtype=np.float32)]).decide()
+    assert (decision.variance, decision.ratio, decision.tokens) == (0, 1, None)
+
+
 @given(cases(kinds=(ASL,)))
 def test_asl_selects_below_tau(case):
     for decision in until_selection(case.decide()):

@@ -154,3 +154,14 @@ def test_pyramidinfer_keeps_its_budget_where_some_layers_slide():
         counts = PyramidInfer().schedule(prompt)
         rows = [counts[layer] for layer in full_layers]
         assert 0.95 * 409 < sum(rows) / len(rows) <= 409
+
+
+def test_cells_of_a_second_pass():
+    """It keeps all of its tokens, whatever cache_k says of the first one."""
+    assert [kind(cache_k=40).max_rows(2000, 400) for kind in (ASL, TwoPassASL)] == [40, 400]
+    assert TwoPassASL(cache_k="all").max_rows(2000, 400) == 2000
+
+
+def test_first_layer_that_may_select():
+    layers = [ASL(min_layer=9, variance_reference=kind).first_selection(30) for kind in ("first", "peak", "random")]
+    assert layers == [10, 10, 9] and ASL(min_layer=9, tau=2).first_selection(30) == 9
