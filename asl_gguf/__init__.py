@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from . import _library
+from ._version import __version__
 from .errors import (
     AdapterError,
     AslError,
@@ -28,19 +28,18 @@ from .errors import (
     StateError,
     UnsupportedModelError,
 )
+from .native import loading
 
 if TYPE_CHECKING:
-    from .drop_in import pruned
-    from .llama import Llama
-    from .types import PrefillReport
-
-__version__ = "0.1.0"
+    from .drop_in.llama import Llama
+    from .drop_in.pruned import pruned
+    from .report import PrefillReport
 
 # `import llama_cpp` finds our library from now on. It is loaded on first use, so that models and docs
 # work without it.
-_library.select(__path__)
+loading.select(__path__)
 
-_LAZY = {"Llama": "llama", "PrefillReport": "types", "pruned": "drop_in"}
+_LAZY = {"Llama": "drop_in.llama", "PrefillReport": "report", "pruned": "drop_in.pruned"}
 
 
 def __getattr__(name: str) -> object:

@@ -63,6 +63,6 @@ def load_tiny(tiny_model: Callable[..., Path]) -> Iterator[Callable[..., Model]]
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The named model smollm2-135m-instruct, pulled unless it is in the cache."""
-    from asl_gguf import models
+    from asl_gguf.models import named
 
-    return models.resolve(models.pull("smollm2-135m-instruct"))
+    return named.resolve(named.pull("smollm2-135m-instruct"))

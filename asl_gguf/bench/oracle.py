@@ -20,17 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from .. import engine
-from .._native import llama_cpp
+from ..engine.prefill import prefill
+from ..engine.replay import Recording, Replay, record
 from ..errors import AslError, OptionError
-from ..f32 import expanded
-from ..models import resolve
+from ..inspect.recorder import PolicyRecorder
+from ..models.f32 import expanded
+from ..models.named import resolve
+from ..native.bindings import llama_cpp
+from ..native.model import ContextOptions, Model, decode
 from ..policies import ASL, FastKV, Full, Policy, SnapKV
+from ..policies.contract import Floats, Indices
 from ..policies.scoring import ScoringPolicy
-from ..policies.watched import Watch
-from ..replay import Recording, Replay, record
-from ..types import Floats, Indices, PrefillReport
-from .stock import ContextOptions, Model, decode
+from ..report import PrefillReport
 
 F32 = 0
 TIE = 1e-4
@@ -106,8 +107,8 @@ def _compare(
     model: Model, ctx: Any, session: Any, recording: Recording, case: dict[str, Any], setting: dict[str, Any]
 ) -> Agreement:
     inner, n_kept = policy_of(setting, case["common"], len(recording.tokens))
-    watch = Watch(inner)
-    report = engine.prefill(session, recording.tokens, watch.policy, n_kept, always_ask=True)
+    watch = PolicyRecorder(inner)
+    report = prefill(session, recording.tokens, watch.policy, n_kept, always_ask=True)
     complaints: list[str] = []
     layers = (report.selection_layer, setting["select_layer"])
     if layers[0] != layers[1]:
@@ -164,18 +165,18 @@ def _swap(ours: Indices, theirs: Sequence[int], scores: Floats) -> tuple[int, fl
     return int(different.size) // 2, float(np.abs(scores[different] - last).max() / max(last, 1e-30))
 
 
-def _scoring(watch: Watch) -> ScoringPolicy | None:
+def _scoring(watch: PolicyRecorder) -> ScoringPolicy | None:
     return watch.policy if isinstance(watch.policy, ScoringPolicy) else None
 
 
-def _token_swaps(watch: Watch, setting: dict[str, Any]) -> Iterable[tuple[int, float]]:
+def _token_swaps(watch: PolicyRecorder, setting: dict[str, Any]) -> Iterable[tuple[int, float]]:
     scoring = _scoring(watch)
     for scores, decision in watch.seen:
         if scoring and decision.tokens is not None and setting["selected"] is not None:
             yield _swap(decision.tokens, setting["selected"], scoring.head_scores(scores).sum(axis=0))
 
 
-def _row_swaps(watch: Watch, case: dict[str, Any], setting: dict[str, Any]) -> Iterable[tuple[int, float]]:
+def _row_swaps(watch: PolicyRecorder, case: dict[str, Any], setting: dict[str, Any]) -> Iterable[tuple[int, float]]:
     scoring = _scoring(watch)
     before = case["snapkv"].get(f"c{setting['cache_k']}", {})
     after = setting.get("snapkv_after_select") or {}

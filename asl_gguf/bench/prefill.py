@@ -7,14 +7,14 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from .. import engine
-from .._native import llama_cpp
-from ..budget import Budget, round_cells
-from ..demo_text import make_document
+from ..budget.share import Budget, round_cells
+from ..engine.prefill import prefill
+from ..eval.demo_text import make_document
+from ..native.bindings import llama_cpp
+from ..native.model import Model, Timing, stock_prefill, timed
 from ..policies import Full, make_policy
-from ..types import PrefillReport
+from ..report import PrefillReport
 from .limit import full_limit, layer_parameters, linear_limit
-from .stock import Model, Timing, stock_prefill, timed
 
 
 def make_prompt(model: Model, n_tokens: int) -> list[int]:
@@ -57,8 +57,8 @@ def bench_prefill(
             for mode in ("off", dequant) if dequant != "off" else ("off",):
                 suffix = "" if mode == "off" else "_dequant"
                 with model.session(ctx, n_cells, len(tokens), mode) as session:
-                    measure(f"unpruned{suffix}", partial(engine.prefill, session, tokens, Full(), len(tokens)))
-                    report = measure(f"pruned{suffix}", partial(engine.prefill, session, tokens, chosen, n_kept))
+                    measure(f"unpruned{suffix}", partial(prefill, session, tokens, Full(), len(tokens)))
+                    report = measure(f"pruned{suffix}", partial(prefill, session, tokens, chosen, n_kept))
     assert report is not None
     return _summary(model, report, {name: values[1:] for name, values in timings.items()}, runs)
 

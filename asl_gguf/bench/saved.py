@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .._native import llama_cpp
-from ..llama import Llama
-from ..models import resolve
+from ..drop_in.llama import Llama
+from ..models.named import resolve
+from ..native.bindings import llama_cpp
+from ..native.model import ContextOptions, Model
 from .prefill import make_prompt
-from .stock import ContextOptions, Model
 
 _ANSWER_TOKENS = 256
 

@@ -15,15 +15,15 @@ from itertools import islice
 from statistics import mean, median
 from typing import Any
 
-from .._native import llama_cpp
-from ..demo_text import last_fit, sentences
+from ..drop_in.llama import Llama
+from ..eval.demo_text import last_fit, sentences
 from ..eval.tasks import CHATML, DEVELOPMENT_SEED
 from ..eval.tasks.haystacks import context_maker, spread
 from ..eval.tasks.needles import N_DIGITS, needle
 from ..eval.tasks.words import keys, numbers, seeded, shuffled
-from ..llama import Llama
-from ..models import resolve
-from .stock import ContextOptions, Model
+from ..models.named import resolve
+from ..native.bindings import llama_cpp
+from ..native.model import ContextOptions, Model
 
 _KINDS = ("q8_0", "q4_0")
 _ANSWER_TOKENS = 16

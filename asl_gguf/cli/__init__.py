@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .. import __version__
+from .._version import __version__
 from ..errors import AslError, OptionError, PromptError
 from . import bench, calibrate, chat, compare, demo, doctor, evaluate, inspect, models, run
 from .options import check_counts

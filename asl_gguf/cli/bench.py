@@ -41,8 +41,9 @@ def bench(args: argparse.Namespace) -> int:
     from ..bench.memory import bench_memory
     from ..bench.prefill import bench_prefill
     from ..bench.saved import bench_saved
-    from ..bench.stock import ContextOptions, Model
     from ..bench.turns import bench_turns
+    from ..models.named import resolve
+    from ..native.model import ContextOptions, Model
 
     budget = parse_fixed_budget(args.budget, "stock is compared with a known number of kept tokens")
     if args.tokens < 64:
@@ -56,7 +57,7 @@ def bench(args: argparse.Namespace) -> int:
     elif args.kind == "saved":
         result = bench_saved(args.model, options, runs=args.runs, **shared)
     else:
-        model = Model(args.model, options)
+        model = Model(str(resolve(args.model)), options)
         if args.kind == "prefill":
             result = bench_prefill(model, runs=args.runs, **shared)
         else:

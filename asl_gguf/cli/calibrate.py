@@ -6,18 +6,20 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__, calibration
-from ..calibration import Calibration
+from .._version import __version__
 from ..errors import OptionError
-from ..eval.calibrating import EASY, HARD, choose, mean_profile, means
+from ..eval.calibrate.picture import picture
+from ..eval.calibrate.tradeoff import EASY, HARD, choose, mean_profile, means
+from ..models import calibration
+from ..models.calibration import Calibration
 from ..policies import ASL, make_policy
-from ..policies.base import require_share, scaled_layer
-from .calibration_picture import picture
+from ..policies.parameters import require_share, scaled_layer
 from .options import KV_TYPES, add_model_options, add_pruning_options, parse_fixed_budget
 from .progress import ProgressBar
 
 if TYPE_CHECKING:
-    from ..bench.stock import Model
+    from ..models.named import resolve
+    from ..native.model import Model
 
 
 def add_parser(commands: Any) -> None:
@@ -47,14 +49,14 @@ def add_parser(commands: Any) -> None:
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    from ..bench.stock import ContextOptions, Model
+    from ..native.model import ContextOptions, Model
 
     policy = _policy(args.policy)
     require_share(args.tradeoff, "--tradeoff", one=True)
     if args.out is not None and not args.out.parent.is_dir():
         raise OptionError(f"--out: expected a file in a folder that exists, got {args.out}")
     options = ContextOptions(args.threads or 2, args.n_ubatch, args.flash_attn, KV_TYPES[args.kv_type], args.gpu_layers)
-    model = Model(args.model, options)
+    model = Model(str(resolve(args.model)), options)
     try:
         found = _measure(model, policy, args)
         path = None if args.dry_run else calibration.save(model.path, found)
@@ -78,7 +80,7 @@ def _policy(name: str) -> ASL:
 
 
 def _measure(model: Model, policy: ASL, args: argparse.Namespace) -> Calibration:
-    from ..eval.profiling import make_cases, profile
+    from ..eval.calibrate.profiling import make_cases, profile
 
     easy, hard = tuple(args.easy.split(",")), tuple(args.hard.split(","))
     budget = parse_fixed_budget(args.budget, "layers are compared at a known number of kept tokens")

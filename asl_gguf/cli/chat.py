@@ -10,22 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
-from ..calibration import config_dir
+from .._version import __version__
 from ..errors import AslError, ModelError, OptionError, PromptError
-from .options import (
-    BUDGET_HELP,
-    add_full_kv_option,
-    add_model_options,
-    add_pruning_options,
-    llama_kwargs,
-    parse_budget,
-)
+from ..models.calibration import config_dir
+from .options import BUDGET_HELP, add_full_kv_option, add_model_options, add_pruning_options, llama_kwargs, parse_budget
 from .progress import ProgressBar
 
 if TYPE_CHECKING:
-    from ..chat_session import ChatSession
-    from ..types import DecodeReport, PrefillReport
+    from ..report import DecodeReport, PrefillReport
+    from .chat_session import ChatSession
 
 _N_CTX = 16384
 """longest conversation unless --n-ctx says otherwise: the KV cells of longer ones are allocated whether used or not"""
@@ -87,7 +80,7 @@ def chat(args: argparse.Namespace) -> int:
 
 
 def _make_session(args: argparse.Namespace) -> ChatSession:
-    from ..chat_session import ChatSession, read_text
+    from .chat_session import ChatSession, read_text
 
     document = read_text(args.file) if args.file else ""
     llama_options = llama_kwargs(args) | {
@@ -106,8 +99,8 @@ def _make_session(args: argparse.Namespace) -> ChatSession:
 
 
 def _default_context(args: argparse.Namespace, document: str) -> int:
-    from ..gguf_header import n_ctx_train
-    from ..models import resolve
+    from ..models.gguf_header import n_ctx_train
+    from ..models.named import resolve
     from .run import needed_context
 
     n_usual = min(n_ctx_train(str(resolve(args.model))), _N_CTX)
@@ -232,7 +225,7 @@ class Chat:
         command.run(self, argument)
 
     def file(self, argument: str) -> None:
-        from ..chat_session import read_text
+        from .chat_session import read_text
 
         n_tokens = self._session.add_document(read_text(_path(argument)))
         self._say(f"{n_tokens} tokens, in front of the next question")

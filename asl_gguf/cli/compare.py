@@ -8,15 +8,15 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..budget import Budget
+from ..budget.share import Budget
+from ..budget.targets import BudgetValue, check_budget, make_budget
 from ..policies import REGISTRY, Full, parse_policy
-from ..targets import BudgetValue, check_budget, make_budget
 from .inspect import add_prompt_options, make_question
 from .options import BUDGET_HELP, add_model_options, parse_budget, parse_fixed_budget
 from .progress import ProgressBar
 
 if TYPE_CHECKING:
-    from ..comparison import Answer
+    from ..inspect.comparison import Answer
 
 _POLICIES = ",".join(["none", *(name for name in REGISTRY if name != "none")])
 _ANSWER_WIDTH = 60
@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
 
 
 def compare(args: argparse.Namespace) -> int:
-    from ..comparison import measured, replayed
+    from ..inspect.comparison import measured, replayed
 
     budget = parse_budget(args.budget) if args.measure else None
     if not isinstance(budget, str):

@@ -7,9 +7,9 @@ import itertools
 import textwrap
 from typing import Any
 
-from .. import models
-from ..demo_text import DemoDocument, make_document
-from ..targets import BudgetValue
+from ..budget.targets import BudgetValue
+from ..eval.demo_text import DemoDocument, make_document
+from ..models import named
 from .options import add_model_options, add_pruning_options, llama_kwargs, parse_budget
 from .progress import ProgressBar
 
@@ -49,19 +49,19 @@ def demo(args: argparse.Namespace) -> int:
 
 def _model_file(model: str) -> str:
     """The model's file; a named model is fetched first if it is not here."""
-    named = models.named_models().get(model)
-    if named is None or models.is_pulled(named):
-        return str(models.resolve(model))
-    print(f"fetching {named.name} ({named.size / 2**20:.0f} MiB)", flush=True)
+    entry = named.named_models().get(model)
+    if entry is None or named.is_pulled(entry):
+        return str(named.resolve(model))
+    print(f"fetching {entry.name} ({entry.size / 2**20:.0f} MiB)", flush=True)
     bar = ProgressBar("pull")
     try:
-        return str(models.pull(model, progress=bar))
+        return str(named.pull(model, progress=bar))
     finally:
         bar.clear()
 
 
 def _document(path: str, args: argparse.Namespace) -> DemoDocument:
-    from ..vocabulary import tokenize, vocabulary
+    from ..native.vocabulary import tokenize, vocabulary
 
     with vocabulary(path) as model_vocabulary:
         return make_document(lambda text: len(tokenize(model_vocabulary, text)), args.tokens, seed=args.seed)

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .. import __version__, models
+from .._version import __version__
 from ..errors import AslError
+from ..models import named
 
 
 def add_parser(commands: Any) -> None:
@@ -48,14 +49,14 @@ def _version(package: str) -> str:
 
 def _check_library() -> Iterator[str]:
     try:
-        from .. import _native, devices
+        from ..native import bindings, devices
     except AslError as err:
         _row("library", "not usable")
         yield str(err)
         return
-    llama_cpp = _native.llama_cpp
+    llama_cpp = bindings.llama_cpp
     _row("library", llama_cpp.llama_cpp._lib._name)
-    _row("asl ABI", _native.lib.abi_version())
+    _row("asl ABI", bindings.lib.abi_version())
     llama_cpp.llama_backend_init()
     for name, description in devices.names():
         _row("backend", f"{name}: {description}")
@@ -64,10 +65,10 @@ def _check_library() -> Iterator[str]:
 
 def _check_models() -> Iterator[str]:
     try:
-        known = models.named_models().values()
+        known = named.named_models().values()
     except AslError as err:
         yield str(err)
         return
-    _row("model cache", models.cache_dir())
-    here = [model.name for model in known if models.is_pulled(model)]
+    _row("model cache", named.cache_dir())
+    here = [model.name for model in known if named.is_pulled(model)]
     _row("models", ", ".join(here) if here else f"none (asl-gguf models pull {next(iter(known)).name})")

@@ -105,11 +105,12 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_eval(args: argparse.Namespace) -> int:
-    from ..bench.stock import ContextOptions, Model
     from ..eval.chat_format import chat_format
     from ..eval.runner import Results, run
     from ..eval.suites import Files, plans
     from ..eval.summary import effort
+    from ..models.named import resolve
+    from ..native.model import ContextOptions, Model
     from .options import KV_TYPES
 
     files = Files(args.haystack, args.squad, args.hotpotqa, args.infinitebench)
@@ -117,7 +118,7 @@ def run_eval(args: argparse.Namespace) -> int:
     if left_out:
         print(f"left out, for want of --squad, --hotpotqa, --infinitebench: {', '.join(left_out)}", file=sys.stderr)
     options = ContextOptions(args.threads or 2, args.n_ubatch, args.flash_attn, KV_TYPES[args.kv_type], args.gpu_layers)
-    model = Model(args.model, options)
+    model = Model(str(resolve(args.model)), options)
     results = Results(args.out)
     n_before = len(results.rows)
     try:

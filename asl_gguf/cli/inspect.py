@@ -51,7 +51,7 @@ def make_question(args: argparse.Namespace, progress: ProgressBar) -> Any:
         PromptError: a file cannot be read as UTF-8 text, or is empty.
         OptionError: --question without --file, or the other way round.
     """
-    from ..inspection import Question
+    from ..inspect.inspection import Question
 
     text = _prompt_text(args)
     options = llama_kwargs(args) | {"asl_dequant": args.dequant, "asl_progress": progress}
@@ -71,9 +71,9 @@ def _prompt_text(args: argparse.Namespace) -> str:
 
 
 def _demo_text(args: argparse.Namespace) -> str:
-    from ..demo_text import make_document
-    from ..models import resolve
-    from ..vocabulary import tokenize, vocabulary
+    from ..eval.demo_text import make_document
+    from ..models.named import resolve
+    from ..native.vocabulary import tokenize, vocabulary
 
     with vocabulary(str(resolve(args.model))) as model_vocabulary:
         document = make_document(lambda text: len(tokenize(model_vocabulary, text)), args.tokens, seed=args.seed)
@@ -81,9 +81,9 @@ def _demo_text(args: argparse.Namespace) -> str:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    from ..html_page import page
-    from ..inspection import inspect_prompt
-    from ..plots import charts, require_matplotlib, save_png
+    from ..inspect.html_page import page
+    from ..inspect.inspection import inspect_prompt
+    from ..inspect.plots import charts, require_matplotlib, save_png
 
     budget = parse_budget(args.budget)
     parse_policy(args.policy)  # refused before anything is loaded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .. import models
+from ..models import named
 from .progress import ProgressBar
 
 
@@ -26,8 +26,8 @@ def add_parser(commands: Any) -> None:
 
 
 def list_models(_args: argparse.Namespace) -> int:
-    for model in models.named_models().values():
-        state = "here" if models.is_pulled(model) else f"asl-gguf models pull {model.name}"
+    for model in named.named_models().values():
+        state = "here" if named.is_pulled(model) else f"asl-gguf models pull {model.name}"
         print(f"{model.name}  {model.size / 2**20:.0f} MiB  {model.licence}  context {model.n_ctx_train}  [{state}]")
         print(f"    {model.description}")
     return 0
@@ -36,7 +36,7 @@ def list_models(_args: argparse.Namespace) -> int:
 def pull_model(args: argparse.Namespace) -> int:
     bar = ProgressBar(f"pull {args.name}")
     try:
-        path = models.pull(args.name, force=args.force, progress=bar)
+        path = named.pull(args.name, force=args.force, progress=bar)
     finally:
         bar.clear()
     print(path)
@@ -44,5 +44,5 @@ def pull_model(args: argparse.Namespace) -> int:
 
 
 def print_path(args: argparse.Namespace) -> int:
-    print(models.resolve(args.name))
+    print(named.resolve(args.name))
     return 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from ..budget.targets import FORMS, BudgetValue, Target, is_target
+from ..cache.packing import KINDS
 from ..errors import OptionError
-from ..packing import KINDS
 from ..policies import DEFAULT
-from ..targets import FORMS, BudgetValue, Target, is_target
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}

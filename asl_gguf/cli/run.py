@@ -64,8 +64,8 @@ def read_prompt(args: argparse.Namespace) -> str:
 
 def needed_context(model: str, text: str, max_tokens: int) -> int:
     """Tokens for this prompt and its answer, by the model's own tokenizer."""
-    from ..models import resolve
-    from ..vocabulary import tokenize, vocabulary
+    from ..models.named import resolve
+    from ..native.vocabulary import tokenize, vocabulary
 
     with vocabulary(str(resolve(model))) as model_vocabulary:
         return len(tokenize(model_vocabulary, text)) + max_tokens + _TEMPLATE_TOKENS

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .._native import llama_cpp
-from ..bench.stock import Model
 from ..errors import OptionError
+from ..native.bindings import llama_cpp
+from ..native.model import Model
 from .tasks import CHATML, PLAIN, ChatFormat
 
 CHOICES = ("auto", "chatml", "plain")

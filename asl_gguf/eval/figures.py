@@ -10,7 +10,7 @@ from functools import partial
 from statistics import mean
 from typing import Any
 
-from ..plots import require_matplotlib
+from ..inspect.plots import require_matplotlib
 from .results import FULL, Row
 from .statistics import budget_share, group, mean_of_tasks, policies_of, wilson
 

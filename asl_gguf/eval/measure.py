@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._native import llama_cpp
-from ..bench.stock import Model, decode
 from ..errors import NativeError
-from ..types import Floats
+from ..native.bindings import llama_cpp
+from ..native.model import Model, decode
+from ..policies.contract import Floats
 from .tasks import Example, Task
 
 MOST_REFERENCE_TOKENS = 128

@@ -9,14 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, engine
-from .._native import llama_cpp
-from ..bench.stock import Model
-from ..budget import Budget, round_cells
+from .._version import __version__
+from ..budget.share import Budget, round_cells
+from ..engine.prefill import prefill
+from ..engine.replay import Records
+from ..native.bindings import llama_cpp
+from ..native.model import Model
+from ..native.session import Session
 from ..policies import Full, Policy, parse_policy
-from ..replay import Records
-from ..session import Session
-from ..types import Floats, PrefillReport
+from ..policies.contract import Floats
+from ..report import PrefillReport
 from .machine import processor
 from .measure import MOST_REFERENCE_TOKENS, answer_logits, measure
 from .results import FULL, Key, Results, Row, key_of, read_rows
@@ -170,7 +172,7 @@ class _Answers:
             full_seconds = time.perf_counter() - started
             full: list[Floats] | None = None
             if chosen[0][0] != FULL:  # it is in the results already; its logits are not
-                engine.prefill(shared.for_policy(Full(), n_tokens), self._tokens, Full(), n_tokens)
+                prefill(shared.for_policy(Full(), n_tokens), self._tokens, Full(), n_tokens)
                 full = answer_logits(model, ctx, n_tokens, self._example)
             for text, budget, policy, n_kept in chosen:
                 report, seconds = shared.prefill(policy, n_kept)
@@ -217,7 +219,7 @@ class _Shared:
         """The report, and the seconds a prefill by itself takes: layers from a record count as they took there."""
         session = self.for_policy(policy, n_kept)
         before = session.seconds_spared if self.shares else 0.0
-        report = engine.prefill(session, self._tokens, policy, n_kept)
+        report = prefill(session, self._tokens, policy, n_kept)
         return report, report.prefill_seconds + (session.seconds_spared - before if self.shares else 0.0)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import OptionError
 from .asl import ASL, TwoPassASL
 from .asl_span import SpanASL
-from .base import Observer, Policy
+from .contract import Decision, Floats, Indices, LayerScores, Observer, Policy, Prompt
 from .fastkv import FastKV
 from .gemfilter import GemFilter
 from .none import Full
@@ -80,11 +80,16 @@ __all__ = [
     "ASL",
     "DEFAULT",
     "REGISTRY",
+    "Decision",
     "FastKV",
+    "Floats",
     "Full",
     "GemFilter",
+    "Indices",
+    "LayerScores",
     "Observer",
     "Policy",
+    "Prompt",
     "PyramidInfer",
     "ScoringPolicy",
     "SelectingPolicy",

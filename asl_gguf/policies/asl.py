@@ -6,9 +6,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from .. import reference
-from ..types import Decision, Indices, LayerScores, Prompt
-from .base import Observer, is_number, require, require_int, require_layer, require_share, scaled_layer
+from . import ranking
+from .contract import Decision, Indices, LayerScores, Observer, Prompt
+from .parameters import is_number, require, require_int, require_layer, require_share, scaled_layer
 from .scoring import SelectingPolicy
 
 
@@ -59,7 +59,7 @@ class ASL(SelectingPolicy):
     def _base(self, base: float | None, variance: float, n_ranked: int) -> float:
         """The reference after one more layer, from that before it."""
         if self.variance_reference == "random":
-            return reference.random_rank_variance(n_ranked)
+            return ranking.random_rank_variance(n_ranked)
         return variance if base is None or (self.variance_reference == "peak" and variance > base) else base
 
     def start(self, prompt: Prompt) -> Observer:
@@ -82,12 +82,12 @@ class ASL(SelectingPolicy):
             total = evidence(per_token)
             # of layers that all attend to the whole prompt, those further below than obs_layers are compared with none
             if prompt.full_layers or scores.layer > min_layer - self.obs_layers:
-                history.append(reference.ranks(per_token))
+                history.append(ranking.ranks(per_token))
             # of a few layers, earlier ones serve as the reference too, and the first of all has none to wait for
             if scores.layer < min_layer and (len(history) < 2 or not prompt.full_layers):
                 return Decision(rows)
             alone = base is None and bool(prompt.full_layers) and self.tau > 0
-            variance = reference.rank_variance(list(history), n_leading)
+            variance = ranking.rank_variance(list(history), n_leading)
             base = self._base(base, variance, per_token.size)
             ratio = variance / base if base > 0 and len(history) > 1 else 1.0
             if scores.layer < min_layer or (ratio >= self.tau and not alone):
@@ -95,7 +95,7 @@ class ASL(SelectingPolicy):
             selected = True
             tokens = self.choose(total, scores, prompt.n_kept)
             more = self.n_rows(prompt.n_kept, prompt.n_kept) < prompt.n_kept
-            return Decision(rows, tokens, variance, ratio, more=more, restart=self.two_pass)
+            return Decision(rows, tokens, variance, ratio, keep_asking=more, second_pass=self.two_pass)
 
         return observe
 

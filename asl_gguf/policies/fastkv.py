@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..types import Decision, LayerScores, Prompt
-from .base import Observer, require_int, require_layer, require_share, scaled_layer
+from .contract import Decision, LayerScores, Observer, Prompt
+from .parameters import require_int, require_layer, require_share, scaled_layer
 from .scoring import SelectingPolicy
 
 
@@ -55,6 +55,6 @@ class FastKV(SelectingPolicy):
                 return Decision(rows)
             selected = True
             more = self.n_rows(prompt.n_kept, prompt.n_kept) < prompt.n_kept
-            return Decision(rows, self.choose(total, scores, prompt.n_kept), more=more)
+            return Decision(rows, self.choose(total, scores, prompt.n_kept), keep_asking=more)
 
         return observe

@@ -7,19 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from .. import reference
-from ..types import Decision, LayerScores, Prompt
-from .base import (
-    Observer,
-    Policy,
-    fixed_tokens,
-    keep_best,
-    require,
-    require_int,
-    require_layer,
-    require_share,
-    scaled_layer,
-)
+from . import ranking
+from .contract import Decision, LayerScores, Observer, Policy, Prompt
+from .parameters import require, require_int, require_layer, require_share, scaled_layer
+from .ranking import fixed_tokens, keep_best
 
 
 @dataclass(frozen=True)
@@ -71,9 +62,9 @@ class GemFilter(Policy):
         def observe(scores: LayerScores) -> Decision:
             if scores.queries is None or scores.keys is None:
                 return Decision()
-            products = reference.last_query_products(scores.queries, scores.keys)
-            pooled = reference.average_pool(products[None], self.kernel_size)[0]
+            products = ranking.last_query_products(scores.queries, scores.keys)
+            pooled = ranking.average_pool(products[None], self.kernel_size)[0]
             fixed = fixed_tokens(scores, 0, 1)
-            return Decision(None, keep_best(np.asarray(pooled), fixed, prompt.n_kept), restart=True)
+            return Decision(None, keep_best(np.asarray(pooled), fixed, prompt.n_kept), second_pass=True)
 
         return observe

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..types import Decision, LayerScores, Prompt
-from .base import Observer, Policy
+from .contract import Decision, LayerScores, Observer, Policy, Prompt
 
 
 @dataclass(frozen=True)

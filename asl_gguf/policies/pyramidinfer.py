@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..types import Decision, Floats, LayerScores, Prompt
-from .base import Observer, Policy, fixed_tokens, is_number, keep_best, require, require_int, require_share
+from .contract import Decision, Floats, LayerScores, Observer, Policy, Prompt
+from .parameters import is_number, require, require_int, require_share
+from .ranking import fixed_tokens, keep_best
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,6 @@ class PyramidInfer(Policy):
             if n_kept >= scores.n_current:
                 return Decision()
             kept = keep_best(scores.attention.sum(axis=0), fixed, n_kept)
-            return Decision(kept, kept, more=True)
+            return Decision(kept, kept, keep_asking=True)
 
         return observe

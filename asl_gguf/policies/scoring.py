@@ -14,9 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from .. import reference
-from ..types import Floats, Indices, LayerScores
-from .base import Policy, fixed_tokens, is_number, keep_best, require, require_int
+from . import ranking
+from .contract import Floats, Indices, LayerScores, Policy
+from .parameters import is_number, require, require_int
+from .ranking import fixed_tokens, keep_best
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class ScoringPolicy(Policy):
     def head_scores(self, scores: LayerScores) -> Floats:
         """Pooled scores float32 [n_head_kv, n - n_sink - window] of the tokens that compete."""
         n_competing = scores.n_current - scores.window
-        pooled = reference.average_pool(scores.attention[:, :n_competing], self.kernel_size)[:, self.n_sink :]
+        pooled = ranking.average_pool(scores.attention[:, :n_competing], self.kernel_size)[:, self.n_sink :]
         if self.normalise_heads:
             pooled = pooled / np.maximum(pooled.sum(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
         return pooled
@@ -80,7 +81,7 @@ class ScoringPolicy(Policy):
             int32 [..., n_kept], in order of position
         """
         share = self.back_share_of(n_kept)
-        spanned = reference.span_maximum(competing, self.span_back, self.span_forward, share)
+        spanned = ranking.span_maximum(competing, self.span_back, self.span_forward, share)
         around = [(0, 0)] * (spanned.ndim - 1) + [(self.n_sink, scores.window)]
         fixed = fixed_tokens(scores, self.n_sink, scores.window)
         return keep_best(np.pad(spanned, around), fixed, n_kept)

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..types import Decision, LayerScores, Prompt
-from .base import Observer, Policy, fixed_tokens, keep_best, require_int
+from .contract import Decision, LayerScores, Observer, Policy, Prompt
+from .parameters import require_int
+from .ranking import fixed_tokens, keep_best
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class StreamingLLM(Policy):
     """Every layer sees all tokens; afterwards it keeps the first ones (attention sinks) and the newest."""
 
     name: ClassVar[str] = "streaming_llm"
-    tells_attention: ClassVar[bool] = False
+    scores_kept_rows: ClassVar[bool] = False
 
     window: int = 1
     n_sink: int = 4

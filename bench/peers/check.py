@@ -2,7 +2,7 @@
 
     python bench/peers/check.py --python PEERS/bin/python
 
-llama.cpp runs the file's F32 copy (asl_gguf/f32.py) with an F32 cache, transformers the file, dequantised by itself.
+llama.cpp runs the file's F32 copy (asl_gguf/models/f32.py) with an F32 cache, transformers the file, dequantised by itself.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from peer import Peer, open_both, parser, run
 
 from asl_gguf.bench.prefill import make_prompt
-from asl_gguf.bench.stock import ContextOptions, Model, stock_prefill
 from asl_gguf.errors import NativeError
 from asl_gguf.eval.measure import divergence, logits
-from asl_gguf.f32 import expanded
-from asl_gguf.types import Floats
+from asl_gguf.models.f32 import expanded
+from asl_gguf.native.model import ContextOptions, Model, stock_prefill
+from asl_gguf.policies.contract import Floats
 
 TOLERANCE = 2e-3
 """absolute, of logits: sums of F32 products in another order, over all layers"""

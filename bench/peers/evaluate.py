@@ -18,8 +18,7 @@ from typing import Any
 
 from peer import Peer, end_tokens, open_both, open_ours, parser, run
 
-from asl_gguf.bench.stock import Model
-from asl_gguf.budget import Budget
+from asl_gguf.budget.share import Budget
 from asl_gguf.eval import runner
 from asl_gguf.eval.chat_format import chat_format
 from asl_gguf.eval.measure import MOST_REFERENCE_TOKENS
@@ -27,6 +26,7 @@ from asl_gguf.eval.results import Results, Row, read_rows
 from asl_gguf.eval.suites import FAMILIES, SEEDS
 from asl_gguf.eval.summary import document
 from asl_gguf.eval.tasks import Example, Task, make_task
+from asl_gguf.native.model import Model
 
 FULL = "transformers"
 PREFIX = "kvpress-"

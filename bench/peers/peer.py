@@ -9,9 +9,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from asl_gguf._native import llama_cpp
-from asl_gguf.bench.stock import ContextOptions, Model
 from asl_gguf.errors import AslError, OptionError
+from asl_gguf.models.named import resolve
+from asl_gguf.native.bindings import llama_cpp
+from asl_gguf.native.model import ContextOptions, Model
 
 WORKER = Path(__file__).with_name("worker.py")
 _QUIET = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
@@ -77,7 +78,7 @@ def open_both(args: argparse.Namespace) -> tuple[Model, Peer]:
 
 def open_ours(args: argparse.Namespace) -> Model:
     """The model in llama.cpp."""
-    return Model(args.model, ContextOptions(args.threads))
+    return Model(str(resolve(args.model)), ContextOptions(args.threads))
 
 
 def end_tokens(model: Model) -> list[int]:

@@ -14,10 +14,10 @@ from typing import Any
 
 from peer import Peer, open_both, parser, run
 
-from asl_gguf import engine
 from asl_gguf.bench.prefill import make_prompt
-from asl_gguf.bench.stock import Model, stock_prefill, timed
-from asl_gguf.budget import Budget, round_cells
+from asl_gguf.budget.share import Budget, round_cells
+from asl_gguf.engine.prefill import prefill
+from asl_gguf.native.model import Model, stock_prefill, timed
 from asl_gguf.policies import Full, make_policy
 
 
@@ -51,7 +51,7 @@ def _measure(model: Model, peer: Peer, args: Any) -> None:
             return lambda: peer.ask("time", tokens=tokens, press=press, n_kept=rows)["wall"]
 
         def ours(policy: Any, rows: int) -> Callable[[], float]:
-            return lambda: timed(lambda: engine.prefill(session, tokens, policy, rows))[1].wall
+            return lambda: timed(lambda: prefill(session, tokens, policy, rows))[1].wall
 
         calls = {
             "transformers, full cache": theirs(None, n_tokens),

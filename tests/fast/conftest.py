@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_pip import GGUF, MEMBER, NAME, FakePip, set_manifest, write_wheel
 
-from asl_gguf import models
+from asl_gguf.models import named
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def wheel(tmp_path) -> Path:
 
 
 @pytest.fixture
-def model(wheel, monkeypatch) -> models.NamedModel:
-    entry = models.NamedModel(
+def model(wheel, monkeypatch) -> named.NamedModel:
+    entry = named.NamedModel(
         name=NAME,
         package="fake-package",
         version="1.0",
@@ -46,5 +46,5 @@ def model(wheel, monkeypatch) -> models.NamedModel:
 @pytest.fixture
 def pip(wheel, monkeypatch) -> FakePip:
     fake = FakePip(wheel)
-    monkeypatch.setattr(models, "_run_pip", fake)
+    monkeypatch.setattr(named, "_run_pip", fake)
     return fake

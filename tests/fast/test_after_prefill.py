@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from test_own_policy import FirstTokens
 
-from asl_gguf.engine import prefill
+from asl_gguf.engine.prefill import prefill
 from asl_gguf.policies import ASL, Policy, SnapKV, SpanASL
-from asl_gguf.types import PrefillReport
+from asl_gguf.report import PrefillReport
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
 
 WINDOW = 8
@@ -172,7 +172,7 @@ def test_copies_in_other_sequences(load_tiny, policy, architecture, flash):
 
         for sequence, logits in decode_in_sequences(context, N_TOKENS, dict.fromkeys(range(4), ANSWER[0])).items():
             # the tokens lie in different cells, so sums run in another order; stock differs as much
-            tolerance = 2e-3 if flash else 1e-4
+            tolerance = 5e-3 if flash else 1e-4
             np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance, err_msg=f"sequence {sequence}")
             assert position_range(context, sequence)[1] == N_TOKENS
 

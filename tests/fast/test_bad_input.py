@@ -26,7 +26,7 @@ from asl_gguf import (
     PromptError,
     PruningDisabledWarning,
 )
-from asl_gguf._library import library_file
+from asl_gguf.native.loading import library_file
 from harness import llama_cpp, prompt
 from tiny_gguf import N_VOCAB
 
@@ -337,11 +337,11 @@ def other_library(tmp_path) -> Path:
     return tmp_path
 
 
-USE = "import asl_gguf.llama; print('fine')"
+USE = "import asl_gguf.drop_in.llama; print('fine')"
 
 
 def test_a_library_path_is_followed(other_library):
-    code = "import asl_gguf._native as n; print(n.llama_cpp.llama_cpp._lib._name)"
+    code = "import asl_gguf.native.bindings as n; print(n.llama_cpp.llama_cpp._lib._name)"
     found = run_python(code, LLAMA_CPP_LIB_PATH=str(other_library))
     assert found == str(library_file(other_library))
     assert run_python(code) == str(library_file(LIBRARY))
@@ -353,9 +353,7 @@ def test_a_library_path_without_a_library(tmp_path):
 
 
 def test_no_library():
-    code = (
-        "import os; from asl_gguf import _library; os.environ.pop('LLAMA_CPP_LIB_PATH', 0); _library.load(['/nowhere'])"
-    )
+    code = "import os; from asl_gguf.native import loading; os.environ.pop('LLAMA_CPP_LIB_PATH', 0); loading.load(['/nowhere'])"
     found = run_python(code)
     assert re.search(
         r"LibraryError: expected .* in /nowhere/lib .*found none. Install the package with pip.* or run `make build`",

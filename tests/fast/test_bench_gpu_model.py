@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from asl_gguf.bench.prefill import bench_prefill
-from asl_gguf.bench.stock import ContextOptions, Model
+from asl_gguf.native.model import ContextOptions, Model
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "gpu" / "write_model.py"
 

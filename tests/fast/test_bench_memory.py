@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from asl_gguf import devices
 from asl_gguf.bench.memory import Peak
+from asl_gguf.native import devices
 
 
 def test_the_peak_is_over_the_beginning():

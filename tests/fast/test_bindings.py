@@ -1,4 +1,4 @@
-"""asl_gguf._native says what native/include/asl.h says."""
+"""asl_gguf.native.bindings says what native/include/asl.h says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from asl_gguf import _native
+from asl_gguf.native import bindings
 
 HEADER = Path(__file__).parents[2] / "native" / "include" / "asl.h"
 
@@ -30,11 +30,11 @@ CTYPES = {
     "asl_session *": c_void_p,
     "llama_model *": c_void_p,
     "llama_context *": c_void_p,
-    "llama_context_params *": POINTER(_native.llama_cpp.llama_context_params),
-    "asl_session_info *": POINTER(_native.session_info),
+    "llama_context_params *": POINTER(bindings.llama_cpp.llama_context_params),
+    "asl_session_info *": POINTER(bindings.session_info),
     "asl_status": c_int,
     "asl_dequant": c_int,
-    "asl_progress_callback": _native.progress_callback,
+    "asl_progress_callback": bindings.progress_callback,
 }
 
 
@@ -69,12 +69,12 @@ def test_the_parser_sees_every_function():
 
 
 def test_functions_are_bound_as_declared():
-    assert functions() == _native.SIGNATURES
+    assert functions() == bindings.SIGNATURES
 
 
 @pytest.mark.parametrize("name", functions())
 def test_the_library_exports(name):
-    function = getattr(_native.lib, name.removeprefix("asl_"))
+    function = getattr(bindings.lib, name.removeprefix("asl_"))
     assert (function.restype, function.argtypes) == functions()[name]
 
 
@@ -82,20 +82,20 @@ def test_session_info_has_the_fields_of_the_header():
     body = re.search(r"typedef struct asl_session_info \{(.*?)\}", source(), re.DOTALL).group(1)
     fields = [(name, CTYPES[kind]) for kind, name in re.findall(r"(\w+)\s+(\w+);", body)]
     assert len(fields) == body.count(";")
-    assert fields == _native.session_info._fields_
+    assert fields == bindings.session_info._fields_
 
 
 @pytest.mark.parametrize("name", ["asl_status", "asl_dequant"])
 def test_enum_values(name):
     for key, value in enumeration(name).items():
-        assert getattr(_native, key.removeprefix("ASL_")) == value, key
+        assert getattr(bindings, key.removeprefix("ASL_")) == value, key
 
 
 def test_every_status_has_a_name():
     assert len(enumeration("asl_status")) == 8 and len(enumeration("asl_dequant")) == 3
     known = {
         name
-        for name, value in vars(_native).items()
+        for name, value in vars(bindings).items()
         if isinstance(value, int) and not isinstance(value, bool) and name.isupper()
     }
     declared = enumeration("asl_status") | enumeration("asl_dequant")
@@ -105,10 +105,10 @@ def test_every_status_has_a_name():
 def test_progress_callback():
     result, arguments = re.search(r"typedef (\w+) \(\*asl_progress_callback\)\((.*?)\);", source()).groups()
     expected = ctypes.CFUNCTYPE(CTYPES[result], *(to_ctype(part, named=True) for part in arguments.split(",")))
-    callback = _native.progress_callback
+    callback = bindings.progress_callback
     assert (callback._restype_, callback._argtypes_) == (expected._restype_, expected._argtypes_)
 
 
 def test_abi_version():
     declared = int(re.search(r"#define ASL_ABI_VERSION (\d+)", source()).group(1))
-    assert declared == _native.ABI_VERSION == _native.lib.abi_version()
+    assert declared == bindings.ABI_VERSION == bindings.lib.abi_version()

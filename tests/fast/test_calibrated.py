@@ -11,9 +11,11 @@ import pytest
 from test_calibration import config, make_calibration  # noqa: F401
 from test_llama import TEXT, complete
 
-from asl_gguf import Llama, options
-from asl_gguf.calibration import calibrated, save
-from asl_gguf.cli import calibration_picture, main
+from asl_gguf import Llama
+from asl_gguf.cli import main
+from asl_gguf.drop_in import options
+from asl_gguf.eval.calibrate import picture
+from asl_gguf.models.calibration import calibrated, save
 from asl_gguf.policies import SpanASL
 from harness import prompt
 
@@ -121,4 +123,4 @@ def test_a_model_with_sliding_layers_has_none(tiny_model, config, capsys):  # no
 @pytest.mark.parametrize("kind, drawn", [("first", [2, 2, 2]), ("peak", [2, 6, 6]), ("random", [800, 800, 800])])
 def test_thresholds_of_the_picture(kind, drawn):
     found = replace(STORED, settings=STORED.settings | {"variance_reference": kind})
-    assert found.tau == 2 and calibration_picture._thresholds(found, [1, 3, 2]) == drawn
+    assert found.tau == 2 and picture._thresholds(found, [1, 3, 2]) == drawn

@@ -15,14 +15,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from asl_gguf import calibration, models
-from asl_gguf.calibration import Calibration, calibrated, load, save, settings_of
 from asl_gguf.cli import main
 from asl_gguf.errors import ModelError, OptionError
-from asl_gguf.eval.calibrating import TAUS, Outcome, Profile, choose, mean_profile, means, selection_layers
+from asl_gguf.eval.calibrate.tradeoff import TAUS, Outcome, Profile, choose, mean_profile, means, selection_layers
+from asl_gguf.models import calibration, named
+from asl_gguf.models.calibration import Calibration, calibrated, load, save, settings_of
 from asl_gguf.policies import ASL, FastKV, SelectingPolicy, SpanASL, make_policy
-from asl_gguf.reference import random_rank_variance
-from asl_gguf.types import LayerScores, Prompt
+from asl_gguf.policies.contract import LayerScores, Prompt
+from asl_gguf.policies.ranking import random_rank_variance
 from harness import prompt  # noqa: F401  (silences llama.cpp's log in this process)
 
 FIRST, N_LAYER = 7, 30
@@ -205,7 +205,7 @@ def hashed(monkeypatch) -> list[str]:
 
     def sha256_of(path: Path) -> str:
         names.append(path.name)
-        return models.sha256_of(path)
+        return named.sha256_of(path)
 
     monkeypatch.setattr(calibration, "sha256_of", sha256_of)
     return names
@@ -334,8 +334,8 @@ def command(tiny_model, config, capsys):
 
 def test_what_is_foreseen_happens(command):
     """A profile knows what the policy will do with other parameters: the same layer, answer and share."""
-    from asl_gguf.bench.stock import ContextOptions, Model
-    from asl_gguf.eval.profiling import make_cases, profile
+    from asl_gguf.eval.calibrate.profiling import make_cases, profile
+    from asl_gguf.native.model import ContextOptions, Model
 
     model = Model(str(command.model), ContextOptions(1))
     cases = make_cases(model, 400, 1, ["passkey"], ["keyvalue"])

@@ -16,9 +16,9 @@ import pytest
 from test_cli import command, environment
 from test_llama import TEXT
 
-from asl_gguf import OptionError, chat_session
-from asl_gguf.chat_session import ChatSession
-from asl_gguf.cli import main, progress
+from asl_gguf import OptionError
+from asl_gguf.cli import chat_session, main, progress
+from asl_gguf.cli.chat_session import ChatSession
 from harness import prompt  # noqa: F401  (silences llama.cpp's log in this process)
 from tiny_gguf import FIRST_BYTE
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from test_llama import TEXT
 
-from asl_gguf import __version__, models
+from asl_gguf import __version__
 from asl_gguf.cli import main, progress
+from asl_gguf.models import named
 from harness import prompt  # noqa: F401  (silences llama.cpp's log in this process)
 
 RUN_KEYS = {"text", "prompt_tokens", "completion_tokens", "decode_tokens_per_second", "report"}
@@ -254,7 +255,7 @@ def test_models_list(capsys, monkeypatch, tmp_path, arguments):
     monkeypatch.setenv("ASL_GGUF_CACHE", str(tmp_path))
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    for name in models.named_models():
+    for name in named.named_models():
         assert name in out and f"[asl-gguf models pull {name}]" in out
     assert err == ""
 

@@ -11,8 +11,9 @@ import pytest
 from test_inspection import SETTLES
 from test_llama import TEXT
 
-from asl_gguf import Llama, replay
+from asl_gguf import Llama
 from asl_gguf.cli import main
+from asl_gguf.engine import replay
 from asl_gguf.policies import REGISTRY, ScoringPolicy, parse_policy
 from harness import prompt  # noqa: F401  (silences llama.cpp's log in this process)
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from asl_gguf.demo_text import make_document
 from asl_gguf.errors import OptionError
+from asl_gguf.eval.demo_text import make_document
 
 _FACT = re.compile(r"The special magic number for ([a-z]+-[a-z]+) is: (\d{7})\.")
 

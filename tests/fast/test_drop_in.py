@@ -15,7 +15,7 @@ import pytest
 from test_llama import complete
 
 from asl_gguf import Llama, OptionError, pruned
-from asl_gguf.drop_in import DropInLlama, replaced
+from asl_gguf.drop_in.pruned import DropInLlama, replaced
 from harness import llama_cpp, prompt
 
 STOCK = llama_cpp.Llama

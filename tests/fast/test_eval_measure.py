@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asl_gguf.bench.stock import ContextOptions, Model
 from asl_gguf.errors import OptionError
 from asl_gguf.eval.measure import divergence, log_softmax
 from asl_gguf.eval.results import TIMES
 from asl_gguf.eval.runner import FULL, Plan, Results, read_rows, run
+from asl_gguf.native.model import ContextOptions, Model
 
 PLAN = Plan(
     ("passkey",), (600,), (0.1, 0.4), ("asl-span:min_layer=3:obs_layers=2:tau=2:window=8", "streaming_llm"), 1, 0

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from asl_gguf import engine
-from asl_gguf.bench.stock import ContextOptions, Model
-from asl_gguf.budget import round_cells
+from asl_gguf.budget.share import round_cells
 from asl_gguf.cli import main
+from asl_gguf.engine.prefill import prefill
 from asl_gguf.errors import OptionError
-from asl_gguf.eval import measure
+from asl_gguf.eval import measure, runner
 from asl_gguf.eval.results import TIMES
 from asl_gguf.eval.runner import FULL, Plan, Results, key_of, read_rows, run
 from asl_gguf.eval.summary import document, relative_score, table
 from asl_gguf.eval.tasks import make_task
+from asl_gguf.native.model import ContextOptions, Model
 from asl_gguf.policies import parse_policy
 
 POLICIES = ("asl-span:min_layer=3:obs_layers=2:tau=2:window=8", "gemfilter:window=8", "snapkv:window=8")
@@ -105,7 +105,7 @@ def uncut(data: bytes) -> list[dict[str, Any]]:
 def test_a_process_killed_between_and_within_answers(tiny_model, model, tmp_path, uninterrupted):
     """SIGKILL some time after some lines are there, again and again: the results are those of one run."""
     program = (
-        "import sys\nfrom asl_gguf.bench.stock import ContextOptions, Model\n"
+        "import sys\nfrom asl_gguf.native.model import ContextOptions, Model\n"
         "from asl_gguf.eval.runner import Plan, Results, run\nfrom pathlib import Path\n"
         f"run(Model({str(tiny_model('llama'))!r}, ContextOptions(n_threads=1)), {PLAN!r}, Results(Path(sys.argv[1])))\n"
     )
@@ -126,7 +126,7 @@ def test_a_process_killed_between_and_within_answers(tiny_model, model, tmp_path
 
 
 def test_nothing_is_run_twice(model, folder, uninterrupted, monkeypatch):
-    monkeypatch.setattr(engine, "prefill", lambda *_: pytest.fail("an answer was computed again"))
+    monkeypatch.setattr(runner, "prefill", lambda *_: pytest.fail("an answer was computed again"))
     run(model, PLAN, Results(folder))
     assert read_rows(folder / "results.jsonl") == uninterrupted
 
@@ -142,7 +142,7 @@ def test_shared_pass_equals_prefills_of_their_own(model, uninterrupted):
         n_kept = row["budget_tokens"]
         n_cells = round_cells(len(tokens) + 256)
         with model.context(n_cells) as ctx, model.session(ctx, n_cells, n_cells, "auto") as session:
-            report = engine.prefill(session, tokens, parse_policy(row["policy"]), n_kept)
+            report = prefill(session, tokens, parse_policy(row["policy"]), n_kept)
             alone = measure.measure(model, ctx, len(tokens), task, example)
         assert (alone.score, alone.nll, alone.completion) == (row["score"], row["nll"], row["completion"])
         assert report.selection_layer == row["selection_layer"]

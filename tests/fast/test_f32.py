@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from asl_gguf.errors import ModelError
-from asl_gguf.f32 import expanded
+from asl_gguf.models.f32 import expanded
 from harness import Model, prompt
 
 F32 = gguf.GGMLQuantizationType.F32

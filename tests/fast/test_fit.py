@@ -11,10 +11,11 @@ import gguf
 import pytest
 from test_llama import SETTLES, greedy, make_llama, make_stock  # noqa: F401
 
-from asl_gguf import Llama, ModelError, OptionError, gguf_header
-from asl_gguf.choosing import Use
+from asl_gguf import Llama, ModelError, OptionError
+from asl_gguf.budget.memory import KVMemory
+from asl_gguf.budget.rule import BudgetContext
 from asl_gguf.errors import ContextFullError, PruningDisabledWarning
-from asl_gguf.fit import KVMemory
+from asl_gguf.models import gguf_header
 from asl_gguf.policies import ASL, FastKV, GemFilter, PyramidInfer, SnapKV
 from harness import F16, F32, Q8_0, prompt
 from tiny_gguf import ARCHITECTURES, UNPRUNABLE
@@ -162,12 +163,12 @@ class TwiceTheRows(SnapKV):
 
 
 def test_the_largest_budget_whose_rows_fit():
-    use = Use("", N_CTX, TwiceTheRows(window=8), ROOM)
+    use = BudgetContext("", N_CTX, TwiceTheRows(window=8), ROOM)
     for n_tokens, n_cells in ((900, 512), (449, 512), (448, 512), (2040, 768)):
         n_free = n_cells - min(64, N_CTX - n_tokens)
         n_kept = use.most_kept(n_tokens, n_cells)
         assert n_kept == (n_tokens if n_tokens <= n_free else (n_free - 3) // 2)
-    assert use.smallest_cells == 256 and Use("", N_CTX, TwiceTheRows(window=100), ROOM).smallest_cells == 512
+    assert use.smallest_cells == 256 and BudgetContext("", N_CTX, TwiceTheRows(window=100), ROOM).smallest_cells == 512
 
 
 @pytest.mark.parametrize("policy", ["none", PyramidInfer(), FastKV(cache_k="all")], ids=lambda policy: str(policy)[:8])

@@ -13,13 +13,16 @@ from test_replay import untimed
 from test_rows import assert_rows
 from test_session_errors import Interrupt
 
-from asl_gguf import guard
-from asl_gguf.engine import prefill
+from asl_gguf.budget.guard import Guard
+from asl_gguf.cache.host_kv import HostKV
+from asl_gguf.engine.guarded import guarded_slices
+from asl_gguf.engine.layers import drained
+from asl_gguf.engine.prefill import prefill
+from asl_gguf.engine.reusing import ReusingLayers
 from asl_gguf.errors import AttentionMassError, PrefillCancelled
-from asl_gguf.full_kv import FullKV, KeepingSession
+from asl_gguf.inspect.recorder import PolicyRecorder
 from asl_gguf.policies import FastKV, Full, Policy, PyramidInfer, SnapKV, TwoPassASL
-from asl_gguf.policies.watched import Watch
-from asl_gguf.types import PrefillReport
+from asl_gguf.report import PrefillReport
 from harness import Context, KVState, Options, assert_same, prompt
 
 N_LAYER = 6
@@ -41,8 +44,8 @@ with_flash = pytest.mark.parametrize("contexts", [False, True], ids=["plain", "f
 with_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 
 
-def keep(context: Context, kept: FullKV, policy: Policy, tokens: list[int] = TOKENS, **options: Any) -> PrefillReport:
-    session = KeepingSession(context.session(N_CTX), kept)
+def keep(context: Context, kept: HostKV, policy: Policy, tokens: list[int] = TOKENS, **options: Any) -> PrefillReport:
+    session = ReusingLayers(context.session(N_CTX), kept)
     return session.corrected(prefill(session, tokens, policy, N_KEPT, **options))
 
 
@@ -69,7 +72,7 @@ def depth_of(report: PrefillReport) -> int:
 def test_a_first_prompt_runs_as_ever(contexts, policy):
     """And K/V of the layers that saw all of it are there, with what they put out."""
     plain, keeping = contexts
-    kept = FullKV()
+    kept = HostKV()
     expected = prefill(plain.session(N_CTX), TOKENS, policy, N_KEPT)
     report = keep(keeping, kept, policy)
     assert untimed(report) == untimed(expected) | {"full_kv_bytes": kept.n_bytes}
@@ -90,7 +93,7 @@ def test_a_first_prompt_runs_as_ever(contexts, policy):
         assert kept.hidden is None
 
 
-def chosen(watch: Watch) -> list[np.ndarray]:
+def chosen(watch: PolicyRecorder) -> list[np.ndarray]:
     """Prompt tokens whose rows each layer keeps: int32 [k] or [n_head_kv, k]."""
     current, result = np.arange(N_TOKENS, dtype=np.int32), []
     for _, decision in watch.seen:
@@ -112,7 +115,7 @@ def test_behind_all_layers_no_token_is_dropped(contexts, policy):
     context, keeping = contexts
     expected = prefill(context.session(N_CTX), TOKENS, policy, N_KEPT)
     plain = context.cells()
-    watch, kept = Watch(policy), FullKV()
+    watch, kept = PolicyRecorder(policy), HostKV()
     keep(keeping, kept, Full(), EARLIER)
     report = keep(keeping, kept, watch.policy)
     assert report.rows_by_layer == expected.rows_by_layer and report.selection_layer == expected.selection_layer
@@ -142,7 +145,7 @@ def test_behind_all_layers_no_token_is_dropped(contexts, policy):
 def test_a_past_changes_nothing(contexts, policy):
     """Where both prompts are cut down at one layer, or this one at a later one; the work is what the report says."""
     context, other = contexts
-    empty, kept, calls = FullKV(), FullKV(), []
+    empty, kept, calls = HostKV(), HostKV(), []
     expected = keep(context, empty, policy)
     assert expected.reused_tokens == 0
     n_before = depth_of(keep(other, kept, policy, EARLIER))
@@ -152,7 +155,7 @@ def test_a_past_changes_nothing(contexts, policy):
 
     session = other.session(N_CTX)
     session.set_progress(lambda done, _: calls.append(done))
-    keeping = KeepingSession(session, kept)
+    keeping = ReusingLayers(session, kept)
     report = keeping.corrected(prefill(keeping, TOKENS, policy, N_KEPT))
     assert as_computed(report) == as_computed(expected)
     cells, others = (newest_cells(found.cells(), report.rows_by_layer) for found in (context, other))
@@ -182,7 +185,7 @@ def selecting_at(layer: int) -> FastKV:
 def test_any_layer_after_any_other(contexts, layer, before):
     """A later layer: as without a past. An earlier one: rows of the selected tokens, dropped where the record ends."""
     context, other = contexts
-    kept, watch, deepest = FullKV(), Watch(selecting_at(layer)), max(layer, before)
+    kept, watch, deepest = HostKV(), PolicyRecorder(selecting_at(layer)), max(layer, before)
     keep(other, kept, selecting_at(before), EARLIER)
     report = keep(other, kept, watch.policy)
 
@@ -207,10 +210,10 @@ def test_any_layer_after_any_other(contexts, layer, before):
 def test_the_same_prompt_again(contexts, policy):
     """All but the window's tokens are loaded, however large the policy's window is."""
     context, other = contexts
-    kept = FullKV()
+    kept = HostKV()
     for _ in range(2):
         report = keep(other, kept, policy)
-    expected = keep(context, FullKV(), policy)
+    expected = keep(context, HostKV(), policy)
     n_past = N_TOKENS - policy.window_of(N_TOKENS, N_KEPT)
     assert report.reused_tokens == (0 if report.passes == 2 else n_past)
     assert report.rows_by_layer == expected.rows_by_layer
@@ -226,7 +229,7 @@ class Looking(PyramidInfer):
 
 def test_policies_see_the_tokens_that_are_left(contexts):
     """Their keys, and their share of an attention that all tokens have a part in."""
-    watch, current, kept = Watch(Looking(min_context=12)), np.arange(N_TOKENS, dtype=np.int32), FullKV()
+    watch, current, kept = PolicyRecorder(Looking(min_context=12)), np.arange(N_TOKENS, dtype=np.int32), HostKV()
     keep(contexts[0], kept, Full(), EARLIER)
     keep(contexts[0], kept, watch.policy)
     session = contexts[1].session(N_CTX)
@@ -243,9 +246,9 @@ def test_policies_see_the_tokens_that_are_left(contexts):
 
 def test_protected_tokens(contexts):
     context, other = contexts
-    kept, protected = FullKV(), np.arange(3, 60, 2, dtype=np.int32)
+    kept, protected = HostKV(), np.arange(3, 60, 2, dtype=np.int32)
     keep(other, kept, SETTLES, EARLIER)
-    expected = keep(context, FullKV(), SETTLES, protected=protected)
+    expected = keep(context, HostKV(), SETTLES, protected=protected)
     report = keep(other, kept, SETTLES, protected=protected)
     assert as_computed(report) == as_computed(expected) and report.protected_tokens == protected.size
     assert np.isin(protected, report.selected).all() and report.reused_tokens == N_BORDER
@@ -255,12 +258,12 @@ def test_protected_tokens(contexts):
 def test_guard(contexts):
     """Attempts that fall short keep nothing; the last one finds what was there before."""
     context, other = contexts
-    kept = FullKV()
+    kept = HostKV()
     keep(other, kept, Full(), EARLIER)
-    options = {"guard": 0.9, "n_most": N_TOKENS}
-    expected = guard.prefill(context.session(N_CTX), TOKENS, SnapKV(), N_KEPT, **options)
-    session = KeepingSession(other.session(N_CTX), kept)
-    report = session.corrected(guard.prefill(session, TOKENS, SnapKV(), N_KEPT, **options))
+    options = {"guard": Guard(0.9), "n_most": N_TOKENS}
+    expected = drained(guarded_slices(context.session(N_CTX), TOKENS, SnapKV(), N_KEPT, **options))
+    session = ReusingLayers(other.session(N_CTX), kept)
+    report = session.corrected(drained(guarded_slices(session, TOKENS, SnapKV(), N_KEPT, **options)))
     assert report.guard_attempts == expected.guard_attempts and len(report.guard_attempts) > 0
     assert as_computed(report) == as_computed(expected) and report.reused_tokens == N_BORDER
     assert_same(other.continuation(ANSWER), context.continuation(ANSWER))
@@ -277,10 +280,10 @@ class Broken(SnapKV):
 def test_a_prefill_that_fails_leaves_what_was_kept(contexts, how):
     """The 90 tokens that run come in 5 chunks, through 6 layers: 30 calls of the progress callback."""
     context, other = contexts
-    kept = FullKV()
+    kept = HostKV()
     keep(other, kept, Full(), EARLIER)
     earlier, session = (kept.tokens, kept.layers), other.session(N_CTX)
-    keeping = KeepingSession(session, kept)
+    keeping = ReusingLayers(session, kept)
     if isinstance(how, int):
         session.set_progress(Interrupt(how, False))
     error = {"guard": AttentionMassError, "policy": RuntimeError}.get(how, PrefillCancelled)
@@ -291,12 +294,12 @@ def test_a_prefill_that_fails_leaves_what_was_kept(contexts, how):
     session.set_progress(None)
     report = keeping.corrected(prefill(keeping, TOKENS, SnapKV(), N_KEPT))
     assert report.reused_tokens == N_BORDER and kept.tokens == tuple(TOKENS)
-    keep(context, FullKV(), SnapKV())
+    keep(context, HostKV(), SnapKV())
     assert_same(other.continuation(ANSWER), context.continuation(ANSWER))
 
 
 def test_what_is_kept():
-    kept = FullKV()
+    kept = HostKV()
     assert (kept.n_bytes, kept.n_common([1, 2]), kept.n_common([])) == (0, 0, 0)
     first, second = [np.full((4, 8), layer, np.uint8) for layer in (1, 2)], [np.full((3, 8), 3, np.uint8)] * 2
     kept.put([5, 6, 7, 8], 0, first, None)
@@ -315,7 +318,7 @@ def test_what_is_kept():
 
 @pytest.mark.parametrize("n_shared, n_past", [(31, 0), (32, 32)])
 def test_a_short_start_is_not_worth_it(contexts, n_shared, n_past):
-    kept = FullKV()
+    kept = HostKV()
     keep(contexts[0], kept, SnapKV())
     tokens = TOKENS[:n_shared] + prompt(100, seed=2)
     assert keep(contexts[0], kept, SnapKV(), tokens).reused_tokens == n_past

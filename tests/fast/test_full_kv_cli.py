@@ -22,8 +22,8 @@ from test_chat import (
 )
 from test_llama import TEXT
 
-from asl_gguf.chat_session import ChatSession
 from asl_gguf.cli import main
+from asl_gguf.cli.chat_session import ChatSession
 
 AGAIN = "selected again for this turn, from K/V of all tokens"
 QUESTIONS = ["What did he write?", "How was the weather on day 7?"]

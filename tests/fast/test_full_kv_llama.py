@@ -15,7 +15,7 @@ from test_llama_reuse import EXCLAIM, n_kept
 
 from asl_gguf import ContextFullError, Llama, OptionError, PrefillCancelled, PruningDisabledWarning, StateError
 from asl_gguf.policies import ASL, SnapKV
-from asl_gguf.types import PrefillReport
+from asl_gguf.report import PrefillReport
 from harness import KVState, prompt
 from tiny_gguf import UNPRUNABLE
 

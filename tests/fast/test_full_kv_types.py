@@ -16,9 +16,9 @@ from test_full_kv_llama import DOCUMENT, N_ANSWER, OTHER, QUESTIONS, kept_bytes,
 from test_llama import N_LAYER, cells, greedy, logits, make_llama  # noqa: F401
 
 from asl_gguf import Llama, ModelError, OptionError, StateError
+from asl_gguf.cache.host_kv import HostKV
+from asl_gguf.cache.packing import KINDS, Packing
 from asl_gguf.cli import main
-from asl_gguf.full_kv import FullKV
-from asl_gguf.packing import KINDS, Packing
 from asl_gguf.policies import Full, SnapKV
 
 F32, F16, BF16, Q8_0 = 0, 1, 30, 8
@@ -87,15 +87,15 @@ def test_what_was_expanded_packs_to_much_the_same(kind):
 
 @pytest.fixture(name="packed")
 def make_packed(load_tiny) -> Any:
-    """`packed(kind)`: a `FullKV` for the contexts of test_full_kv."""
-    return lambda kind: FullKV(packing(kind, widths=[(64, 64)] * N_LAYER))
+    """`packed(kind)`: a `HostKV` for the contexts of test_full_kv."""
+    return lambda kind: HostKV(packing(kind, widths=[(64, 64)] * N_LAYER))
 
 
 @pytest.mark.parametrize("contexts", [False, True], ids=["plain", "flash"], indirect=True)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_past_of_rounded_rows(contexts, packed, kind):
     """The first prompt is as ever. The next one has what it shares with it rounded, the rest computed from that."""
-    exact, rounded = FullKV(), packed(kind)
+    exact, rounded = HostKV(), packed(kind)
     for context, kept in zip(contexts, (exact, rounded)):
         keep(context, kept, SnapKV(), EARLIER)
     assert contexts[0].get_state() == contexts[1].get_state()
@@ -124,7 +124,7 @@ def test_a_past_of_rounded_rows(contexts, packed, kind):
 
 def test_more_bits_are_closer(contexts, packed):
     errors = {}
-    keep(contexts[0], FullKV(), Full())
+    keep(contexts[0], HostKV(), Full())
     for kind in ("q8_0", "q5_0", "q4_0"):
         kept = packed(kind)
         keep(contexts[1], kept, Full(), EARLIER)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asl_gguf.errors import AslError, NativeError, OptionError
-from asl_gguf.session import Session
+from asl_gguf.native.session import Session
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, prompt
 from tiny_gguf import ARCHITECTURES
 

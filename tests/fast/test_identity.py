@@ -7,9 +7,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from asl_gguf.engine import prefill
+from asl_gguf.engine.prefill import prefill
+from asl_gguf.native.session import Session
 from asl_gguf.policies import REGISTRY, make_policy
-from asl_gguf.session import Session
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Model, Options, assert_same, prompt
 from tiny_gguf import ARCHITECTURES
 

@@ -1,33 +1,42 @@
-"""Imports flow down only: errors, types <- reference <- policies <- engine <- llama <- server, bench, eval <- cli."""
+"""Imports flow one way: each package imports those before it in ORDER, and no other."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
-import pytest
-
 import asl_gguf
 
 ROOT = Path(asl_gguf.__file__).parent
-LAYERS = ["errors types", "reference", "policies", "engine calibration", "llama", "server bench eval", "cli"]
-HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts.split()}
-LOWER = {"errors", "types", "reference", "policies"}
+ORDER = (
+    "_version errors report policies native models budget cache engine drop_in server inspect eval bench cli".split()
+)
+HEIGHT = {part: height for height, part in enumerate(ORDER)}
+FLAT = {"__init__", "__main__", "_version", "errors", "report"}
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
+NUMPY_ALONE = {
+    "__future__", "abc", "ast", "collections", "dataclasses", "math", "numpy", "re", "typing", "html"
+}  # fmt: skip
 
 
 def imports(module: str) -> set[str]:
-    """What a module imports: asl_gguf's own as "engine" or "policies.base", others as "numpy"."""
+    """What a module imports: asl_gguf's own as "engine.prefill.prefill" or "policies.Full"."""
+    return {name.removeprefix("asl_gguf.") for name in _all_imports(module) if name.startswith("asl_gguf.")}
+
+
+def foreign(module: str) -> set[str]:
+    """The other packages that a module imports."""
+    return {part(name) for name in _all_imports(module) if not name.startswith("asl_gguf.")}
+
+
+def _all_imports(module: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.removeprefix("asl_gguf.") for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = module.split(".")[: -node.level] if node.level else []
-            path = [*base, *(node.module.removeprefix("asl_gguf.").split(".") if node.module else [])]
-            package = not node.module or ".".join([*path, "__init__"]) in MODULES or path == ["asl_gguf"]
-            path = [] if path == ["asl_gguf"] else path
-            found |= {".".join([*path, alias.name] if package else path) for alias in node.names}
+            base = [f"asl_gguf.{module}".rsplit(".", node.level)[0]] if node.level else []
+            found |= {".".join([*base, *([node.module] if node.module else []), alias.name]) for alias in node.names}
     return found
 
 
@@ -35,35 +44,51 @@ def part(module: str) -> str:
     return module.split(".")[0]
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module != "__init__"])
-def test_direction(module):
-    above = {name for name in imports(module) if HEIGHT.get(part(name), -1) > HEIGHT.get(part(module), len(LAYERS))}
-    assert not above, f"{module} imports {', '.join(sorted(above))}"
-    if part(module) not in ("cli", "__main__"):
-        assert "cli" not in map(part, imports(module))
-    if HEIGHT.get(part(module), 3) < HEIGHT["engine"]:
-        assert "llama_cpp" not in map(part, imports(module))
+def test_every_package_has_its_place():
+    assert {part(module) for module in MODULES} - {"__init__", "__main__"} <= set(ORDER)
+    assert {module for module in MODULES if "." not in module} <= FLAT
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if part(module) in LOWER])
-def test_the_lower_modules_need_numpy_alone(module):
-    known = {"__future__", "abc", "ast", "collections", "dataclasses", "math", "typing", "numpy"}
-    assert {part(name) for name in imports(module)} <= known | LOWER
+def test_no_import_goes_back_up():
+    back = [
+        f"{module} imports {name}"
+        for module in MODULES
+        if module not in ("__init__", "__main__")
+        for name in sorted(imports(module))
+        if HEIGHT.get(part(name), -1) > HEIGHT[part(module)]
+    ]
+    assert not back, "\n".join(back)
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("eval.tasks")])
-def test_the_tasks_need_no_engine(module):
-    outside = {"numpy", "llama_cpp", "gguf"} | set(map(part, MODULES))
-    assert set(map(part, imports(module))) & outside <= {"errors", "demo_text", "demo_words", "eval"}
+def test_policies_and_reports_need_numpy_alone():
+    low = [module for module in MODULES if part(module) in ("errors", "report", "policies")]
+    for module in low:
+        others = foreign(module) - NUMPY_ALONE
+        assert not others, f"{module} imports {others}"
+
+
+def test_the_tasks_need_no_engine():
+    for module in (module for module in MODULES if module.startswith("eval.tasks")):
+        assert {part(name) for name in imports(module)} <= {"errors", "eval"}, module
+        assert not foreign(module) & {"numpy", "llama_cpp", "gguf"}, module
 
 
 def test_llama_cpp_is_imported_through_our_library():
-    """_library imports it, so that our build of it is the one that loads; what follows takes it from _native."""
-    found = {part(module) for module in MODULES if "llama_cpp" in map(part, imports(module))}
-    assert found <= {"_library", "_native", "llama", "server"}  # _native: for type checkers alone
+    """native.loading imports it, so that our build of it is the one that loads; what follows takes it from bindings."""
+    found = {module for module in MODULES if "llama_cpp" in foreign(module)}
+    assert found <= {"native.loading", "native.bindings"}  # bindings: for type checkers alone
 
 
 def test_the_parser_resolves_relative_imports():
-    assert {"errors", "policies.Full", "session", "types", "numpy"} <= imports("engine")
-    assert {"reference", "types", "policies.base", "dataclasses"} <= imports("policies.snapkv") | {"reference"}
-    assert "errors" in imports("policies.__init__") and "policies.asl" in imports("policies.__init__")
+    assert {"errors.PromptError", "policies.Full", "engine.layers.Layers"} <= imports("engine.prefill")
+    assert "numpy" in foreign("engine.prefill") and "inspect" in foreign("drop_in.surface")
+    assert {"policies.ranking", "policies.contract.Decision"} <= imports("policies.asl")
+    assert {"errors.OptionError", "policies.asl.ASL"} <= imports("policies.__init__")
+
+
+def test_a_back_edge_is_found(monkeypatch, tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text("from ..drop_in.llama import Llama\n", encoding="utf-8")
+    monkeypatch.setitem(MODULES, "policies.bad", bad)
+    assert imports("policies.bad") == {"drop_in.llama.Llama"}
+    assert HEIGHT["drop_in"] > HEIGHT["policies"]

@@ -14,12 +14,12 @@ from test_llama import TEXT
 
 from asl_gguf import Llama
 from asl_gguf.cli import main
-from asl_gguf.html_page import page
-from asl_gguf.inspection import Inspection, Question, inspect_prompt, token_texts
-from asl_gguf.plots import Chart
+from asl_gguf.inspect.html_page import page
+from asl_gguf.inspect.inspection import Inspection, Question, inspect_prompt, token_texts
+from asl_gguf.inspect.plots import Chart
+from asl_gguf.inspect.recorder import PolicyRecorder
 from asl_gguf.policies import SnapKV, parse_policy
-from asl_gguf.policies.watched import Watch
-from asl_gguf.types import LayerScores, Prompt
+from asl_gguf.policies.contract import LayerScores, Prompt
 from harness import prompt  # noqa: F401  (silences llama.cpp's log in this process)
 
 SETTLES = "asl-span:min_layer=2:obs_layers=3:tau=2:variance_reference=first"
@@ -296,7 +296,7 @@ def test_a_character_comes_with_its_last_token():
 
 def test_a_watched_policy_decides_as_ever():
     policy = SnapKV(window=4, kernel_size=3)
-    watch = Watch(policy)
+    watch = PolicyRecorder(policy)
     assert type(watch.policy) is SnapKV and watch.policy == policy and watch.policy is not policy
     scores = LayerScores(0, np.random.default_rng(0).random((2, 20), dtype=np.float32), 4)
     asked = Prompt(20, 8, 6)

@@ -9,7 +9,7 @@ import pytest
 from test_llama import SETTLES, cells, chat, complete, greedy, logits, make_llama, make_stock  # noqa: F401
 
 from asl_gguf import PrefillCancelled, PromptError
-from asl_gguf.llama import Llama
+from asl_gguf.drop_in.llama import Llama
 from harness import prompt
 from tiny_gguf import FIRST_BYTE
 

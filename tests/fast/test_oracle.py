@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asl_gguf import engine
 from asl_gguf.bench import oracle
-from asl_gguf.bench.stock import ContextOptions, Model, decode
-from asl_gguf.policies.watched import Watch
+from asl_gguf.engine.prefill import prefill
+from asl_gguf.inspect.recorder import PolicyRecorder
+from asl_gguf.native.model import ContextOptions, Model, decode
 from harness import llama_cpp, prompt
 
 N_TOKENS = 120
@@ -49,8 +49,8 @@ def case(model) -> dict[str, Any]:
         for values in SETTINGS:
             setting = dict(zip(NAMES, values, strict=True))
             policy, n_kept = oracle.policy_of(setting, COMMON, N_TOKENS)
-            watch = Watch(policy)
-            report = engine.prefill(session, tokens, watch.policy, n_kept, always_ask=True)
+            watch = PolicyRecorder(policy)
+            report = prefill(session, tokens, watch.policy, n_kept, always_ask=True)
             selected = report.selection_layer is not None
             rows = {
                 str(scores.layer): decision.rows.tolist()

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from test_llama import cells, greedy, make_llama  # noqa: F401
 
-from asl_gguf.engine import prefill
+from asl_gguf.engine.prefill import prefill
 from asl_gguf.errors import OptionError
 from asl_gguf.policies import REGISTRY, Policy, make_policy
-from asl_gguf.types import Decision, LayerScores, Prompt
+from asl_gguf.policies.contract import Decision, LayerScores, Prompt
 from harness import Options, prompt
 
 N_TOKENS = 300
@@ -49,7 +49,7 @@ class LongestKeys(Policy):
             lengths[:, -scores.window :] = np.inf
             rows = np.sort(np.argsort(-lengths, axis=-1, kind="stable")[:, : prompt.n_kept], axis=-1)
             tokens = np.sort(np.argsort(-lengths.sum(axis=0), kind="stable")[: prompt.n_kept])
-            return Decision(rows, tokens if scores.layer == prompt.n_layer // 2 else None, more=True)
+            return Decision(rows, tokens if scores.layer == prompt.n_layer // 2 else None, keep_asking=True)
 
         return observe
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_scores import relative_error
 
-from asl_gguf import _native
 from asl_gguf.errors import AslError, NativeError, OptionError
-from asl_gguf.session import Session
+from asl_gguf.native import bindings
+from asl_gguf.native.session import Session
 from harness import F16, F32, KV_NAMES, Q8_0, Context, KVState, Options, assert_same, llama_cpp, prompt
 from tiny_gguf import ARCHITECTURES
 
@@ -198,7 +198,7 @@ def complete(session: Session, rows: list[np.ndarray], n_layers: int = N_LAYER) 
 
 
 def info_of(session: Session) -> list[int]:
-    return [getattr(session.info(), name) for name, _ in _native.session_info._fields_]
+    return [getattr(session.info(), name) for name, _ in bindings.session_info._fields_]
 
 
 Call = Callable[[Session, np.ndarray], object]

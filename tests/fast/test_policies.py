@@ -10,9 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from asl_gguf import reference
-from asl_gguf.policies import ASL, Full, Policy, ScoringPolicy, SnapKV, TwoPassASL, make_policy
-from asl_gguf.types import Decision, LayerScores, Prompt
+from asl_gguf.policies import ASL, Full, Policy, ScoringPolicy, SnapKV, TwoPassASL, make_policy, ranking
+from asl_gguf.policies.contract import Decision, LayerScores, Prompt
 
 PLAIN = {"kernel_size": 1, "span_forward": 0, "span_back": 0}
 
@@ -240,12 +239,12 @@ def test_asl_variance_is_that_of_the_newest_layers(case):
     begin = first_monitored(case)
     for layer, decision in enumerate(until_selection(case.decide())):
         per_token = policy.head_scores(case.scores(layer)).sum(axis=0)
-        history.append(reference.ranks(per_token))
+        history.append(ranking.ranks(per_token))
         if layer < begin:
             assert decision.variance is decision.ratio is decision.tokens is None
         else:
             newest = history[-min(policy.obs_layers, begin + 1) :]
-            assert decision.variance == reference.rank_variance(newest, top)
+            assert decision.variance == ranking.rank_variance(newest, top)
 
 
 @given(cases(kinds=(ASL,)))
@@ -303,7 +302,7 @@ def test_asl_selects_once_ranks_settle():
     attention = [rng.random((2, 80), dtype=np.float32) if layer < 4 else settled for layer in range(9)]
     decisions = Case(policy, Prompt(80, 20, 9), attention).decide()
     assert [decision.tokens is not None for decision in decisions] == [False] * 6 + [True] + [False] * 2
-    assert decisions[6].variance == 0 and not decisions[6].more and not decisions[6].restart
+    assert decisions[6].variance == 0 and not decisions[6].keep_asking and not decisions[6].second_pass
 
 
 @given(cases(kinds=(ASL,)))
@@ -321,7 +320,7 @@ def test_two_passes_start_again_where_one_selects(case):
     twice = TwoPassASL(**{field.name: getattr(policy, field.name) for field in fields(policy)})
     for once, again in zip(case.decide(), case.decide(twice), strict=True):
         assert lists(once.tokens) == lists(again.tokens) and lists(once.rows) == lists(again.rows)
-        assert (once.restart, again.restart) == (False, once.tokens is not None)
+        assert (once.second_pass, again.second_pass) == (False, once.tokens is not None)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asl_gguf import reference
 from asl_gguf.policies import (
     ASL,
     REGISTRY,
@@ -22,9 +21,10 @@ from asl_gguf.policies import (
     ScoringPolicy,
     SpanASL,
     StreamingLLM,
+    ranking,
 )
+from asl_gguf.policies.contract import Decision, Floats, Indices, LayerScores, Prompt
 from asl_gguf.policies.scoring import SelectingPolicy
-from asl_gguf.types import Decision, Floats, Indices, LayerScores, Prompt
 
 N_HEAD, HEAD_DIM = 4, 4
 
@@ -77,7 +77,7 @@ class Outcome:
     rows_by_layer: list[int]
     current: Indices
     """tokens that the deepest layers saw"""
-    restart: bool = False
+    second_pass: bool = False
 
 
 def drive(policy: Policy, prompt: Prompt, model: Model) -> Outcome:
@@ -93,13 +93,13 @@ def drive(policy: Policy, prompt: Prompt, model: Model) -> Outcome:
         scores = layer_scores(policy, model, layer, current, prompt, with_scores, with_keys)
         decision = observe(scores)
         steps.append(Step(scores, decision, current))
-        if decision.restart and decision.tokens is not None:
+        if decision.second_pass and decision.tokens is not None:
             current = current[decision.tokens]
-            return Outcome(steps, [current.size] * prompt.n_layer, current, restart=True)
+            return Outcome(steps, [current.size] * prompt.n_layer, current, second_pass=True)
         rows.append(current.size if decision.rows is None else decision.rows.shape[-1])
         if decision.tokens is not None and layer < prompt.n_layer - 1:
             current = current[decision.tokens]
-            if not decision.more:
+            if not decision.keep_asking:
                 break
     return Outcome(steps, rows + [current.size] * (prompt.n_layer - len(rows)), current)
 
@@ -111,7 +111,7 @@ def layer_scores(
     queries, keys = model.queries[layer, current[-window:]], model.keys[layer, current]
     attention = np.empty((0, current.size), dtype=np.float32)
     if with_scores:
-        attention = reference.window_scores(queries, keys, 0.3, policy.weights_of(window))
+        attention = ranking.window_scores(queries, keys, 0.3, policy.weights_of(window))
     kept = np.flatnonzero(np.isin(current, prompt.protected)).astype(np.int32)
     return LayerScores(layer, attention, window, kept, queries if with_keys else None, keys if with_keys else None)
 
@@ -236,7 +236,7 @@ def test_cache_k(name, data):
     policy = replace(policy, cache_k=cache_k)
     outcome = drive(policy, prompt, model)
     n_rows = prompt.n_tokens if cache_k == "all" else cache_k
-    if not outcome.restart:
+    if not outcome.second_pass:
         seen = [step.current.size for step in outcome.steps]
         seen += [outcome.current.size] * (prompt.n_layer - len(seen))
         assert outcome.rows_by_layer == [min(n_rows, n) for n in seen]
@@ -278,10 +278,10 @@ def rankings(policy: Policy, prompt: Prompt, step: Step, history: list[Floats]) 
     if isinstance(policy, GemFilter) and scores.keys is not None:
         heads = scores.queries[-1].reshape(2, -1, HEAD_DIM)
         products = np.einsum("hgd,nhd->n", heads, scores.keys)
-        return None, reference.average_pool(products.astype(np.float32), policy.kernel_size)
+        return None, ranking.average_pool(products.astype(np.float32), policy.kernel_size)
     if isinstance(policy, ScoringPolicy):
         begin, end = policy.n_sink, n - scores.window
-        pooled = reference.average_pool(scores.attention[:, :end], policy.kernel_size)[:, begin:]
+        pooled = ranking.average_pool(scores.attention[:, :end], policy.kernel_size)[:, begin:]
         if policy.normalise_heads:
             pooled = pooled / np.maximum(pooled.sum(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
         history.append(pooled.sum(axis=0))
@@ -290,7 +290,7 @@ def rankings(policy: Policy, prompt: Prompt, step: Step, history: list[Floats]) 
         for competing in (pooled, evidence):
             ranked = np.zeros((*competing.shape[:-1], n), dtype=np.float32)
             share = policy.back_share_of(prompt.n_kept)
-            spanned = reference.span_maximum(competing, policy.span_back, policy.span_forward, share)
+            spanned = ranking.span_maximum(competing, policy.span_back, policy.span_forward, share)
             ranked[..., begin:end] = spanned
             result.append(ranked)
         return result[0], result[1]

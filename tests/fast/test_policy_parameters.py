@@ -23,7 +23,7 @@ from asl_gguf.policies import (
     make_policy,
     parse_policy,
 )
-from asl_gguf.types import Prompt
+from asl_gguf.policies.contract import Prompt
 
 
 def test_published_parameters_of_asl():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from asl_gguf.engine import prefill
+from asl_gguf.engine.prefill import prefill
 from asl_gguf.errors import OptionError
 from asl_gguf.policies import GemFilter, Policy, TwoPassASL, make_policy
 from harness import F16, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt

@@ -11,7 +11,7 @@ from test_llama import SETTLES, TEXT, cells, chat, complete, make_llama  # noqa:
 
 from asl_gguf import ContextFullError, OptionError, PromptError
 from asl_gguf.policies import StreamingLLM
-from asl_gguf.protect import Protection
+from asl_gguf.policies.protect import Protection
 from harness import prompt
 
 PIECES = [b"<s>", b"Be ", b"br", b"ief.", b"</s>", b"Wie hei", b"\xc3", b"\x9ft ID-7", b"?"]

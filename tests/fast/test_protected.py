@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from asl_gguf.engine import prefill
+from asl_gguf.engine.prefill import prefill
 from asl_gguf.errors import ContextFullError, OptionError
+from asl_gguf.inspect.recorder import PolicyRecorder
 from asl_gguf.policies import REGISTRY, FastKV, Full, PyramidInfer, SnapKV, SpanASL, StreamingLLM
-from asl_gguf.policies.watched import Watch
 from harness import Options, assert_same, prompt
 
 N_TOKENS = 150
@@ -24,7 +24,7 @@ def session(load_tiny):
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_they_are_kept_in_every_layer(session, name):
-    watch = Watch(REGISTRY[name]())
+    watch = PolicyRecorder(REGISTRY[name]())
     report = prefill(session, prompt(N_TOKENS), watch.policy, N_KEPT, protected=PROTECTED)
     current = np.arange(N_TOKENS)
     for scores, decision in watch.seen:
@@ -46,7 +46,7 @@ def test_as_few_as_must_be_kept(session, policy):
     """Sinks, the window and what is protected: exactly these."""
     protected = np.arange(20, 60, dtype=np.int32)
     fixed = [*range(4), *range(20, 60), *range(N_TOKENS - 8, N_TOKENS)]
-    watch = Watch(policy)
+    watch = PolicyRecorder(policy)
     report = prefill(session, prompt(N_TOKENS), watch.policy, len(fixed), protected=protected)
     assert report.rows_by_layer == (len(fixed),) * 6
     for _, decision in watch.seen:
@@ -72,7 +72,7 @@ def test_too_small_a_budget(session, protected, at_least, message):
 def test_nothing_to_protect_changes_nothing(session):
     choices = []
     for protected in (None, np.empty(0, dtype=np.int32), np.array([148, 149])):
-        watch = Watch(SpanASL(window=8))
+        watch = PolicyRecorder(SpanASL(window=8))
         prefill(session, prompt(N_TOKENS), watch.policy, 60, protected=protected)
         choices.append([decision.rows.tolist() for _, decision in watch.seen])
     assert choices[0] == choices[1] == choices[2]
@@ -96,7 +96,7 @@ def test_more_than_cache_k(session):
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_always_ask(load_tiny, name):
     """A budget for all tokens asks nobody; if it does, all tokens are kept nevertheless."""
-    options, tokens, watch = Options(n_ctx=256), prompt(N_TOKENS), Watch(REGISTRY[name]())
+    options, tokens, watch = Options(n_ctx=256), prompt(N_TOKENS), PolicyRecorder(REGISTRY[name]())
     with load_tiny("llama").context(options) as stock, load_tiny("llama").context(options) as ours:
         stock.prefill(tokens)
         expected, session = stock.continuation([70, 71]), ours.session()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from asl_gguf import reference
+from asl_gguf.policies import ranking
 
 SMALL = st.floats(-100, 100, width=32)
 SHAPES = st.one_of(st.tuples(st.integers(1, 30)), st.tuples(st.integers(1, 3), st.integers(1, 30)))
@@ -21,7 +21,7 @@ TIED = arrays(np.float32, st.integers(1, 30), elements=st.sampled_from([0.0, 0.5
 
 @given(VALUES, st.integers(0, 4))
 def test_average_pool(values, half):
-    pooled = reference.average_pool(values, 2 * half + 1)
+    pooled = ranking.average_pool(values, 2 * half + 1)
     assert pooled.shape == values.shape and pooled.dtype == np.float32
     n = values.shape[-1]
     for row, got in zip(values.reshape(-1, n), pooled.reshape(-1, n), strict=True):
@@ -32,7 +32,7 @@ def test_average_pool(values, half):
 
 @given(VALUES, st.integers(0, 5), st.integers(0, 5))
 def test_span_maximum(values, back, forward):
-    spanned = reference.span_maximum(values, back, forward)
+    spanned = ranking.span_maximum(values, back, forward)
     assert spanned.shape == values.shape and spanned.dtype == np.float32
     n = values.shape[-1]
     for row, got in zip(values.reshape(-1, n), spanned.reshape(-1, n), strict=True):
@@ -43,12 +43,12 @@ def test_span_maximum(values, back, forward):
 def test_span_reaches_forward_and_back():
     values = np.zeros(12, dtype=np.float32)
     values[5] = 1
-    assert np.flatnonzero(reference.span_maximum(values, back=1, forward=3)).tolist() == [4, 5, 6, 7, 8]
+    assert np.flatnonzero(ranking.span_maximum(values, back=1, forward=3)).tolist() == [4, 5, 6, 7, 8]
 
 
 @given(arrays(np.float32, SHAPES, elements=st.floats(0, 100, width=32)), st.integers(0, 5), st.integers(0, 5))
 def test_a_share_of_a_score_reaches_back(values, back, forward):
-    spanned = reference.span_maximum(values, back, forward, 0.25)
+    spanned = ranking.span_maximum(values, back, forward, 0.25)
     n = values.shape[-1]
     for row, got in zip(values.reshape(-1, n), spanned.reshape(-1, n), strict=True):
         for i in range(n):
@@ -59,12 +59,12 @@ def test_a_share_of_a_score_reaches_back(values, back, forward):
 
 def test_no_share_of_a_score_reaches_back():
     values = np.array([0, 0, 1, 0], dtype=np.float32)
-    assert reference.span_maximum(values, back=2, forward=1, back_share=0).tolist() == [0, 0, 1, 1]
+    assert ranking.span_maximum(values, back=2, forward=1, back_share=0).tolist() == [0, 0, 1, 1]
 
 
 @given(st.one_of(VALUES, TIED))
 def test_order_by_score(scores):
-    order = reference.order_by_score(scores)
+    order = ranking.order_by_score(scores)
     assert order.dtype == np.int32
     n = scores.shape[-1]
     for row, got in zip(scores.reshape(-1, n), order.reshape(-1, n), strict=True):
@@ -77,14 +77,14 @@ ODD = arrays(np.float32, SHAPES, elements=st.sampled_from([np.nan, np.inf, -np.i
 @given(st.one_of(VALUES, TIED, ODD), st.integers(0, 30))
 def test_best_are_the_first_by_score(scores, n_kept):
     n_kept = min(n_kept, scores.shape[-1])
-    best = reference.best(scores, n_kept)
+    best = ranking.best(scores, n_kept)
     assert best.dtype == np.int32
-    assert np.array_equal(best, np.sort(reference.order_by_score(scores)[..., :n_kept], axis=-1))
+    assert np.array_equal(best, np.sort(ranking.order_by_score(scores)[..., :n_kept], axis=-1))
 
 
 @given(st.one_of(VALUES, TIED))
 def test_ranks(scores):
-    ranks = reference.ranks(scores)
+    ranks = ranking.ranks(scores)
     assert ranks.dtype == np.int32
     n = scores.shape[-1]
     for row, got in zip(scores.reshape(-1, n), ranks.reshape(-1, n), strict=True):
@@ -106,14 +106,14 @@ def naive_variance(rows: list[list[int]], top: int) -> float:
 def test_rank_variance(data, n, n_rows):
     rows = [data.draw(st.permutations(range(1, n + 1))) for _ in range(n_rows)]
     top = data.draw(st.integers(1, n))
-    variance = reference.rank_variance([np.array(row, dtype=np.int32) for row in rows], top)
+    variance = ranking.rank_variance([np.array(row, dtype=np.int32) for row in rows], top)
     assert variance == pytest.approx(naive_variance(rows, top), rel=1e-12, abs=1e-12)
     assert variance >= 0
 
 
 @given(st.permutations(range(1, 15)), st.integers(1, 14), st.integers(1, 6))
 def test_equal_ranks_have_no_variance(row, top, n_rows):
-    assert reference.rank_variance([np.array(row, dtype=np.int32)] * n_rows, top) == 0
+    assert ranking.rank_variance([np.array(row, dtype=np.int32)] * n_rows, top) == 0
 
 
 HEADS = st.sampled_from([(1, 1), (2, 1), (4, 2), (6, 3)])
@@ -143,7 +143,7 @@ def test_window_scores(seed, n_tokens, heads, weighted, has_sinks, data):
             for j in range(seen):
                 expected[kv, j] += factors[i] * weights[j] / (sink + sum(weights))
 
-    scores = reference.window_scores(queries, keys, scale, factors if weighted else None, sinks if has_sinks else None)
+    scores = ranking.window_scores(queries, keys, scale, factors if weighted else None, sinks if has_sinks else None)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-9)
     np.testing.assert_allclose(scores.sum(axis=-1), total, rtol=1e-5)
@@ -164,10 +164,10 @@ def test_last_query_products(seed, n_tokens, heads):
         )
         for j in range(n_tokens)
     ]
-    products = reference.last_query_products(queries, keys)
+    products = ranking.last_query_products(queries, keys)
     assert products.shape == (n_tokens,) and products.dtype == np.float32
     np.testing.assert_allclose(products, expected, rtol=1e-5, atol=1e-5)
-    assert np.array_equal(products, reference.last_query_products(queries[-1:], keys))
+    assert np.array_equal(products, ranking.last_query_products(queries[-1:], keys))
 
 
 @given(st.integers(1, 20), st.integers(1, 3), st.booleans(), st.data())
@@ -176,7 +176,7 @@ def test_gather_rows(n_tokens, n_head_kv, per_head, data):
     n_kept = data.draw(st.integers(1, n_tokens))
     lists = [sorted(data.draw(st.permutations(range(n_tokens)))[:n_kept]) for _ in range(n_head_kv if per_head else 1)]
     index = np.array(lists if per_head else lists[0], dtype=np.int32)
-    gathered = reference.gather_rows(rows, index)
+    gathered = ranking.gather_rows(rows, index)
     assert gathered.shape == (n_kept, n_head_kv, 2)
     for cell in range(n_kept):
         for head in range(n_head_kv):

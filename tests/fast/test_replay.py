@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asl_gguf.engine import prefill
+from asl_gguf.engine.prefill import prefill
+from asl_gguf.engine.replay import Records, Replay, record, rescored
 from asl_gguf.errors import NativeError, OptionError
 from asl_gguf.policies import ASL, REGISTRY, FastKV, Policy, SnapKV, SpanASL, StreamingLLM
-from asl_gguf.replay import Records, Replay, record, rescored
-from asl_gguf.types import PrefillReport
+from asl_gguf.report import PrefillReport
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, prompt
 
 N_CTX = 512

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from asl_gguf import reference
-from asl_gguf.session import Session
+from asl_gguf.native.session import Session
+from asl_gguf.policies import ranking
 from harness import F16, F32, KV_NAMES, Q8_0, KVState, Model, Options, prompt
 from tiny_gguf import ARCHITECTURES
 
@@ -40,7 +40,7 @@ def assert_rows(actual: KVState, full: KVState, indices: list[np.ndarray]) -> No
     """Layer by layer: the cells hold the rows of a full cache that the twin gathers."""
     for layer, index in enumerate(indices):
         for name in ("keys", "values"):
-            got, expected = getattr(actual, name)[layer], reference.gather_rows(getattr(full, name)[layer], index)
+            got, expected = getattr(actual, name)[layer], ranking.gather_rows(getattr(full, name)[layer], index)
             wrong = np.argwhere((got != expected).any(axis=-1)).tolist()
             assert not wrong, f"{name} of layer {layer} differ in {len(wrong)} (cell, head), first {wrong[:3]}"
 

@@ -17,7 +17,7 @@ from test_llama import SETTLES, cells, complete, greedy, logits, make_llama, mak
 from test_llama_reuse import DOCUMENT, EXCLAIM, QUESTIONS, make_options, n_kept  # noqa: F401
 
 from asl_gguf import StateError
-from asl_gguf.origin import describe, settings_number
+from asl_gguf.cache.fingerprint import describe, settings_number
 from asl_gguf.policies import PyramidInfer, SnapKV, StreamingLLM
 from harness import llama_cpp, prompt
 from tiny_gguf import FIRST_BYTE
@@ -370,7 +370,7 @@ def test_settings_in_words():
 
 def test_settings_do_not_depend_on_the_process(make):
     assert describe(make(asl_policy=SETTLES, asl_budget=0.4)._asl.policy).startswith("SpanASL(")
-    origins = [make(**PLAIN)._asl_origin for _ in range(2)]
+    origins = [make(**PLAIN)._asl_fingerprint for _ in range(2)]
     assert origins[0] == origins[1]
     with contextlib.redirect_stdout(io.StringIO()) as out:
         print(origins[0])

@@ -10,8 +10,8 @@ import math
 import numpy as np
 import pytest
 
-from asl_gguf import reference
-from asl_gguf.session import Session
+from asl_gguf.native.session import Session
+from asl_gguf.policies import ranking
 from harness import F16, F32, KV_NAMES, Q8_0, Options, prompt
 from tiny_gguf import ARCHITECTURES
 
@@ -34,7 +34,7 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def twin(session: Session, architecture: str) -> np.ndarray:
-    return reference.window_scores(session.queries(), session.keys(), kq_scale(architecture))
+    return ranking.window_scores(session.queries(), session.keys(), kq_scale(architecture))
 
 
 def check_layer(session: Session, architecture: str, what: str) -> float:
@@ -76,7 +76,7 @@ def test_other_head_layouts(load_tiny, sizes, flash):
         session = context.session()
         session.begin(prompt(60), 16)
         session.run(3, True)
-        expected = reference.window_scores(session.queries(), session.keys(), scale)
+        expected = ranking.window_scores(session.queries(), session.keys(), scale)
         assert relative_error(session.scores(), expected) < TOLERANCE
 
 

@@ -9,8 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from asl_gguf import _native
-from asl_gguf.engine import prefill
+from asl_gguf.engine.prefill import prefill
 from asl_gguf.errors import (
     AslError,
     ContextFullError,
@@ -20,8 +19,9 @@ from asl_gguf.errors import (
     PromptError,
     UnsupportedModelError,
 )
+from asl_gguf.native import bindings
+from asl_gguf.native.session import Session, unsupported_reason
 from asl_gguf.policies import SnapKV, make_policy
-from asl_gguf.session import Session, unsupported_reason
 from harness import Context, Options, assert_same, llama_cpp, prompt
 from tiny_gguf import ARCHITECTURES, N_VOCAB, SLIDING, UNPRUNABLE
 
@@ -146,10 +146,10 @@ WRONG_CALLS: dict[str, tuple[Callable[[Session], object], str, type[AslError]]] 
 @pytest.mark.parametrize("call, message, error", WRONG_CALLS.values(), ids=WRONG_CALLS)
 def test_wrong_call_leaves_the_prefill_as_it_was(context, session, call, message, error):
     begin(session, 2)
-    before = [getattr(session.info(), name) for name, _ in _native.session_info._fields_]
+    before = [getattr(session.info(), name) for name, _ in bindings.session_info._fields_]
     with pytest.raises(error, match=message):
         call(session)
-    assert [getattr(session.info(), name) for name, _ in _native.session_info._fields_] == before
+    assert [getattr(session.info(), name) for name, _ in bindings.session_info._fields_] == before
     complete(session)
     assert_same(context.continuation(ANSWER), expected_logits(context, prompt(N_TOKENS)), "the prompt with the error")
     assert_next_prompt_is_stock(context, session)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from asl_gguf.session import Session
+from asl_gguf.native.session import Session
 from harness import Model, Options, assert_same, prompt
 
 OPTIONS = Options(n_ctx=256, n_batch=24, n_ubatch=24)

@@ -12,13 +12,14 @@ import pytest
 from test_llama import greedy, logits, make_llama  # noqa: F401
 from test_scores import relative_error
 
-from asl_gguf import engine, reference
+from asl_gguf.cache.host_kv import HostKV
+from asl_gguf.engine.prefill import prefill
+from asl_gguf.engine.replay import Replay, record
+from asl_gguf.engine.reusing import ReusingLayers
 from asl_gguf.errors import NativeError, OptionError, PrefillCancelled
-from asl_gguf.full_kv import FullKV, KeepingSession
-from asl_gguf.inspection import Question, inspect_prompt
-from asl_gguf.policies import ASL, REGISTRY, FastKV, Full, PyramidInfer, SnapKV, SpanASL, parse_policy
-from asl_gguf.replay import Replay, record
-from asl_gguf.session import sliding_layers
+from asl_gguf.inspect.inspection import Question, inspect_prompt
+from asl_gguf.native.session import sliding_layers
+from asl_gguf.policies import ASL, REGISTRY, FastKV, Full, PyramidInfer, SnapKV, SpanASL, parse_policy, ranking
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
 from tiny_gguf import SLIDING, SLIDING_WINDOW
 
@@ -53,7 +54,7 @@ def context(model, swa_full):
 
 
 def prune(context: Context, tokens: list[int] = TOKENS, policy: Any = SELECTS) -> Any:
-    report = engine.prefill(context.session(1024), tokens, policy, N_KEPT)
+    report = prefill(context.session(1024), tokens, policy, N_KEPT)
     assert report.pruned
     return report
 
@@ -64,7 +65,8 @@ def assert_as_stock(context: Context, stock: Context, n_tokens: int, swa_full: b
     if swa_full or n_tokens <= N_WINDOW_CELLS:
         assert_same(found, expected, what)
     else:
-        np.testing.assert_allclose(found, expected, atol=0.05 if stock.options.flash else 1e-4, err_msg=what)
+        # without flash attention probabilities are rounded to f16 before the sum, on some processors the sum as well
+        np.testing.assert_allclose(found, expected, atol=0.05 if stock.options.flash else 5e-3, err_msg=what)
 
 
 def test_layers(model):
@@ -82,7 +84,7 @@ def test_nothing_pruned_is_stock(model, chunks, flash, kv, swa_full):
         for n_tokens in (1, SLIDING_WINDOW, SLIDING_WINDOW + 1, 64, 65, N_TOKENS):
             context.clear()
             stock.prefill(TOKENS[:n_tokens])
-            report = engine.prefill(context.session(), TOKENS[:n_tokens], Full(), n_tokens)
+            report = prefill(context.session(), TOKENS[:n_tokens], Full(), n_tokens)
             assert not report.pruned and report.kept_tokens == n_tokens
             assert_as_stock(context, stock, n_tokens, swa_full)
 
@@ -120,7 +122,7 @@ def test_scores_equal_the_twin(model, tiny_model, architecture, flash, kv):
             if layer in FULL_LAYERS:
                 queries, keys = session.queries(), session.keys()
                 sinks = tensors.get(f"blk.{layer}.attn_sinks.weight")
-                twin = reference.window_scores(queries, keys, scale, sinks=sinks)
+                twin = ranking.window_scores(queries, keys, scale, sinks=sinks)
                 assert relative_error(session.scores(), twin) < 1e-5
 
 
@@ -135,10 +137,10 @@ def test_one_full_layer_and_sliding_ones_at_the_end(load_tiny, architecture, n_l
     with model.context(options) as stock, model.context(options) as context:
         stock.prefill(TOKENS)
         session = context.session(1024)
-        engine.prefill(session, TOKENS, Full(), N_TOKENS)
+        prefill(session, TOKENS, Full(), N_TOKENS)
         assert_as_stock(context, stock, N_TOKENS, swa_full)
         for policy in (SpanASL(window=WINDOW, min_layer=1, obs_layers=2), FastKV(tsp_layer=1), SnapKV(window=WINDOW)):
-            report = engine.prefill(session, TOKENS, policy, N_KEPT)
+            report = prefill(session, TOKENS, policy, N_KEPT)
             assert report.pruned and {report.rows_by_layer[il] for il in range(n_layer) if not slide[il]} == {N_KEPT}
             before = (report.selection_layer or n_layer - 1) + 1
             assert report.token_layers == before * N_TOKENS + (n_layer - before) * len(report.selected or TOKENS)
@@ -171,7 +173,7 @@ def test_every_policy(model, name, swa_full):
         session.set_progress(lambda done, _: calls.append(done))
         policy = REGISTRY[name]()
         n_kept = max(N_KEPT, policy.min_kept)
-        report = engine.prefill(session, TOKENS, policy, n_kept)
+        report = prefill(session, TOKENS, policy, n_kept)
         assert report.pruned and max(report.rows_by_layer[il] for il in FULL_LAYERS) == report.kept_tokens
         assert n_kept <= report.kept_tokens <= policy.max_rows(N_TOKENS, n_kept)
         assert report.selection_layer is None or report.selection_layer in FULL_LAYERS
@@ -227,7 +229,7 @@ def test_the_next_prompt_is_stock(model, context, swa_full):
     session = context.session()
     session.set_progress(lambda done, _: done < 3 * N_TOKENS)
     with pytest.raises(PrefillCancelled):
-        engine.prefill(session, TOKENS, SELECTS, N_KEPT)
+        prefill(session, TOKENS, SELECTS, N_KEPT)
     session.set_progress(None)
     session.begin(TOKENS, WINDOW)
     session.run(1, True)
@@ -235,7 +237,7 @@ def test_the_next_prompt_is_stock(model, context, swa_full):
         session.keep_rows(None)
     with model.context(context.options) as stock:
         stock.prefill(TOKENS[:200])
-        engine.prefill(session, TOKENS[:200], Full(), 200)
+        prefill(session, TOKENS[:200], Full(), 200)
         assert_same(context.continuation(ANSWER), stock.continuation(ANSWER))
 
 
@@ -257,12 +259,12 @@ def test_an_abort_callback_cancels(model, context, policy, swa_full):
     llama_cpp.llama_set_abort_callback(context.handle, stop, None)
     session = context.session()
     with pytest.raises(PrefillCancelled):
-        engine.prefill(session, TOKENS, policy, N_KEPT)
+        prefill(session, TOKENS, policy, N_KEPT)
     llama_cpp.llama_set_abort_callback(context.handle, ctypes.cast(None, llama_cpp.ggml_abort_callback), None)
     assert session.info().n_cells_used == 0
     with model.context(context.options) as stock:
         stock.prefill(TOKENS[:200])
-        engine.prefill(session, TOKENS[:200], Full(), 200)
+        prefill(session, TOKENS[:200], Full(), 200)
         assert_same(context.continuation(ANSWER), stock.continuation(ANSWER))
 
 
@@ -276,7 +278,7 @@ def test_a_record_of_layers(model, context, policy, swa_full):
     prune(context, policy=policy)
     expected = context.continuation(ANSWER)
     session = context.session()
-    engine.prefill(Replay(session, record(session, TOKENS)), TOKENS, policy, N_KEPT)
+    prefill(Replay(session, record(session, TOKENS)), TOKENS, policy, N_KEPT)
     assert_same(context.continuation(ANSWER), expected)
 
 
@@ -288,15 +290,15 @@ def test_a_record_of_layers(model, context, policy, swa_full):
 )
 def test_a_past_on_the_host(model, context, policy, swa_full):
     """A question that selects again does as its prompt alone."""
-    kept, document = FullKV(), TOKENS[:384]
+    kept, document = HostKV(), TOKENS[:384]
     for question in (prompt(32, seed=1), prompt(30, seed=2)):
-        session = KeepingSession(context.session(), kept)
-        report = session.corrected(engine.prefill(session, document + question, policy, N_KEPT))
+        session = ReusingLayers(context.session(), kept)
+        report = session.corrected(prefill(session, document + question, policy, N_KEPT))
     n_window = (len(document) + 30) // 5 if policy.name == "pyramidinfer" else 0  # which is computed
     assert report.reused_tokens == min(len(document), len(document) + 30 - n_window)
     found = context.continuation(ANSWER)
     with model.context(context.options) as fresh:
-        expected = engine.prefill(fresh.session(), document + question, policy, N_KEPT)
+        expected = prefill(fresh.session(), document + question, policy, N_KEPT)
         assert report.selected == expected.selected and report.rows_by_layer == expected.rows_by_layer
         assert_same(found, fresh.continuation(ANSWER))
 

@@ -12,7 +12,7 @@ from test_llama import SETTLES, complete, greedy, logits, make_llama  # noqa: F4
 from test_llama_reuse import DOCUMENT, QUESTIONS
 
 from asl_gguf import Llama, StateError
-from asl_gguf.origin import describe
+from asl_gguf.cache.fingerprint import describe
 from asl_gguf.policies import Policy, PyramidInfer
 from harness import llama_cpp, prompt
 

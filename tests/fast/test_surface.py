@@ -1,4 +1,4 @@
-"""The table of asl_gguf/surface.py: whole, up to date, and true of methods, fallbacks and refused uses.
+"""The table of asl_gguf/drop_in/surface.py: whole, up to date, and true of methods, fallbacks and refused uses.
 
 Arguments that work: test_surface_init.py, test_surface_completion.py and test_surface_chat.py.
 """
@@ -30,8 +30,8 @@ from asl_gguf import (
     PromptError,
     PruningDisabledWarning,
     StateError,
-    surface,
 )
+from asl_gguf.drop_in import surface
 from harness import llama_cpp, prompt
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "SURFACE.md"
@@ -46,7 +46,7 @@ PROMPT = TEXT[:430]
 
 def test_the_document_is_what_the_code_generates():
     found = DOCUMENT.read_text(encoding="utf-8")
-    assert found == surface.to_markdown(), "run python -m asl_gguf.surface > docs/SURFACE.md"
+    assert found == surface.to_markdown(), "run python -m asl_gguf.drop_in.surface > docs/SURFACE.md"
 
 
 def test_names_come_from_the_parent():

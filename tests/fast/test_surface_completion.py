@@ -10,7 +10,8 @@ import pytest
 from test_llama import N_CTX, READABLE, Make, make_llama  # noqa: F401
 from test_surface import LAYERED, PROMPT, PRUNED, UNPRUNED
 
-from asl_gguf import Llama, surface
+from asl_gguf import Llama
+from asl_gguf.drop_in import surface
 from harness import llama_cpp, prompt
 from tiny_gguf import FIRST_BYTE
 

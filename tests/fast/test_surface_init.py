@@ -17,7 +17,8 @@ from llama_cpp.llama_tokenizer import BaseLlamaTokenizer
 from test_llama import chat, greedy, make_llama, make_stock  # noqa: F401
 from test_surface import LAYERED, PROMPT, PRUNED, UNPRUNED
 
-from asl_gguf import Llama, surface
+from asl_gguf import Llama
+from asl_gguf.drop_in import surface
 from harness import F16, Q8_0, llama_cpp, prompt
 from tiny_gguf import FIRST_BYTE
 

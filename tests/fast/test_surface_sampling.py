@@ -18,7 +18,7 @@ from test_surface_completion import (
     make_shared,  # noqa: F401
 )
 
-from asl_gguf import surface
+from asl_gguf.drop_in import surface
 from harness import llama_cpp
 
 GENERATE = {

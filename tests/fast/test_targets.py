@@ -13,9 +13,9 @@ import pytest
 from test_llama import SETTLES, TEXT, greedy, make_llama  # noqa: F401
 
 from asl_gguf import Llama, OptionError, StateError
+from asl_gguf.budget.targets import Target, make_budget
 from asl_gguf.cli import main
 from asl_gguf.cli.options import parse_budget
-from asl_gguf.targets import Target, make_budget
 from harness import prompt
 
 N_CTX = 2048

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from test_llama import SETTLES, greedy, logits, make_llama, make_stock  # noqa: F401
 
-from asl_gguf import Llama, OptionError, ttft
-from asl_gguf.choosing import Use
+from asl_gguf import Llama, OptionError
+from asl_gguf.budget import latency
+from asl_gguf.budget.latency import LatencyRule, Measured, Speed
+from asl_gguf.budget.rule import BudgetContext
+from asl_gguf.budget.targets import make_budget
 from asl_gguf.policies import REGISTRY, FastKV, GemFilter, PyramidInfer, SpanASL, make_policy
-from asl_gguf.targets import make_budget
-from asl_gguf.ttft import Measured, Speed, TimeChooser
-from asl_gguf.types import PrefillReport
+from asl_gguf.report import PrefillReport
 
 N_CTX = 2048
 ROOM = 61
@@ -62,7 +63,7 @@ def make_machine(monkeypatch) -> list[int]:
         lengths.append(len(tokens))
         return measured(len(tokens), n_layer)
 
-    monkeypatch.setattr(ttft, "measure_layers", measure_layers)
+    monkeypatch.setattr(latency, "measure_layers", measure_layers)
     return lengths
 
 
@@ -71,16 +72,16 @@ SESSION: Any = SimpleNamespace(chunks=ONE_CHUNK)
 
 @pytest.fixture
 def choose(machine):
-    """`choose(text, policy, n_layer=6, measured=2000, **use)`: a chooser that has met one long prompt."""
+    """`choose(text, policy, n_layer=6, measured=2000, **use)`: a rule that has met one long prompt."""
 
     def choose(text: str, policy: Any = SETTLES, n_layer: int = N_LAYER, measured: int = 2000, **use: Any) -> Any:
         target = make_budget(text, use.pop("min_prompt", 256))
-        chooser = TimeChooser.make(target, Use("", **({"n_ctx": 8192, "policy": policy, "room": ROOM} | use)))
-        chooser.attached(SimpleNamespace(n_layer=n_layer))
+        rule = LatencyRule.make(target, BudgetContext("", **({"n_ctx": 8192, "policy": policy, "room": ROOM} | use)))
+        rule.bind(SimpleNamespace(n_layer=n_layer))
         if measured:
-            chooser.measure(SESSION, [0] * measured, lambda: None)
-            chooser.noted(report_of(measured, measured))
-        return chooser
+            rule.measure(SESSION, [0] * measured, lambda: None)
+            rule.annotate(report_of(measured, measured))
+        return rule
 
     return choose
 
@@ -173,9 +174,9 @@ def test_noise_makes_no_speed_negative(at_short, at_long):
     "policy", [SETTLES, FastKV(), GemFilter(), PyramidInfer(), make_policy("asl-two-pass")], ids=str
 )
 def test_more_tokens_take_longer(choose, policy):
-    chooser = choose("ttft:5s", policy)
+    rule = choose("ttft:5s", policy)
     for n_tokens in (300, 1500):
-        times = [chooser._predict(n_tokens, n_kept) for n_kept in range(policy.min_kept, n_tokens, 7)]
+        times = [rule._predict(n_tokens, n_kept) for n_kept in range(policy.min_kept, n_tokens, 7)]
         assert all(np.diff(times) > 0)
 
 
@@ -209,37 +210,37 @@ def test_the_floor_is_what_the_policy_needs(choose):
 
 
 def test_cells_limit_what_time_allows(choose):
-    chooser = choose("ttft:1000s", decode_ctx=512)
-    assert chooser.n_cells == 512 and choose("ttft:1000s").n_cells == 8192
-    assert chooser.kept(448) == 448 and chooser.kept(449) == 448 and chooser.kept(8190) == 510
+    rule = choose("ttft:1000s", decode_ctx=512)
+    assert rule.n_cells == 512 and choose("ttft:1000s").n_cells == 8192
+    assert rule.kept(448) == 448 and rule.kept(449) == 448 and rule.kept(8190) == 510
     assert choose("ttft:1ms", decode_ctx=256).kept(7000) == 192  # less than the floor
 
 
 def test_a_slow_prefill_lowers_what_is_kept(choose):
-    chooser = choose("ttft:20s")
-    before = chooser.kept(1600)
+    rule = choose("ttft:20s")
+    before = rule.kept(1600)
     exact = report_of(1600, before, 3)
-    chooser.noted(exact)
-    assert chooser.kept(1600) == before  # it took what was predicted
-    chooser.noted(dataclasses.replace(exact, prefill_seconds=1.3 * exact.prefill_seconds))
-    slower = chooser.kept(1600)
+    rule.annotate(exact)
+    assert rule.kept(1600) == before  # it took what was predicted
+    rule.annotate(dataclasses.replace(exact, prefill_seconds=1.3 * exact.prefill_seconds))
+    slower = rule.kept(1600)
     assert slower < before
     for _ in range(30):  # of a machine that stays slower
-        chooser.noted(report_of(1600, slower, 3, 1.3 * report_of(1600, slower, 3).prefill_seconds))
-    ratio = chooser._predict(1600, 400) / choose("ttft:9s")._predict(1600, 400)
+        rule.annotate(report_of(1600, slower, 3, 1.3 * report_of(1600, slower, 3).prefill_seconds))
+    ratio = rule._predict(1600, 400) / choose("ttft:9s")._predict(1600, 400)
     assert ratio == pytest.approx(1.3, rel=1e-3)
-    chooser.noted(report_of(1600, 400, 3, 1e9))  # an outlier counts as 8 times slower
-    assert chooser._predict(1600, 400) / choose("ttft:9s")._predict(1600, 400) <= 1.3 * 8**0.5 * 1.001
+    rule.annotate(report_of(1600, 400, 3, 1e9))  # an outlier counts as 8 times slower
+    assert rule._predict(1600, 400) / choose("ttft:9s")._predict(1600, 400) <= 1.3 * 8**0.5 * 1.001
 
 
 def test_the_layer_that_is_expected(choose):
     """The policy's first one; then what prompts have met, the newest half of it."""
-    chooser = choose("ttft:9s", SpanASL(min_layer=1, obs_layers=2))
-    assert "selection layer 2, the policy's first;" in chooser.noted(report_of(1600, 400, 3)).budget_choice
-    assert "selection layer 3, of earlier prompts;" in chooser.noted(report_of(1600, 400, None)).budget_choice
-    assert "selection layer 4, of earlier prompts;" in chooser.noted(report_of(1600, 400, 3)).budget_choice
-    assert "for all 1,600 tokens" in chooser.noted(report_of(1600, 1600)).budget_choice
-    assert "selection layer 4, of earlier prompts;" in chooser.noted(report_of(1600, 400, 3)).budget_choice
+    rule = choose("ttft:9s", SpanASL(min_layer=1, obs_layers=2))
+    assert "selection layer 2, the policy's first;" in rule.annotate(report_of(1600, 400, 3)).budget_choice
+    assert "selection layer 3, of earlier prompts;" in rule.annotate(report_of(1600, 400, None)).budget_choice
+    assert "selection layer 4, of earlier prompts;" in rule.annotate(report_of(1600, 400, 3)).budget_choice
+    assert "for all 1,600 tokens" in rule.annotate(report_of(1600, 1600)).budget_choice
+    assert "selection layer 4, of earlier prompts;" in rule.annotate(report_of(1600, 400, 3)).budget_choice
     firsts = {name: make_policy(name).first_selection(30) for name in REGISTRY if make_policy(name).first_selection(30)}
     assert firsts == {"asl-span": 18, "asl": 10, "asl-two-pass": 10, "fastkv": 14, "gemfilter": 12}
     assert PyramidInfer().first_selection(30) == 0 and SpanASL(min_layer=9, tau=2).first_selection(30) == 9
@@ -251,48 +252,48 @@ def test_the_layer_that_is_expected(choose):
 
 
 def test_reports(choose):
-    chooser = choose("ttft:20s")
-    n_kept = chooser.kept(1600)
+    rule = choose("ttft:20s")
+    n_kept = rule.kept(1600)
     assert re.fullmatch(
         rf"ttft:20s: 20\.0 s predicted for {n_kept} of 1,600 tokens \(selection layer 3, the policy's first; 2,\d\d\d us per "
         r"token and layer\)",
-        chooser.noted(report_of(1600, n_kept, 3)).budget_choice,
+        rule.annotate(report_of(1600, n_kept, 3)).budget_choice,
     )
     assert re.fullmatch(
         r"ttft:20s: 7\.\d s predicted for all 700 tokens \(1,\d\d\d us per token and layer\)",
-        chooser.noted(report_of(700, 700)).budget_choice,
+        rule.annotate(report_of(700, 700)).budget_choice,
     )
-    assert chooser.noted(report_of(200, 200)).budget_choice == "ttft:20s: all 200 tokens, the prompt is short"
-    chooser = choose("ttft:900ms")
+    assert rule.annotate(report_of(200, 200)).budget_choice == "ttft:20s: all 200 tokens, the prompt is short"
+    rule = choose("ttft:900ms")
     assert re.fullmatch(
         r"ttft:900ms: out of reach, 17\.0 s predicted for 80 of 1,600 tokens \(selection layer 3, .*\)",
-        chooser.noted(report_of(1600, chooser.kept(1600), 3)).budget_choice,
+        rule.annotate(report_of(1600, rule.kept(1600), 3)).budget_choice,
     )
 
 
 def test_measuring_counts(choose, machine):
     """A prompt more than twice as long as any before it is measured, and its time shortens the prefill."""
-    chooser, begun = choose("ttft:28s", measured=0), []
-    chooser.measure(SESSION, [0] * 200, lambda: begun.append(1))
-    assert machine == [] and chooser.kept(200) == 200
-    assert chooser.kept(1600) == 80  # nothing is known yet
-    assert chooser.measure(SESSION, [0] * 1600, lambda: begun.append(1)) == pytest.approx(spent(1600))
+    rule, begun = choose("ttft:28s", measured=0), []
+    rule.measure(SESSION, [0] * 200, lambda: begun.append(1))
+    assert machine == [] and rule.kept(200) == 200
+    assert rule.kept(1600) == 80  # nothing is known yet
+    assert rule.measure(SESSION, [0] * 1600, lambda: begun.append(1)) == pytest.approx(spent(1600))
     assert machine == [32, 200, 1600] and begun == [1]
-    first = chooser.kept(1600)
-    report = chooser.noted(report_of(1600, first, 3))
+    first = rule.kept(1600)
+    report = rule.annotate(report_of(1600, first, 3))
     assert report.seconds["measuring"] == pytest.approx(spent(1600)) and "28.0 s predicted" in report.budget_choice
     assert report.prefill_seconds == pytest.approx(28.0, abs=0.02)
-    assert chooser.measure(SESSION, [0] * 3200, lambda: begun.append(1)) == 0
-    assert chooser.kept(1600) > first and begun == [1]
-    assert chooser.measure(SESSION, [0] * 3201, lambda: begun.append(1)) > 0
+    assert rule.measure(SESSION, [0] * 3200, lambda: begun.append(1)) == 0
+    assert rule.kept(1600) > first and begun == [1]
+    assert rule.measure(SESSION, [0] * 3201, lambda: begun.append(1)) > 0
 
 
 def test_turns(choose):
     """A turn is evaluated as it is if that is in time, or sooner than pruning everything."""
-    chooser = choose("ttft:2s")
-    assert chooser.extends(200, 500) and chooser.extends(0, 500)
-    assert not chooser.extends(1900, 10)  # 2 seconds are too few for it; pruned, it takes less
-    assert chooser.extends(500, 3000)  # 12 seconds, but all of it anew takes longer
+    rule = choose("ttft:2s")
+    assert rule.extends(200, 500) and rule.extends(0, 500)
+    assert not rule.extends(1900, 10)  # 2 seconds are too few for it; pruned, it takes less
+    assert rule.extends(500, 3000)  # 12 seconds, but all of it anew takes longer
     unmeasured = choose("ttft:2s", measured=0)
     assert unmeasured.extends(300, 3000) and not unmeasured.extends(3000, 1)
 

@@ -11,11 +11,10 @@ import pytest
 from test_rows import assert_rows, random_index
 from tiny_numpy import NumpyLlama
 
-from asl_gguf import reference
-from asl_gguf._native import lib
-from asl_gguf.engine import prefill
+from asl_gguf.engine.prefill import prefill
 from asl_gguf.errors import OptionError
-from asl_gguf.policies import ASL, FastKV, Policy, PyramidInfer
+from asl_gguf.native.bindings import lib
+from asl_gguf.policies import ASL, FastKV, Policy, PyramidInfer, ranking
 from harness import F16, F32, KV_NAMES, Q8_0, Context, KVState, Options, assert_same, llama_cpp, prompt
 
 N_TOKENS = 150
@@ -101,7 +100,7 @@ def test_decoding_equals_attention_in_numpy(load_tiny, tiny_model, name):
 
         type_v = F16 if options.kv == Q8_0 and not options.flash else options.kv
         keys, values = (
-            [to_floats(reference.gather_rows(rows, index), kv) for rows, index in zip(part, indices, strict=True)]
+            [to_floats(ranking.gather_rows(rows, index), kv) for rows, index in zip(part, indices, strict=True)]
             for part, kv in ((full.keys, options.kv), (full.values, type_v))
         )
         one_less = twin.decode(ANSWER[0], N_TOKENS, [rows[1:] for rows in keys], [rows[1:] for rows in values])[0]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from test_scores import TOLERANCE, kq_scale, relative_error
 
-from asl_gguf import reference
 from asl_gguf.errors import NativeError, OptionError
-from asl_gguf.session import Session
+from asl_gguf.native.session import Session
+from asl_gguf.policies import ranking
 from harness import F16, F32, KV_NAMES, Q8_0, Options, prompt
 
 N_TOKENS = 320
@@ -25,7 +25,7 @@ def random_weights(window: int) -> np.ndarray:
 def check(session: Session, weights: np.ndarray | None, architecture: str = "llama") -> float:
     """The scores of the layer that ran last against their twin; returns the largest relative error."""
     scores = session.scores()
-    expected = reference.window_scores(session.queries(), session.keys(), kq_scale(architecture), weights)
+    expected = ranking.window_scores(session.queries(), session.keys(), kq_scale(architecture), weights)
     assert scores.shape == expected.shape
     error = relative_error(scores, expected)
     assert error < TOLERANCE, f"largest relative error {error:.2e}"

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from asl_gguf._native import llama_cpp
+from asl_gguf.native.bindings import llama_cpp
 
 _CPU, _GPU = 0, 1  # ggml_backend_dev_type
 _ggml = llama_cpp.llama_cpp._lib

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from asl_gguf import engine, reference
-from asl_gguf.full_kv import FullKV, KeepingSession
-from asl_gguf.policies import ASL, FastKV, Full, GemFilter, Policy, PyramidInfer, SnapKV, SpanASL, StreamingLLM
-from asl_gguf.replay import Replay, record
+from asl_gguf.cache.host_kv import HostKV
+from asl_gguf.engine.prefill import prefill
+from asl_gguf.engine.replay import Replay, record
+from asl_gguf.engine.reusing import ReusingLayers
+from asl_gguf.policies import ASL, FastKV, Full, GemFilter, Policy, PyramidInfer, SnapKV, SpanASL, StreamingLLM, ranking
 from harness import F16, KV_NAMES, Q8_0, Context, Model, Options, prompt
 from tiny_gguf import ARCHITECTURES, SLIDING
 
@@ -72,7 +73,7 @@ def test_nothing_pruned_is_stock(load, check, architecture, n_gpu_layers, flash,
     model, options = load(architecture, n_gpu_layers), Options(flash=flash, kv=kv)
     with model.context(options) as stock, model.context(options) as context:
         stock.prefill(TOKENS)
-        engine.prefill(context.session(), TOKENS, Full(), N_TOKENS)
+        prefill(context.session(), TOKENS, Full(), N_TOKENS)
         check(context.continuation(ANSWER), stock.continuation(ANSWER))
 
 
@@ -122,7 +123,7 @@ def test_scores_equal_the_twin(load, is_exact, n_gpu_layers, flash, kv):
         for _ in range(N_LAYER):
             session.run(1, True)
             queries, keys = session.queries(), session.keys()
-            twin = reference.window_scores(queries, keys, queries.shape[-1] ** -0.5)
+            twin = ranking.window_scores(queries, keys, queries.shape[-1] ** -0.5)
             error = float((np.abs(session.scores() - twin) / twin).max())
             assert error <= (1e-5 if is_exact else TENSOR_CORES), error
 
@@ -134,8 +135,8 @@ def test_scores_equal_the_twin(load, is_exact, n_gpu_layers, flash, kv):
 def test_pruned_as_on_the_cpu(load, check, is_exact, name, architecture, n_gpu_layers, flash):
     policy, options, n_kept = POLICIES[name], Options(flash=flash), max(N_KEPT, POLICIES[name].min_kept)
     with load(architecture, 0).context(options) as cpu, load(architecture, n_gpu_layers).context(options) as context:
-        theirs = engine.prefill(cpu.session(), TOKENS, policy, n_kept)
-        ours = engine.prefill(context.session(), TOKENS, policy, n_kept)
+        theirs = prefill(cpu.session(), TOKENS, policy, n_kept)
+        ours = prefill(context.session(), TOKENS, policy, n_kept)
         assert ours.pruned and ours.rows_by_layer == theirs.rows_by_layer
         if is_exact:  # other rounding chooses others of equal rank
             assert ours.selected == theirs.selected
@@ -165,7 +166,7 @@ def test_rows_per_head(load, is_exact, n_gpu_layers, flash):
         held = context.cells()
         for layer, index in enumerate(lists):
             for got, rows in ((held.keys, full.keys), (held.values, full.values)):
-                kept = reference.gather_rows(rows[layer], index)
+                kept = ranking.gather_rows(rows[layer], index)
                 if is_exact or n_gpu_layers == ALL:
                     assert np.array_equal(got[layer], kept), layer
                 else:
@@ -175,10 +176,10 @@ def test_rows_per_head(load, is_exact, n_gpu_layers, flash):
 @with_layers
 def test_a_second_question_selects_from_all(load, check, is_exact, n_gpu_layers):
     def ask(context: Context) -> list[np.ndarray]:
-        kept = FullKV()
+        kept = HostKV()
         for question in (prompt(20, seed=1), prompt(25, seed=2)):
-            session = KeepingSession(context.session(), kept)
-            report = engine.prefill(session, TOKENS[:128] + question, POLICIES["asl"], N_KEPT)
+            session = ReusingLayers(context.session(), kept)
+            report = prefill(session, TOKENS[:128] + question, POLICIES["asl"], N_KEPT)
         assert session.corrected(report).reused_tokens == 128
         return context.continuation(ANSWER)
 
@@ -191,8 +192,8 @@ def test_a_second_question_selects_from_all(load, check, is_exact, n_gpu_layers)
 @with_layers
 def test_a_record_of_layers(load, check, n_gpu_layers):
     with load("llama", n_gpu_layers).context() as context:
-        engine.prefill(context.session(), TOKENS, POLICIES["asl"], N_KEPT)
+        prefill(context.session(), TOKENS, POLICIES["asl"], N_KEPT)
         expected = context.continuation(ANSWER)
         session = context.session()
-        engine.prefill(Replay(session, record(session, TOKENS, WINDOW)), TOKENS, POLICIES["asl"], N_KEPT)
+        prefill(Replay(session, record(session, TOKENS, WINDOW)), TOKENS, POLICIES["asl"], N_KEPT)
         check(context.continuation(ANSWER), expected)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from asl_gguf import Llama, engine, reference
-from asl_gguf._native import llama_cpp
-from asl_gguf.bench.stock import ContextOptions, Model, stock_prefill
-from asl_gguf.policies import ASL, Full
+from asl_gguf import Llama
+from asl_gguf.engine.prefill import prefill
+from asl_gguf.native.bindings import llama_cpp
+from asl_gguf.native.model import ContextOptions, Model, stock_prefill
+from asl_gguf.policies import ASL, Full, ranking
 
 N_TOKENS = 700
 
@@ -33,7 +34,7 @@ def _logits(model, ctx):
 def test_nothing_pruned_is_stock_within_rounding(model, tokens):
     with model.context(1024) as stock, model.context(1024) as ctx, model.session(ctx, 1024, 1024, "off") as session:
         stock_prefill(stock, tokens, 512)
-        engine.prefill(session, tokens, Full(), len(tokens))
+        prefill(session, tokens, Full(), len(tokens))
         theirs, ours = _logits(model, stock), _logits(model, ctx)
     assert ours.argmax() == theirs.argmax()
     assert np.abs(ours - theirs).max() <= 0.05, np.abs(ours - theirs).max()
@@ -45,7 +46,7 @@ def test_scores_on_the_device_equal_the_twin(model, tokens):
         for _ in range(3):
             session.run(1, True)
             queries, keys = session.queries(), session.keys()
-            twin = reference.window_scores(queries, keys, queries.shape[-1] ** -0.5)
+            twin = ranking.window_scores(queries, keys, queries.shape[-1] ** -0.5)
             error = np.abs(session.scores() - twin) / twin
             assert error.max() <= 5e-3, error.max()  # tensor cores round the factors of F32 products
         session.abort()
@@ -53,7 +54,7 @@ def test_scores_on_the_device_equal_the_twin(model, tokens):
 
 def test_pruned_prefill_keeps_the_budget(model, tokens):
     with model.context(256) as ctx, model.session(ctx, 256, 1024, "off") as session:
-        report = engine.prefill(session, tokens, ASL(), 128)
+        report = prefill(session, tokens, ASL(), 128)
     assert report.kept_tokens == 128
 
 

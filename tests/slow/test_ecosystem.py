@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from asl_gguf.demo_text import DemoDocument, make_document
-from asl_gguf.vocabulary import tokenize, vocabulary
+from asl_gguf.eval.demo_text import DemoDocument, make_document
+from asl_gguf.native.vocabulary import tokenize, vocabulary
 from harness import llama_cpp
 
 PAGE = Path(__file__).parents[2] / "docs" / "INTEGRATIONS.md"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asl_gguf import Llama
-from asl_gguf.demo_text import make_document
+from asl_gguf.eval.demo_text import make_document
 
 SHARED: dict[str, Any] = {"n_ctx": 2048, "n_threads": 2, "n_threads_batch": 2, "asl_budget": 0.2, "asl_full_kv": True}
 

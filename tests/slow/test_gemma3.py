@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from asl_gguf import Llama
-from asl_gguf.demo_text import make_document
-from asl_gguf.engine import prefill
+from asl_gguf.engine.prefill import prefill
+from asl_gguf.eval.demo_text import make_document
+from asl_gguf.native.session import sliding_layers
+from asl_gguf.native.vocabulary import tokenize
 from asl_gguf.policies import Full
-from asl_gguf.session import sliding_layers
-from asl_gguf.vocabulary import tokenize
 from harness import F16, Q8_0, Model, Options, assert_same
 
 FULL_LAYERS = (5, 11, 17)

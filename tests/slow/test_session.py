@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from asl_gguf import Llama
-from asl_gguf.demo_text import make_document
+from asl_gguf.eval.demo_text import make_document
 from harness import llama_cpp
 
 N_TOKENS = 4000

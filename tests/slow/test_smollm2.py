@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asl_gguf import Llama, reference
-from asl_gguf.demo_text import DemoDocument, make_document
-from asl_gguf.engine import prefill
-from asl_gguf.policies import Full
-from asl_gguf.vocabulary import tokenize
+from asl_gguf import Llama
+from asl_gguf.engine.prefill import prefill
+from asl_gguf.eval.demo_text import DemoDocument, make_document
+from asl_gguf.native.vocabulary import tokenize
+from asl_gguf.policies import Full, ranking
 from harness import F16, KV_NAMES, Q8_0, Model, Options, assert_same, llama_cpp
 
 N_LAYER = 30
@@ -117,7 +117,7 @@ def test_scores_equal_the_twin(model, tokens, setting):
         for layer, n_layers in ((0, 1), (12, 12), (N_LAYER - 1, N_LAYER - 13)):
             session.run(n_layers, True)
             info, scores, queries = session.info(), session.scores(), session.queries()
-            expected = reference.window_scores(queries, session.keys(), 1 / math.sqrt(info.n_embd_head_k))
+            expected = ranking.window_scores(queries, session.keys(), 1 / math.sqrt(info.n_embd_head_k))
             floor = 1e-6 * expected.max(axis=-1, keepdims=True)
             error = float((np.abs(scores - expected) / np.maximum(expected, floor)).max())
             assert scores.shape == (3, 300) and info.next_layer == layer + 1

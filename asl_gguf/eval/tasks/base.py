@@ -8,8 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from ...demo_text import last_fit
 from ...errors import OptionError
+from ..demo_text import last_fit
 from .words import seeded
 
 _GOLDEN_RATIO = 0.6180339887498949

@@ -1,0 +1,83 @@
+"""Budgets written as a goal: `fit:2GiB` (KV memory) and `ttft:5s` (time to the first token)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from ..errors import OptionError
+from ..policies import Full, Policy
+from .share import Budget
+
+_UNITS: dict[str, dict[str, int | Fraction]] = {
+    "fit": {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30},
+    "ttft": {"ms": Fraction(1, 1000), "s": 1, "min": 60},
+}
+FORMS = (
+    "'fit:SIZE' (KV memory: a number and B, KB, MB, GB, KiB, MiB or GiB, such as fit:2GiB) or 'ttft:TIME' (time to the "
+    "first token: a number and ms, s or min, such as ttft:5s)"
+)
+BudgetValue = float | int | str
+"""what users give: a share, a number of tokens, or a goal"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A goal from which the number of tokens to keep follows, once the model is known."""
+
+    value: str
+    """as it was written"""
+    kind: Literal["fit", "ttft"]
+    amount: float
+    """bytes or seconds, more than 0"""
+    min_prompt: int = Budget.min_prompt
+    """prompts up to this length are not pruned for a time"""
+
+    @classmethod
+    def parse(cls, text: str, min_prompt: int = Budget.min_prompt, option: str = "asl_budget") -> Target:
+        """From `fit:SIZE` or `ttft:TIME`, in any case.
+
+        Raises:
+            OptionError: it is neither; the message begins with the option's name.
+        """
+        Budget(1, min_prompt)  # refuses a wrong min_prompt
+        match = re.fullmatch(r"(fit|ttft):([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([a-z]+)", text, re.IGNORECASE)
+        if match is not None:
+            kind: Literal["fit", "ttft"] = "fit" if match[1].lower() == "fit" else "ttft"
+            unit = _UNITS[kind].get(match[3].lower())
+            if unit is not None and (amount := Fraction(match[2]) * unit) > 0:
+                return cls(text, kind, int(amount) if kind == "fit" else float(amount), min_prompt)
+        raise OptionError(f"{option}: expected {FORMS}, got {text!r}")
+
+
+def make_budget(value: BudgetValue, min_prompt: int) -> Budget | Target:
+    """`asl_budget` as an object.
+
+    Raises:
+        OptionError: it is none of the accepted forms.
+    """
+    if not isinstance(value, str):
+        return Budget(value, min_prompt)
+    if not is_target(value):
+        raise OptionError(f"asl_budget: expected a float in (0, 1], an int of at least 1 token, {FORMS}, got {value!r}")
+    return Target.parse(value, min_prompt)
+
+
+def check_budget(budget: Budget | Target, policy: Policy) -> None:
+    """Raises OptionError if this policy keeps to no such budget, whatever the model."""
+    if isinstance(policy, Full):
+        return
+    if isinstance(budget, Budget):
+        budget.check(policy.min_kept)
+    elif budget.kind == "ttft" and policy.first_selection(2) is None:
+        raise OptionError(
+            f"asl_budget: expected a policy whose deeper layers see fewer tokens for {budget.value}, such as asl-span, "
+            f"got {policy.name}, under which a prefill takes as long whatever is kept; take another policy or a share"
+        )
+
+
+def is_target(text: str) -> bool:
+    """Whether a text is meant as a goal, however wrong the rest of it is."""
+    return text.lower().startswith(("fit:", "ttft:"))

@@ -1,0 +1,1 @@
+"""What outlives a prompt: snapshots, their fingerprints, caches, files, K/V in host memory."""

@@ -1,0 +1,76 @@
+"""K/V rows in fewer bytes: quantised for host memory, expanded to what the cache holds when they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ModelError, OptionError
+
+KINDS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+"""ggml types that rows may be packed in"""
+
+_CACHE_TYPES = (0, 1, 30)
+"""f32, f16 and bf16 as ggml counts them: what is packed"""
+_AS_IT_IS = "pass asl_full_kv=True, which keeps the rows as the cache has them"
+
+
+class Packing:
+    """Packs rows of all layers in one of KINDS.
+
+    Args:
+        kind: one of KINDS.
+        type_k, type_v: ggml types of the cache.
+        widths: elements of K and of V of a row, for each layer; empty: the model's file does not say.
+        bytes_cell: what one row of every layer takes in the cache, together.
+
+    Raises:
+        OptionError: the cache's types are quantised already, or the rows are no whole blocks.
+        ModelError: the widths are not those of the cache.
+    """
+
+    def __init__(self, kind: str, type_k: int, type_v: int, widths: Sequence[tuple[int, int]], bytes_cell: int) -> None:
+        import gguf  # takes as long as the rest of this package
+
+        self._quants = gguf.quants
+        self._type = gguf.GGMLQuantizationType[kind.upper()]
+        for name, value in (("type_k", type_k), ("type_v", type_v)):
+            if value not in _CACHE_TYPES:
+                found = gguf.GGMLQuantizationType(value).name.lower()
+                raise OptionError(
+                    f"asl_full_kv: expected {name} of f32, f16 or bf16 to keep as {kind}, got {found}; {_AS_IT_IS}"
+                )
+        self._cached = (gguf.GGMLQuantizationType(type_k), gguf.GGMLQuantizationType(type_v))
+        sizes = gguf.GGML_QUANT_SIZES
+        n_block, n_packed = sizes[self._type]
+        n_k, n_v = (sizes[cached][1] for cached in self._cached)
+        if not widths or sum(k * n_k + v * n_v for k, v in widths) != bytes_cell:
+            raise ModelError(
+                f"expected a model file whose header gives the K/V widths of its {bytes_cell} bytes a token to keep as "
+                f"{kind}, got {list(widths)[:4]}; {_AS_IT_IS}"
+            )
+        if odd := [pair for pair in widths if pair[0] % n_block or pair[1] % n_block]:
+            raise OptionError(
+                f"asl_full_kv: expected K and V of a layer in whole blocks of {n_block} for {kind}, got {odd[0][0]} and "
+                f"{odd[0][1]} elements a token; {_AS_IT_IS}"
+            )
+        self._cached_k = [k * n_k for k, _ in widths]
+        self._packed_k = [k // n_block * n_packed for k, _ in widths]
+
+    def pack(self, layer: int, rows: np.ndarray) -> np.ndarray:
+        """Rows of a layer, uint8 [n, bytes in the cache] -> uint8 [n, packed bytes]."""
+        return self._converted(rows, self._cached_k[layer], self._cached, (self._type, self._type))
+
+    def unpack(self, layer: int, packed: np.ndarray) -> np.ndarray:
+        """What `pack` returned, as the cache holds it; values are rounded."""
+        return self._converted(packed, self._packed_k[layer], (self._type, self._type), self._cached)
+
+    def _converted(self, rows: np.ndarray, at: int, old: Sequence[Any], new: Sequence[Any]) -> np.ndarray:
+        """K, up to byte `at` of each row, and V from the old to the new types."""
+        parts = [
+            self._quants.quantize(self._quants.dequantize(np.ascontiguousarray(part), before), after).view(np.uint8)
+            for part, before, after in zip((rows[:, :at], rows[:, at:]), old, new)
+        ]
+        return np.concatenate(parts, axis=1)

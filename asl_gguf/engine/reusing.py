@@ -1,0 +1,160 @@
+"""Layers of a prompt whose start was prefilled before: its K/V come from host memory, the other tokens run.
+
+A question that selects at an earlier layer than the one before it keeps K/V of its tokens there, but no token is
+dropped before the layer whose hidden states there are; one that selects later runs all tokens from that layer on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..cache.host_kv import HostKV
+from ..native.bindings import session_info
+from ..native.session import Session
+from ..policies.contract import Floats, Indices
+from ..report import PrefillReport
+
+_MIN_PAST = 32
+"""a shorter common start is not worth it: chunks would end elsewhere than without"""
+
+
+class ReusingLayers:
+    """A session that computes what `HostKV` does not have."""
+
+    def __init__(self, session: Session, kept: HostKV) -> None:
+        self._session = session
+        self.sliding = session.sliding
+        self._kept = kept
+        self._tokens: tuple[int, ...] = ()
+        self._whole = True  # the layer that runs next sees all tokens of the prompt
+        self._current: Indices | None = None  # what is left of them for the policy, where it dropped some; None: all
+        self._n_loading = 0  # tokens whose K/V are loaded, as long as they are
+        self._rows: list[np.ndarray] = []  # new K/V of the layers that saw all tokens, packed
+        self._hidden: Floats | None = None  # what the last of them put out
+        self._window: tuple[int, Floats | None] = (0, None)  # and the weights of its queries
+        self._n_computed = 0  # token-layers
+        self.n_past = 0
+        """tokens of the prompt that were not computed in the first layer"""
+
+    def begin(self, tokens: Sequence[int], window: int, first_pos: int = 0) -> None:
+        """`Session.begin`. From another position on, tokens run a second time: as they are, and nothing is kept."""
+        self._session.begin(tokens, window, first_pos)
+        self._whole = first_pos == 0
+        if self._whole:
+            self._n_computed = self.n_past = 0
+        self._tokens, self._current, self._n_loading = tuple(tokens), None, 0
+        self._rows, self._hidden = [], None
+        self._window = (window, None)
+
+    def set_window(self, window: int, weights: Floats | None = None) -> None:
+        """`Session.set_window`"""
+        self._session.set_window(window, weights)
+        self._window = (window, weights)
+
+    def _set_past(self) -> None:
+        """Before the first layer runs, when the window is known: its tokens are computed, for their queries choose."""
+        window, weights = self._window
+        n_past = min(self._kept.n_common(self._tokens), len(self._tokens) - window)
+        self.n_past = self._n_loading = n_past if n_past >= _MIN_PAST else 0
+        if self.n_past:
+            self._session.set_past(self.n_past)
+            self._session.set_window(window, weights)
+
+    def running(self, n_layers: int, with_scores: bool) -> Iterator[None]:
+        """`Session.running`, over the tokens that are new."""
+        if self._whole and not self._rows:
+            self._set_past()
+        for i in range(n_layers):
+            yield from self._running_layer(with_scores and i == n_layers - 1)
+
+    def _running_layer(self, with_scores: bool) -> Iterator[None]:
+        layer = len(self._rows)
+        if self._n_loading and layer == self._kept.depth:
+            self._leave_past()
+        if self._n_loading:
+            self._session.load_rows(self._kept.rows(layer, self._n_loading))
+        yield from self._session.running(1, with_scores)
+        self._n_computed += self._session.info().n_current - self._n_loading
+        if self._whole:
+            rows = self._session.save_rows(self._n_loading, len(self._tokens))
+            self._rows.append(self._kept.packed(layer, rows))
+
+    def _leave_past(self) -> None:
+        """The layers whose K/V there are have run: the past's hidden states join, and what was dropped goes."""
+        assert self._kept.hidden is not None
+        self._session.load_hidden(self._kept.hidden[: self._n_loading])
+        self._n_loading = 0
+        if self._current is not None:
+            self._drop(self._current)
+
+    def _drop(self, left: Indices) -> None:
+        """Deeper layers see these tokens only. What they began with, of all tokens, is there for the next prompt."""
+        self._hidden = self._session.save_hidden(0, len(self._tokens))
+        self._session.keep_tokens(left)
+        self._whole, self._current = False, None
+
+    def info(self) -> session_info:
+        """`Session.info`"""
+        return self._session.info()
+
+    def scores(self) -> Floats:
+        """`Session.scores` of the tokens that are left; the softmax was taken over all that the layer saw."""
+        return self._of_current(self._session.scores(), axis=1)
+
+    def queries(self) -> Floats:
+        """`Session.queries`"""
+        return self._session.queries()
+
+    def keys(self) -> Floats:
+        """`Session.keys` of the tokens that are left."""
+        return self._of_current(self._session.keys(), axis=0)
+
+    def _of_current(self, values: Floats, axis: int) -> Floats:
+        return values if self._current is None else np.ascontiguousarray(np.take(values, self._current, axis))
+
+    def keep_rows(self, index: Indices | None) -> int:
+        """`Session.keep_rows`"""
+        if self._current is not None:
+            index = self._current if index is None else self._current[index]
+        return self._session.keep_rows(index)
+
+    def keep_tokens(self, index: Indices) -> None:
+        """`Session.keep_tokens`, from the layer on whose hidden states there are; before it, K/V of others are dropped."""
+        if not self._whole:
+            self._session.keep_tokens(index)
+            return
+        self._current = index if self._current is None else self._current[index]
+        if not self._n_loading:
+            self._drop(self._current)
+        elif len(self._rows) == self._kept.depth:
+            self._leave_past()
+
+    def finishing(self) -> Iterator[None]:
+        """`Session.finishing`, and the new K/V are there for the next prompt."""
+        n_layer = self._session.info().n_layer
+        while self._whole and len(self._rows) < n_layer:
+            if self._n_loading and len(self._rows) == self._kept.depth:
+                self._leave_past()
+            else:
+                yield from self._running_layer(False)
+                if not self.sliding[len(self._rows) - 1]:
+                    self.keep_rows(None)
+        info = self._session.info()
+        self._n_computed += (n_layer - info.next_layer) * info.n_current
+        yield from self._session.finishing()
+        if self._rows:
+            self._kept.put(self._tokens, self.n_past, self._rows, self._hidden)
+
+    def abort(self) -> None:
+        """`Session.abort`; what `HostKV` has stays."""
+        self._session.abort()
+        self._rows, self._hidden = [], None
+
+    def corrected(self, report: PrefillReport) -> PrefillReport:
+        """The engine's report, with what was computed in truth."""
+        return replace(
+            report, token_layers=self._n_computed, reused_tokens=self.n_past, full_kv_bytes=self._kept.n_bytes
+        )

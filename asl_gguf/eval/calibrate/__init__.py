@@ -1,0 +1,1 @@
+"""Which layer selects best on a model."""

@@ -1,0 +1,63 @@
+"""A copy of a GGUF model with every weight expanded to F32: what a reference implementation in F32 computes with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from ..errors import ModelError
+from .named import cache_dir
+
+_F32 = int(gguf.LlamaFileType.ALL_F32)
+
+
+def expanded(path: str | os.PathLike) -> Path:
+    """The F32 copy of a model, made when it is first asked for and kept in the cache directory.
+
+    Raises:
+        ModelError: gguf cannot read the file, or has no dequantisation for one of its types.
+    """
+    source = Path(path)
+    stat = source.stat()
+    target = cache_dir() / f"{source.stem}-f32-{stat.st_size:x}-{stat.st_mtime_ns:x}.gguf"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(f".{os.getpid()}.part")
+    try:
+        _write(source, part)
+        os.replace(part, target)
+    except (ValueError, NotImplementedError, IndexError, KeyError) as err:
+        raise ModelError(f"expected a GGUF model that the gguf package can dequantise, got {source}: {err}") from err
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def _write(source: Path, target: Path) -> None:
+    reader = gguf.GGUFReader(source)
+    architecture = reader.get_field(gguf.Keys.General.ARCHITECTURE)
+    if architecture is None:
+        raise ValueError("it names no architecture")
+    writer = gguf.GGUFWriter(target, architecture.contents())
+    for field in reader.fields.values():
+        # the writer makes these itself
+        if field.name.startswith("GGUF.") or field.name == gguf.Keys.General.ARCHITECTURE:
+            continue
+        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        value = _F32 if field.name == gguf.Keys.General.FILE_TYPE else field.contents()
+        writer.add_key_value(field.name, value, field.types[0], sub_type=sub_type)
+    for tensor in reader.tensors:
+        writer.add_tensor_info(
+            tensor.name, [int(n) for n in reversed(tensor.shape)], np.dtype(np.float32), int(tensor.n_elements) * 4
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in reader.tensors:  # one at a time: the model may be larger than the memory
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        writer.write_tensor_data(np.ascontiguousarray(values))
+    writer.close()

@@ -1,0 +1,1 @@
+"""The library: loading it, bindings of its C API, sessions, devices, models and their vocabulary."""

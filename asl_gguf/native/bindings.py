@@ -1,0 +1,140 @@
+"""ctypes bindings of native/include/asl.h, and nothing else. A test compares them with the header."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from typing import TYPE_CHECKING, Any
+
+from .. import __path__ as _package_paths
+from ..errors import LibraryError, NativeError, OptionError, PrefillCancelled, UnsupportedModelError
+from . import loading
+
+if TYPE_CHECKING:
+    import llama_cpp
+else:
+    llama_cpp = loading.load(list(_package_paths))
+
+ABI_VERSION = 5
+
+OK = 0
+ERR_ARGUMENT = 1
+ERR_UNSUPPORTED = 2
+ERR_STATE = 3
+ERR_MEMORY = 4
+ERR_COMPUTE = 5
+CANCELLED = 6
+ERR_INTERNAL = 7
+
+DEQUANT_OFF = 0
+DEQUANT_AUTO = 1
+DEQUANT_ALL = 2
+
+progress_callback = ctypes.CFUNCTYPE(c_bool, c_void_p, c_int64, c_int64)
+
+
+class session_info(ctypes.Structure):
+    """`asl_session_info`."""
+
+    _fields_ = [
+        ("n_layer", c_int32),
+        ("next_layer", c_int32),
+        ("n_tokens", c_int32),
+        ("n_current", c_int32),
+        ("n_window", c_int32),
+        ("n_cells", c_int32),
+        ("n_cells_used", c_int32),
+        ("n_cells_sliding", c_int32),
+        ("n_cells_sliding_used", c_int32),
+        ("n_head", c_int32),
+        ("n_head_kv", c_int32),
+        ("n_embd_head_k", c_int32),
+        ("n_dequantised", c_int32),
+        ("kv_bytes_cell", c_int64),
+        ("kv_bytes_cell_sliding", c_int64),
+        ("kv_bytes_decode", c_int64),
+        ("kv_bytes_prefill", c_int64),
+        ("kv_bytes_prefill_peak", c_int64),
+        ("host_bytes", c_int64),
+        ("device_bytes", c_int64),
+    ]
+
+
+_context_params_p = POINTER(llama_cpp.llama_context_params)
+
+# name -> (result, arguments), as in asl.h
+SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "asl_abi_version": (c_int32, []),
+    "asl_model_check": (c_int, [c_void_p, c_char_p, c_size_t]),
+    "asl_model_get_sliding": (c_int32, [c_void_p, POINTER(c_bool)]),
+    "asl_context_kv_bytes": (c_int64, [c_void_p]),
+    "asl_context_get_kv_resident": (c_bool, [c_void_p, POINTER(c_int64)]),
+    "asl_session_init": (c_void_p, [c_void_p, _context_params_p, c_uint32, c_char_p, c_size_t]),
+    "asl_session_free": (None, [c_void_p]),
+    "asl_session_last_error": (c_char_p, [c_void_p]),
+    "asl_session_set_progress": (c_int, [c_void_p, progress_callback, c_void_p]),
+    "asl_session_set_dequant": (c_int, [c_void_p, c_int]),
+    "asl_session_get_info": (c_int, [c_void_p, POINTER(session_info)]),
+    "asl_context_get_first_cells": (c_bool, [c_void_p, POINTER(c_int32)]),
+    "asl_context_set_first_cells": (c_bool, [c_void_p, POINTER(c_int32)]),
+    "asl_context_set_logits": (c_bool, [c_void_p, POINTER(c_float)]),
+    "asl_session_begin": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_int32, c_int32]),
+    "asl_session_set_window": (c_int, [c_void_p, c_int32, POINTER(c_float)]),
+    "asl_session_set_past": (c_int, [c_void_p, c_int32]),
+    "asl_session_row_bytes": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),
+    "asl_session_save_rows": (c_int, [c_void_p, c_int32, c_int32, c_void_p, c_int64]),
+    "asl_session_load_rows": (c_int, [c_void_p, c_void_p, c_int64]),
+    "asl_session_save_hidden": (c_int, [c_void_p, c_int32, c_int32, POINTER(c_float), c_int64]),
+    "asl_session_load_hidden": (c_int, [c_void_p, POINTER(c_float), c_int64]),
+    "asl_session_run": (c_int, [c_void_p, c_int32, c_bool]),
+    "asl_session_get_scores": (c_int, [c_void_p, POINTER(c_float)]),
+    "asl_session_get_queries": (c_int, [c_void_p, POINTER(c_float)]),
+    "asl_session_get_keys": (c_int, [c_void_p, POINTER(c_float)]),
+    "asl_session_keep_rows": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_bool]),
+    "asl_session_keep_tokens": (c_int, [c_void_p, POINTER(c_int32), c_int32]),
+    "asl_session_layer_bytes": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),
+    "asl_session_save_layer": (c_int, [c_void_p, c_void_p, c_int64]),
+    "asl_session_load_layer": (c_int, [c_void_p, c_int32, c_void_p, c_int64]),
+    "asl_session_finish": (c_int, [c_void_p]),
+    "asl_session_abort": (c_int, [c_void_p]),
+}
+
+
+class _Functions:
+    """The functions of asl.h as attributes, without their prefix."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        if not loading.has_symbol(library, "asl_abi_version"):
+            raise LibraryError(
+                f"{library._name} is a llama.cpp without asl; unset LLAMA_CPP_LIB_PATH and reinstall asl_gguf"
+            )
+        # before the rest: a library of another version may lack functions
+        if (found := library.asl_abi_version()) != ABI_VERSION:
+            raise LibraryError(
+                f"expected asl ABI version {ABI_VERSION}, {library._name} has {found}; reinstall asl_gguf"
+            )
+        for name, (result, arguments) in SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype = result
+            function.argtypes = arguments
+            setattr(self, name.removeprefix("asl_"), function)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        raise AttributeError(f"asl.h has no function asl_{name}")
+
+
+lib = _Functions(llama_cpp.llama_cpp._lib)
+
+_ERRORS = {
+    ERR_ARGUMENT: OptionError,
+    ERR_UNSUPPORTED: UnsupportedModelError,
+    CANCELLED: PrefillCancelled,
+}
+
+
+def check(status: int, session: int) -> None:
+    """Raises the error that belongs to a status other than OK."""
+    if status != OK:
+        message = lib.session_last_error(session).decode("utf-8", "replace")
+        raise _ERRORS.get(status, NativeError)(message)

@@ -1,0 +1,118 @@
+"""Which llama.cpp library this process uses: ours, and no other.
+
+`llama_cpp` loads its library when it is imported, from the folder in LLAMA_CPP_LIB_PATH. The ctypes
+structs of one llama-cpp-python release fit one version of llama.cpp, so both are pinned together.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from ..errors import LibraryError
+
+_ENV = "LLAMA_CPP_LIB_PATH"
+_ENV_MTMD = "MTMD_CPP_LIB"  # the same for llama_cpp.mtmd_cpp
+
+
+def library_file(folder: Path) -> Path:
+    """Path of libllama in a folder, under the platform's name for it."""
+    names = {"win32": ("llama.dll",), "darwin": ("libllama.dylib", "libllama.so")}
+    candidates = [folder / name for name in names.get(sys.platform, ("libllama.so",))]
+    return next((path for path in candidates if path.exists()), candidates[0])
+
+
+def library_folder(package_paths: list[str]) -> Path:
+    """The folder that holds our libllama.
+
+    An editable install keeps the sources and the built libraries in two folders; both are on the
+    package's search path.
+
+    Raises:
+        LibraryError: no folder has one.
+    """
+    override = os.environ.get(_ENV)
+    folders = [Path(override)] if override else [Path(path) / "lib" for path in package_paths]
+    for folder in folders:
+        if library_file(folder).exists():
+            return folder.resolve()
+    source = f"{_ENV}={override}" if override else "the installed package"
+    raise LibraryError(
+        f"expected {library_file(folders[0]).name} in {' or '.join(map(str, folders))} ({source}), found none. "
+        + (
+            f"Unset {_ENV}."
+            if override
+            else "Install the package with pip (it builds the library), or run `make build`."
+        )
+    )
+
+
+def pinned_version(folder: Path) -> str:
+    """llama-cpp-python version that the library in `folder` was built for."""
+    try:
+        name, version = (folder / "LLAMA_CPP_VERSION").read_text().splitlines()[0].split()
+    except (OSError, IndexError, ValueError) as err:
+        raise LibraryError(
+            f"expected a file LLAMA_CPP_VERSION that says 'llama-cpp-python VERSION' in {folder}; reinstall asl_gguf"
+        ) from err
+    return version if name == "llama-cpp-python" else f"of {name}"
+
+
+def select(package_paths: list[str]) -> None:
+    """Points a later `import llama_cpp` at our library. Errors are left to `load`."""
+    if "llama_cpp.llama_cpp" not in sys.modules and _ENV not in os.environ:
+        try:
+            _point_to(library_folder(package_paths))
+        except LibraryError:
+            pass
+
+
+def _point_to(folder: Path) -> None:
+    os.environ[_ENV] = str(folder)
+    os.environ.setdefault(_ENV_MTMD, str(folder))
+
+
+def load(package_paths: list[str]) -> ModuleType:
+    """Imports `llama_cpp` on top of our library and returns it.
+
+    Raises:
+        LibraryError: the library is missing, of another version, or `llama_cpp` was imported before
+            on top of another one.
+    """
+    folder = library_folder(package_paths)
+    loaded = sys.modules.get("llama_cpp.llama_cpp")
+    if loaded is not None and Path(loaded._base_path).resolve() != folder:
+        raise LibraryError(
+            f"llama_cpp was imported before asl_gguf and uses the library in {loaded._base_path}. "
+            "Import asl_gguf first; its library serves plain llama_cpp as well."
+        )
+    _point_to(folder)
+    try:
+        import llama_cpp
+    except ImportError as err:
+        raise LibraryError(
+            f"llama-cpp-python cannot be imported ({err}); install it with `pip install -r requirements.txt`"
+        ) from err
+    except (OSError, RuntimeError) as err:
+        raise LibraryError(
+            f"{library_file(folder)} cannot be loaded: {err}. Reinstall asl_gguf on this machine."
+        ) from err
+    expected = pinned_version(folder)
+    if llama_cpp.__version__ != expected:
+        raise LibraryError(
+            f"expected llama-cpp-python {expected} (the library was built for it), got {llama_cpp.__version__}. "
+            f"Install llama-cpp-python=={expected} as in requirements.txt."
+        )
+    return llama_cpp
+
+
+def has_symbol(library: ctypes.CDLL, name: str) -> bool:
+    """Whether a loaded library exports a function."""
+    try:
+        getattr(library, name)
+    except AttributeError:
+        return False
+    return True

@@ -1,0 +1,347 @@
+"""`asl_session` as a Python object: arrays in, arrays out, statuses as exceptions."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import OptionError, UnsupportedModelError
+from ..policies.contract import Floats, Indices
+from . import bindings
+from .bindings import check, lib, llama_cpp
+
+DEQUANT_MODES = {"off": bindings.DEQUANT_OFF, "auto": bindings.DEQUANT_AUTO, "all": bindings.DEQUANT_ALL}
+
+Progress = Callable[[int, int], bool | None]
+"""(done, total) in token-layers; returning False cancels"""
+
+
+def unsupported_reason(model: int) -> str | None:
+    """Why models of this architecture cannot be prefilled layer by layer; None if they can.
+
+    Args:
+        model: a `llama_model *`.
+    """
+    reason = ctypes.create_string_buffer(256)
+    status = lib.model_check(model, reason, len(reason))
+    return None if status == bindings.OK else reason.value.decode("utf-8", "replace")
+
+
+def sliding_layers(model: int) -> tuple[bool, ...]:
+    """Of each layer, whether it attends to a sliding window of the newest tokens only.
+
+    Args:
+        model: a `llama_model *`.
+    """
+    flags = (ctypes.c_bool * llama_cpp.llama_model_n_layer(model))()
+    lib.model_get_sliding(model, flags)
+    return tuple(flags)
+
+
+class Session:
+    """Prefills prompts layer by layer for one decode context. The calls are those of native/include/asl.h.
+
+    Args:
+        context: a `llama_context *`, which must outlive the session.
+        params: what the context was created with.
+        n_ctx: longest prompt + answer in tokens.
+
+    Raises:
+        UnsupportedModelError: the model or the context cannot be prefilled layer by layer.
+    """
+
+    def __init__(self, context: int, params: llama_cpp.llama_context_params, n_ctx: int) -> None:
+        error = ctypes.create_string_buffer(256)
+        self._params = params
+        self._n_embd = llama_cpp.llama_model_n_embd(llama_cpp.llama_get_model(context))
+        self._pointer: int | None = lib.session_init(context, ctypes.byref(params), n_ctx, error, len(error))
+        self._progress = bindings.progress_callback()  # NULL
+        self._raised: BaseException | None = None
+        self._interrupted = False
+        if not self._pointer:
+            raise UnsupportedModelError(error.value.decode("utf-8", "replace"))
+        self.sliding = sliding_layers(llama_cpp.llama_get_model(context))
+        """of each layer, whether it attends to a sliding window only: its scores rank nothing beyond, and it keeps
+        K/V by itself"""
+
+    @property
+    def _handle(self) -> int:
+        if not self._pointer:
+            raise OptionError("expected an open session, got one that was closed; make a new one")
+        return self._pointer
+
+    def close(self) -> None:
+        """Frees the session; before the context is freed. A closed session cannot be used again."""
+        if self._pointer:
+            lib.session_free(self._pointer)
+            self._pointer = None
+
+    def __del__(self) -> None:
+        # the interpreter may be shutting down, with this module half gone
+        if getattr(self, "_pointer", None) and lib is not None:
+            self.close()
+
+    def set_progress(self, progress: Progress | None) -> None:
+        """Calls `progress` between chunks. What it raises cancels the prefill and comes out of the call."""
+
+        def report(_user_data: int, done: int, total: int) -> bool:
+            try:
+                goes_on = progress is None or progress(done, total) is not False
+                return goes_on and not self._interrupted
+            except BaseException as err:  # KeyboardInterrupt too: ctypes would print and drop it
+                self._raised = err
+                return False
+
+        self._progress = bindings.progress_callback(report)
+        self._check(lib.session_set_progress(self._handle, self._progress, None))
+
+    def set_dequant(self, mode: str) -> None:
+        """Whether weights without a fast kernel are expanded to F16 once per layer: 'off', 'auto' or 'all'."""
+        if mode not in DEQUANT_MODES:
+            raise OptionError(f"asl_dequant: expected one of {', '.join(DEQUANT_MODES)}, got {mode!r}")
+        self._check(lib.session_set_dequant(self._handle, DEQUANT_MODES[mode]))
+
+    @property
+    def chunks(self) -> dict[str, int]:
+        """n_batch and n_ubatch of prefills."""
+        return {"n_batch": self._params.n_batch, "n_ubatch": self._params.n_ubatch}
+
+    @property
+    def kv_types(self) -> tuple[int, int]:
+        """ggml types of K and V in the cache."""
+        return self._params.type_k, self._params.type_v
+
+    def info(self) -> bindings.session_info:
+        """Sizes and progress, see `asl_session_info`."""
+        info = bindings.session_info()
+        self._check(lib.session_get_info(self._handle, ctypes.byref(info)))
+        return info
+
+    def begin(self, tokens: Sequence[int], window: int, first_pos: int = 0) -> None:
+        """Starts a prefill at position first_pos; what the decode context held is forgotten."""
+        ids = _indices("tokens", tokens, (1,))
+        self._check(lib.session_begin(self._handle, _int32_p(ids), ids.size, window, first_pos))
+
+    def set_window(self, window: int, weights: Floats | None = None) -> None:
+        """Scores of layers that run from now on come from the last `window` tokens.
+
+        Args:
+            weights: float32 [window], factors on each query's attention; None: 1.
+        """
+        factors = None if weights is None else np.ascontiguousarray(weights, dtype=np.float32)
+        if factors is not None and factors.shape != (window,):
+            raise OptionError(f"weights: expected shape [{window}], got {list(factors.shape)}")
+        self._check(lib.session_set_window(self._handle, window, None if factors is None else _float_p(factors)))
+
+    def set_past(self, n_past: int) -> None:
+        """The first n_past tokens are not computed: `load_rows` gives their K/V before each layer runs.
+
+        Tokens cannot be dropped then, and all layers have to run, one by one.
+        """
+        _require_int32("n_past", n_past)
+        self._check(lib.session_set_past(self._handle, n_past))
+
+    def row_bytes(self, layer: int) -> int:
+        """Bytes of one token's K/V in a layer."""
+        n_bytes = ctypes.c_int64()
+        self._check(lib.session_row_bytes(self._handle, layer, ctypes.byref(n_bytes)))
+        return n_bytes.value
+
+    def save_rows(self, begin: int, end: int) -> np.ndarray:
+        """uint8 [end - begin, row bytes]: K/V of these tokens in the layer that ran last, for `load_rows`."""
+        info = self.info()
+        n_row = self.row_bytes(max(0, info.next_layer - 1))
+        if not 0 <= begin < end <= info.n_current:
+            raise OptionError(f"expected tokens between 0 and {info.n_current}, got {begin} to {end}")
+        result = np.empty((end - begin, n_row), dtype=np.uint8)
+        self._check(lib.session_save_rows(self._handle, begin, end, result.ctypes.data, result.nbytes))
+        return result
+
+    def load_rows(self, rows: np.ndarray) -> None:
+        """K/V of the first n_past tokens in the layer that runs next.
+
+        Args:
+            rows: uint8 [n_past, row bytes], as from `save_rows` for the same first tokens.
+        """
+        info = self.info()
+        n_row = self.row_bytes(min(info.next_layer, info.n_layer - 1))
+        if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != n_row:
+            raise OptionError(f"rows: expected uint8 [n_past, {n_row}], got {rows.dtype} {list(rows.shape)}")
+        data = np.ascontiguousarray(rows)
+        self._check(lib.session_load_rows(self._handle, data.ctypes.data, data.nbytes))
+
+    def save_hidden(self, begin: int, end: int) -> Floats:
+        """float32 [end - begin, n_embd]: output of the layer that ran last, not the model's last, for `load_hidden`."""
+        result = np.empty((max(0, end - begin), self._n_embd), dtype=np.float32)
+        self._check(lib.session_save_hidden(self._handle, begin, end, _float_p(result), result.nbytes))
+        return result
+
+    def load_hidden(self, hidden: Floats) -> None:
+        """Output of the layer that ran last for the first n_past tokens, which are like all others from then on.
+
+        Args:
+            hidden: float32 [n_past, n_embd], as from `save_hidden` for the same first tokens.
+        """
+        if hidden.dtype != np.float32 or hidden.ndim != 2 or hidden.shape[1] != self._n_embd:
+            raise OptionError(
+                f"hidden: expected float32 [n_past, {self._n_embd}], got {hidden.dtype} {list(hidden.shape)}"
+            )
+        data = np.ascontiguousarray(hidden)
+        self._check(lib.session_load_hidden(self._handle, _float_p(data), data.nbytes))
+
+    def run(self, n_layers: int, with_scores: bool) -> None:
+        """Runs the next layers over the current tokens; the last of them has scores."""
+        with self._interruptible():
+            self._check(lib.session_run(self._handle, n_layers, with_scores))
+
+    def running(self, n_layers: int, with_scores: bool) -> Iterator[None]:
+        """`run` in slices."""
+        self.run(n_layers, with_scores)
+        yield
+
+    def finishing(self) -> Iterator[None]:
+        """`finish` in slices."""
+        self.finish()
+        yield
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C ends a native call after its chunk and reaches its own handler then.
+
+        Python runs handlers on entry to the progress callback as well, before any try of ours: ctypes would print
+        and drop what they raise.
+        """
+        handler = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(handler):
+            yield
+            return
+        caught: list[Any] = []
+
+        def note(*arguments: Any) -> None:
+            self._interrupted = True
+            caught.append(arguments)
+
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            self._interrupted = False
+            if caught:
+                handler(*caught[0])
+
+    def scores(self) -> Floats:
+        """float32 [n_head_kv, n_current]: the window's attention in the layer that ran last."""
+        info = self.info()
+        result = np.empty((info.n_head_kv, info.n_current), dtype=np.float32)
+        self._check(lib.session_get_scores(self._handle, _float_p(result)))
+        return result
+
+    def queries(self) -> Floats:
+        """float32 [n_window, n_head, n_embd_head_k]: the window's queries in the layer that ran last."""
+        info = self.info()
+        result = np.empty((info.n_window, info.n_head, info.n_embd_head_k), dtype=np.float32)
+        self._check(lib.session_get_queries(self._handle, _float_p(result)))
+        return result
+
+    def keys(self) -> Floats:
+        """float32 [n_current, n_head_kv, n_embd_head_k]: the keys of the layer that ran last."""
+        info = self.info()
+        result = np.empty((info.n_current, info.n_head_kv, info.n_embd_head_k), dtype=np.float32)
+        self._check(lib.session_get_keys(self._handle, _float_p(result)))
+        return result
+
+    def keep_rows(self, index: Indices | None) -> int:
+        """Copies K/V rows of the layer that ran last into the decode context.
+
+        Args:
+            index: int32 [k], or [n_head_kv, k]; None for all current tokens.
+
+        Returns:
+            k
+        """
+        info = self.info()
+        if index is None:
+            self._check(lib.session_keep_rows(self._handle, None, info.n_current, False))
+            return info.n_current
+        rows = _indices("rows", index, (1, 2))
+        if rows.ndim == 2 and rows.shape[0] != info.n_head_kv:
+            raise OptionError(f"rows: expected shape [k] or [{info.n_head_kv}, k], got {list(rows.shape)}")
+        self._check(lib.session_keep_rows(self._handle, _int32_p(rows), rows.shape[-1], rows.ndim == 2))
+        return rows.shape[-1]
+
+    def keep_tokens(self, index: Indices) -> None:
+        """Deeper layers see only these tokens, int32 [k]."""
+        kept = _indices("tokens", index, (1,))
+        self._check(lib.session_keep_tokens(self._handle, _int32_p(kept), kept.size))
+
+    def save_layer(self) -> np.ndarray:
+        """uint8: K/V and output of the layer that ran last, for `load_layer`."""
+        layer = max(0, self.info().next_layer - 1)
+        result = np.empty(self._layer_bytes(layer), dtype=np.uint8)
+        self._check(lib.session_save_layer(self._handle, result.ctypes.data, result.size))
+        return result
+
+    def load_layer(self, layer: int, saved: np.ndarray) -> None:
+        """Takes a layer from bytes that `save_layer` returned for the same tokens, in place of running it.
+
+        The prefill goes on after this layer. Layers that were jumped over have kept no rows.
+        """
+        if saved.dtype != np.uint8 or saved.ndim != 1:
+            raise OptionError(f"saved: expected bytes (uint8 [n]), got {saved.dtype} {list(saved.shape)}")
+        data = np.ascontiguousarray(saved)
+        self._check(lib.session_load_layer(self._handle, layer, data.ctypes.data, data.size))
+
+    def _layer_bytes(self, layer: int) -> int:
+        n_bytes = ctypes.c_int64()
+        self._check(lib.session_layer_bytes(self._handle, layer, ctypes.byref(n_bytes)))
+        return n_bytes.value
+
+    def finish(self) -> None:
+        """Runs what remains into the decode context; the last token's logits are available there."""
+        self._check(lib.session_finish(self._handle))
+
+    def abort(self) -> None:
+        """Ends an open prefill; the decode context is left empty."""
+        self._check(lib.session_abort(self._handle))
+
+    def _check(self, status: int) -> None:
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            raise raised
+        check(status, self._handle)
+
+
+def _indices(name: str, values: Sequence[int] | Indices, dimensions: tuple[int, ...]) -> Indices:
+    """values as a contiguous int32 array, refused where that would change them."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError) as err:
+        raise OptionError(f"{name}: expected integers, got {values!r:.80}") from err
+    if array.ndim not in dimensions or (array.size and array.dtype.kind not in "iu"):
+        shapes = " or ".join(f"{n}-dimensional" for n in dimensions)
+        raise OptionError(
+            f"{name}: expected a {shapes} array of integers, got shape {list(array.shape)} of {array.dtype}"
+        )
+    if array.size and not (np.iinfo(np.int32).min <= array.min() and array.max() <= np.iinfo(np.int32).max):
+        raise OptionError(f"{name}: expected 32-bit integers, got {array.min()} to {array.max()}")
+    return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _require_int32(name: str, value: int) -> None:
+    if not np.iinfo(np.int32).min <= value <= np.iinfo(np.int32).max:
+        raise OptionError(f"{name}: expected a number of tokens, got {value}")
+
+
+def _int32_p(array: np.ndarray) -> ctypes._Pointer[ctypes.c_int32]:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+
+
+def _float_p(array: np.ndarray) -> ctypes._Pointer[ctypes.c_float]:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))

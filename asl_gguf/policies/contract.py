@@ -1,0 +1,145 @@
+"""The contract of a policy: what it is told of a prompt, and what it answers. It sees NumPy alone: no model, no engine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .parameters import require_int, scaled_layer
+
+Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a policy knows before the first layer runs."""
+
+    n_tokens: int
+    """tokens of the prompt"""
+    n_kept: int
+    """tokens to keep, window included; less than n_tokens"""
+    n_layer: int
+    """layers of the model"""
+    protected: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    """increasing indices of tokens that must be kept"""
+    full_layers: tuple[int, ...] = ()
+    """the only layers that attend to the whole prompt, and that a policy is asked about: the others attend to a sliding
+    window. Empty: all layers do"""
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """Attention of the prompt's last tokens (the window) in one layer."""
+
+    layer: int
+    """counted from 0"""
+    attention: Floats
+    """float32 [n_head_kv, n_current]: softmax over the current tokens, summed over the window's queries
+    and over the query heads of each KV head"""
+    window: int
+    """number of queries; their tokens are the last columns"""
+    protected: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    """increasing indices of current tokens that must be kept"""
+    queries: Floats | None = None
+    """float32 [window, n_head, n_embd_head_k] after RoPE, where the policy needs keys"""
+    keys: Floats | None = None
+    """float32 [n_current, n_head_kv, n_embd_head_k] after RoPE, where the policy needs them"""
+
+    @property
+    def n_current(self) -> int:
+        """Tokens that this layer saw."""
+        return self.attention.shape[-1]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A policy's answer for one layer. Indices are increasing and refer to the current tokens."""
+
+    rows: Indices | None = None
+    """K/V rows of this layer to keep: int32 [k] or, per KV head, [n_head_kv, k]; None: all. No more than in the
+    first layer"""
+    tokens: Indices | None = None
+    """int32 [k]: the only tokens that deeper layers see; None: go on with the current ones"""
+    variance: float | None = None
+    """rank variance measured at this layer, where the policy measures one"""
+    ratio: float | None = None
+    """the variance divided by its reference"""
+    keep_asking: bool = False
+    """with tokens: deeper layers are asked about as well; else they keep all rows they see"""
+    second_pass: bool = False
+    """with tokens: run them again from layer 0 as a prompt of their own, and keep all of that"""
+
+
+Observer = Callable[[LayerScores], Decision]
+
+
+@dataclass(frozen=True)
+class Policy(ABC):
+    """What to keep of a prompt, and from which layer on.
+
+    A policy is immutable and may serve any number of prompts; what it remembers of one prompt lives
+    in the observer that `start` returns.
+    """
+
+    name: ClassVar[str]
+    """what reports call it; the registry's name"""
+    two_pass: ClassVar[bool] = False
+    """the kept tokens run again from layer 0, as a prompt of their own"""
+
+    scores_kept_rows: ClassVar[bool] = True
+    """scores are computed for the rows that are kept, so that asl_guard can judge them; of two passes they never are"""
+
+    window: int = 32
+    """last prompt tokens whose attention is scored; always kept"""
+
+    def __post_init__(self) -> None:
+        require_int(self.window, "window", 1)
+
+    @property
+    def min_kept(self) -> int:
+        """Fewest tokens this policy can keep."""
+        return self.window + 1
+
+    def max_rows(self, n_tokens: int, n_kept: int) -> int:
+        """Most K/V rows that a layer keeps of a prompt: cells of the decode context it takes."""
+        return n_kept
+
+    def needs_scores(self, layer: int, n_layer: int) -> bool:
+        """Whether the policy looks at this layer's scores; if not, they are not computed."""
+        return True
+
+    def needs_keys(self, layer: int, n_layer: int) -> bool:
+        """Whether the policy looks at this layer's queries and keys; if so, they are read back."""
+        return False
+
+    def keeps_rows(self, layer: int, n_layer: int) -> bool:
+        """Whether rows of this layer are kept: no, if a second pass makes new ones."""
+        return True
+
+    def first_selection(self, n_layer: int) -> int | None:
+        """First layer after which deeper ones may see fewer tokens, for estimates; None: all layers see all of them."""
+        return scaled_layer(0.5, n_layer)
+
+    def window_of(self, n_current: int, n_kept: int) -> int:
+        """Queries to score when n_current tokens are left of a prompt whose budget is n_kept."""
+        return min(self.window, n_current)
+
+    def weights_of(self, window: int) -> Floats | None:
+        """float32 [window], factors on the attention of each query; None: 1."""
+        return None
+
+    @abstractmethod
+    def start(self, prompt: Prompt) -> Observer:
+        """Begins a prompt.
+
+        Returns:
+            A function that is called with each layer's scores in turn and decides what to keep: until
+            it drops tokens, and after that as long as its decisions ask for more. Layers whose scores
+            are not needed come with an empty attention array [0, n_current].
+        """
