@@ -66,6 +66,9 @@ class PrefillReport:
     """host memory of the K/V of all tokens that asl_full_kv keeps"""
     reused_tokens: int = 0
     """tokens at the start of the prompt that were in the cache already"""
+    turns: tuple[tuple[int, int], ...] = ()
+    """(tokens, of these kept) of the prompt that was pruned first, and of each later turn that was pruned over what was
+    kept before it"""
 
     @property
     def pruned(self) -> bool:

@@ -1,16 +1,13 @@
-"""Saved states of a `Llama`: K/V cells, what was dropped from them, and the logits that come next."""
+"""A conversation at rest: its tokens and K/V cells, what was dropped from them, and the logits that come next."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..errors import StateError
-from ..native.bindings import lib, llama_cpp
+from ..native.bindings import llama_cpp
 from ..policies.contract import Floats
 from .fingerprint import Fingerprint
 
@@ -59,59 +56,3 @@ class Snapshot:
     def serves(self, prompt: Sequence[int]) -> bool:
         """Whether this prompt goes on from all that is held, as K/V that were pruned demand."""
         return tuple(prompt[: len(self.text_tokens)]) == self.text_tokens
-
-
-def first_cells(ctx: Any) -> tuple[int, ...]:
-    """The cell from which on each layer attends."""
-    first = (ctypes.c_int32 * llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(ctx)))()
-    return tuple(first) if lib.context_get_first_cells(ctx, first) else ()
-
-
-def n_evaluated(ctx: Any) -> int:
-    """Where the next token goes: the positions that a context's cells reach."""
-    return int(llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(ctx), 0)) + 1
-
-
-def resident_bytes(ctx: Any) -> tuple[int, ...]:
-    """Physical memory that each layer's K/V take now, in bytes; () without a plain KV cache.
-
-    Cells take pages once they are written (Linux, host memory); elsewhere it is what is allocated.
-    """
-    n_bytes = (ctypes.c_int64 * llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(ctx)))()
-    return tuple(n_bytes) if lib.context_get_kv_resident(ctx, n_bytes) else ()
-
-
-def last_logits(ctx: Any, n_vocab: int) -> Floats | None:
-    """float32 [n_vocab] of the last decode, a copy."""
-    values = llama_cpp.llama_get_logits_ith(ctx, -1)
-    return np.ctypeslib.as_array(values, shape=(n_vocab,)).copy() if values else None
-
-
-def take(ctx: Any) -> bytes:
-    """The cells of a context (`llama_state_get_data`)."""
-    size = llama_cpp.llama_state_get_size(ctx)
-    buffer = (ctypes.c_uint8 * size)()
-    return bytes(memoryview(buffer)[: llama_cpp.llama_state_get_data(ctx, buffer, size)])
-
-
-def put(ctx: Any, held: Snapshot, llama_state: bytes) -> None:
-    """Gives a context the cells, and the logits, of a state.
-
-    Raises:
-        StateError: llama.cpp refuses them; the context is empty then.
-    """
-    buffer = (ctypes.c_uint8 * len(llama_state)).from_buffer_copy(llama_state)
-    n_layer = llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(ctx))
-    fits = len(held.first_cells) in (0, n_layer)
-    if fits and llama_cpp.llama_state_set_data(ctx, buffer, len(llama_state)) == len(llama_state):
-        first = (ctypes.c_int32 * n_layer)(*held.first_cells)
-        if not any(held.first_cells) or lib.context_set_first_cells(ctx, first):
-            if held.logits is not None:
-                logits = np.ascontiguousarray(held.logits, dtype=np.float32)
-                lib.context_set_logits(ctx, logits.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
-            return
-    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(ctx), True)
-    raise StateError(
-        f"expected a state of this model that fits {llama_cpp.llama_n_ctx(ctx)} KV cells, llama.cpp refuses the one of "
-        f"{len(held.tokens)} tokens; pass a larger asl_decode_ctx, or prefill the prompt again"
-    )

@@ -4,12 +4,58 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from ..errors import ContextFullError, StateError
 from ..report import DecodeReport
 
+_T = TypeVar("_T")
 Tokens = Generator[int, Sequence[int] | None, None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call of the parent knows about the prompt that it generates from, and does not hand on."""
+
+    max_tokens: int | None = None
+    """of the answer; None: no limit"""
+    messages: tuple[Any, ...] | None = None
+    """of the chat, as they were when it was called"""
+
+
+_NONE = Call()
+_call: ContextVar[Call] = ContextVar("the call that is running", default=_NONE)
+
+
+def current_call() -> Call:
+    """Of the innermost `known` or `known_to`."""
+    return _call.get()
+
+
+@contextlib.contextmanager
+def known(**facts: Any) -> Iterator[None]:
+    """What runs within has these facts about its prompt, beside those known already."""
+    token = _call.set(replace(_call.get(), **facts))
+    try:
+        yield
+    finally:
+        _call.reset(token)
+
+
+def known_to(chunks: Iterator[_T], call: Call) -> Iterator[_T]:
+    """The same chunks, each made with what is known of the call: a stream's prompt runs when its first chunk is asked for."""
+    while True:
+        token = _call.set(call)
+        try:
+            chunk = next(chunks)
+        except StopIteration:
+            return
+        finally:
+            _call.reset(token)
+        yield chunk
 
 
 def timed(tokens: Tokens, started: Callable[[float], None], sampled: Callable[[int, DecodeReport], None]) -> Tokens:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..budget.rule import ShareRule
 from ..budget.targets import BudgetValue
 from ..drop_in.llama import Llama
+from ..engine.layers import Layers
+from ..engine.plan import Plan
 from ..engine.replay import Records
+from ..native.session import Session
 from ..policies import Full
 from ..report import PrefillReport
 from .inspection import Question
@@ -72,22 +74,22 @@ class ReplayingLlama(Llama):
     def use(self, policy: str) -> None:
         """The next prompt runs under this policy, calibrated as ever, from its first token on."""
         self._asl = replace(self._asl, given_policy=policy).calibrate(self.model_path)
-        assert isinstance(self._asl_rule, ShareRule)
-        self._asl_rule = self._asl_rule.with_policy(self._asl.policy)
         self.reset()
+        sequence = self._sequence
+        if sequence is None:  # the model cannot be pruned
+            return
+        assert isinstance(sequence.rule, ShareRule)
+        sequence.rule = sequence.rule.with_policy(self._asl.policy)
+        sequence.calibration = self._asl.calibration
+        sequence.source = self._replayed
 
-    def _prefill(self, tokens: list[int], max_tokens: int | None) -> None:
-        session: Any = self._asl_session
+    def _replayed(self, session: Session, plan: Plan) -> Layers:
         if self._records is None:
-            self._records = Records(session, tokens)
+            self._records = Records(session, plan.tokens)
         started = time.perf_counter()
-        replay: Any = self._records.replay_for(self._asl.policy, self._rule.kept(len(tokens)))
+        layers = self._records.replay_for(self._asl.policy, plan.n_kept)
         self.record_seconds = self.record_seconds or time.perf_counter() - started
-        try:
-            self._asl_session = replay
-            super()._prefill(tokens, max_tokens)
-        finally:
-            self._asl_session = session
+        return layers
 
 
 def replayed(question: Question, budget: BudgetValue, policies: Iterable[str]) -> Iterator[Answer]:

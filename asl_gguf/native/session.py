@@ -128,6 +128,15 @@ class Session:
         ids = _indices("tokens", tokens, (1,))
         self._check(lib.session_begin(self._handle, _int32_p(ids), ids.size, window, first_pos))
 
+    @property
+    def takes_turns(self) -> bool:
+        """Whether `extend` is possible on this model."""
+        return False
+
+    def extend(self, tokens: Sequence[int], window: int) -> None:
+        """Starts a prefill of tokens that follow what the decode context holds, which stays."""
+        raise NotImplementedError
+
     def set_window(self, window: int, weights: Floats | None = None) -> None:
         """Scores of layers that run from now on come from the last `window` tokens.
 

@@ -318,9 +318,9 @@ def test_copies_have_the_option_and_memory_of_their_own(llm_full, duplicate):
 def test_close_gives_the_memory_back(llm_full):
     llm = llm_full()
     llm.prefill(DOCUMENT)
-    assert llm._asl_full.n_bytes == llm.last_prefill.full_kv_bytes > 0
+    assert llm._sequence.host.n_bytes == llm.last_prefill.full_kv_bytes > 0
     llm.close()
-    assert llm._asl_full.n_bytes == 0
+    assert llm._sequence.host.n_bytes == 0
 
 
 @pytest.mark.parametrize("value", [None, 1, 0, "yes", "Q8_0", "f16", [True]])

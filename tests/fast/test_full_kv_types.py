@@ -179,8 +179,8 @@ def test_a_saved_prompt_holds_what_is_in_memory(llm_full, kind, tmp_path):
     assert llm.last_prefill.reused_tokens == other.last_prefill.reused_tokens == len(OTHER)
     assert np.array_equal(logits(llm), logits(other)) and vars(cells(llm)).keys() == vars(cells(other)).keys()
     assert all(map(np.array_equal, cells(llm).keys + cells(llm).values, cells(other).keys + cells(other).values))
-    assert llm._asl_full.tokens == other._asl_full.tokens == tuple(tokens)
-    assert all(map(np.array_equal, llm._asl_full.layers, other._asl_full.layers))
+    assert llm._sequence.host.tokens == other._sequence.host.tokens == tuple(tokens)
+    assert all(map(np.array_equal, llm._sequence.host.layers, other._sequence.host.layers))
 
 
 @pytest.mark.parametrize("ours, theirs", [(True, "q8_0"), ("q8_0", True), ("q8_0", "q4_0"), (False, "q8_0")])
@@ -202,7 +202,7 @@ def test_copies_keep_the_type(llm_full, duplicate):
     with closing(duplicate(llm)) as other:
         other.prefill(OTHER)
         assert other.last_prefill.full_kv_bytes == llm.last_prefill.full_kv_bytes
-        assert other._asl_full.layers[0].shape == (len(OTHER), 128 // 32 * BLOCK_BYTES["q4_0"])
+        assert other._sequence.host.layers[0].shape == (len(OTHER), 128 // 32 * BLOCK_BYTES["q4_0"])
 
 
 @pytest.mark.parametrize("types", [{"type_k": F32}, {"type_k": BF16, "type_v": F32, "flash_attn": True}], ids=str)

@@ -40,8 +40,8 @@ def forget(llm: Any) -> Any:
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llm.ctx), True)
     llm.set_cache(None)
     llm.set_progress(None)
-    if llm._asl_full:
-        llm._asl_full.clear()
+    if llm._sequence and llm._sequence.host:
+        llm._sequence.host.clear()
     return llm
 
 

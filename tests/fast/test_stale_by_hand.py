@@ -205,7 +205,7 @@ def test_a_cache_shared_by_policies_of_one_class(make):
         llm.set_cache(cache)
     answer = complete(one, ASKED)
     assert answer["choices"]
-    tokens = [*one.eval_tokens, one._asl_sampled, *QUESTIONS[1]]
+    tokens = [*one.eval_tokens, one._text.sampled, *QUESTIONS[1]]
     complete(other, tokens)
     assert other.last_prefill.reused_tokens == 0
     greedy(one, OTHER, 1)

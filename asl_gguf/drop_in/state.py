@@ -2,77 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import abc
 from pathlib import Path
 from typing import Any
 
-from ..cache import prompt_file, snapshot
+from ..cache import prompt_file
 from ..cache.fingerprint import Fingerprint, check_fingerprint, fingerprint_of, settings_number
-from ..cache.host_kv import HostKV
 from ..cache.prefix import PrunedPrefixCache
 from ..cache.snapshot import Snapshot, State
+from ..engine.sequence import Sequence
+from ..engine.transcript import Transcript
 from ..errors import StateError
+from ..native import context
 from ..native.bindings import llama_cpp
 from ..native.session import Session
 from ..report import PrefillReport
+from .generation import known
 from .options import AslOptions
 
 
-class SavingLlama(llama_cpp.Llama):
+class StatefulLlama(llama_cpp.Llama):
     """`llama_cpp.Llama` whose saved states know what was pruned, for which settings."""
 
     _asl: AslOptions
     _asl_session: Session | None
-    _asl_full: HostKV | None
-    _asl_pruned: tuple[int, ...]
-    """the prompt whose K/V in the decode context were dropped in part; (): nothing was dropped"""
+    _sequence: Sequence | None
+    """what decides about prompts; None: nothing is pruned"""
+    _text: Transcript
     _asl_fingerprint: Fingerprint
     """of states, as the object was made: its attributes, and the file under its path, may change later"""
-    _asl_sampled: int | None
-    """last token of the answer; the parent does not evaluate it"""
     _n_ctx: int
-    _asl_max_tokens: int | None
-    """of the completion that is about to generate"""
     last_prefill: PrefillReport | None
     """what happened to the last prompt; None before the first one"""
 
+    # The parent's attributes are the transcript's.
+
     @property
-    def _asl_n_pruned(self) -> int:
-        return len(self._asl_pruned)
+    def n_tokens(self) -> int:
+        """Tokens that were evaluated, kept or not."""
+        return self._text.n_tokens
 
-    def _goes_on(self, tokens: list[int]) -> bool:
-        """Whether this prompt starts with all that was evaluated, the prompt that was pruned included."""
-        held = self._evaluated() + self._unevaluated()
-        return self.n_tokens >= max(self._asl_n_pruned, 1) and tokens[: len(held)] == held
+    @n_tokens.setter
+    def n_tokens(self, value: int) -> None:
+        self._text.n_tokens = value
 
-    def _check_whole(self) -> None:
-        """Raises StateError if n_tokens was set to less than the pruned prompt."""
-        if self.n_tokens < self._asl_n_pruned:
-            raise StateError(
-                f"expected to go on from all {self._asl_n_pruned} tokens of the pruned prompt, got n_tokens = "
-                f"{self.n_tokens}; call reset()"
-            )
+    @property
+    def input_ids(self) -> Any:
+        """int32 [n_ctx]: the tokens, of which the first n_tokens were evaluated."""
+        return self._text.ids
 
-    def _evaluated(self) -> list[int]:
-        """The tokens up to n_tokens; those of a pruned prompt as they were, whatever was written to input_ids since."""
-        self.input_ids[: self._asl_n_pruned] = self._asl_pruned
-        return self._input_ids.tolist()
+    @input_ids.setter
+    def input_ids(self, value: Any) -> None:
+        self._text.ids = value
 
-    def _trim_cells(self) -> None:
-        """Frees cells after n_tokens: an abandoned stream's, or because n_tokens was set to less.
+    @property
+    def _requires_eval(self) -> bool:
+        return self._text.needs_eval
 
-        The logits there are were those of the last token that goes.
-        """
-        if snapshot.n_evaluated(self.ctx) > self.n_tokens:
-            self._requires_eval = True
-        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.ctx), 0, self.n_tokens, -1)
-
-    def _unevaluated(self) -> list[int]:
-        """The answer's last token, if it is text: it was sampled and given out, but never evaluated."""
-        token = self._asl_sampled
-        if token is None or llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
-            return []
-        return [token]
+    @_requires_eval.setter
+    def _requires_eval(self, value: bool) -> None:
+        self._text.needs_eval = value
 
     @property
     def cache(self) -> Any:
@@ -87,7 +76,7 @@ class SavingLlama(llama_cpp.Llama):
             cache = PrunedPrefixCache(cache, settings_number(self._asl_fingerprint))
         self._asl_cache = cache
 
-    def _load_cached(self, tokens: Sequence[int]) -> bool:
+    def _load_cached(self, tokens: abc.Sequence[int]) -> bool:
         """Whether the cache has a state that serves this prompt; it is loaded then.
 
         The parent looks there too, but takes a state only if more tokens of it than of what the context holds stand
@@ -112,17 +101,17 @@ class SavingLlama(llama_cpp.Llama):
         return super().save_state() if self._asl_session is None else self._saved()
 
     def _saved(self) -> State:
-        self._check_whole()
-        self._trim_cells()
-        unevaluated = self._unevaluated()
+        assert self._sequence is not None
+        self._text.check_whole()
+        self._sequence.trim()
         held = Snapshot(
-            tokens=tuple(self._evaluated()),
-            sampled=unevaluated[0] if unevaluated else None,
-            n_pruned=len(self._asl_pruned),
-            first_cells=snapshot.first_cells(self.ctx),
-            logits=None if self._requires_eval else snapshot.last_logits(self.ctx, self._n_vocab),
+            tokens=tuple(self._text.evaluated()),
+            sampled=self._text.sampled,
+            n_pruned=len(self._text.pruned),
+            first_cells=context.first_cells(self.ctx),
+            logits=None if self._text.needs_eval else context.last_logits(self.ctx),
         )
-        return State(held, snapshot.take(self.ctx), self._seed, self._asl_fingerprint)
+        return State(held, context.take_cells(self.ctx), self._seed, self._asl_fingerprint)
 
     def load_state(self, saved: llama_cpp.LlamaState) -> None:
         """`llama_cpp.Llama.load_state`, for states of the same model file, versions and settings.
@@ -147,15 +136,16 @@ class SavingLlama(llama_cpp.Llama):
                 f"expected a state of all {saved.held.n_pruned} tokens of the pruned prompt, got one of "
                 f"{len(saved.held.tokens)}; prefill the prompt again"
             )
+        held = saved.held
         self.reset()
-        snapshot.put(self.ctx, saved.held, saved.llama_state)
+        if not context.put_cells(self.ctx, saved.llama_state, held.first_cells, held.logits):
+            raise StateError(
+                f"expected a state of this model that fits {llama_cpp.llama_n_ctx(self.ctx)} KV cells, llama.cpp refuses the "
+                f"one of {len(held.tokens)} tokens; pass a larger asl_decode_ctx, or prefill the prompt again"
+            )
         # not the arrays that llama_cpp's states have for anyone to change
-        self.n_tokens = len(saved.held.tokens)
-        self.input_ids[: self.n_tokens] = saved.held.tokens
+        self._text.set(held.tokens, n_pruned=held.n_pruned, needs_eval=held.logits is None, sampled=held.sampled)
         self._seed = saved.seed
-        self._requires_eval = saved.held.logits is None
-        self._asl_sampled = saved.held.sampled
-        self._asl_pruned = saved.held.tokens[: saved.held.n_pruned]
 
     def __getstate__(self) -> dict[str, Any]:
         """The arguments that make this object again: for pickling and copies."""
@@ -167,7 +157,7 @@ class SavingLlama(llama_cpp.Llama):
             fields |= self._asl_session.chunks
         return fields
 
-    def prefill(self, prompt: str | Sequence[int]) -> PrefillReport:
+    def prefill(self, prompt: str | abc.Sequence[int]) -> PrefillReport:
         """Prefills a prompt under the budget, without an answer: for `save_prompt`, or ahead of a question.
 
         What is kept is chosen by the prompt's own last tokens. Prompts that go on from it need no prefill of it.
@@ -178,11 +168,11 @@ class SavingLlama(llama_cpp.Llama):
         Raises:
             PromptError, ContextFullError, PrefillCancelled: as `generate`.
         """
-        self._asl_max_tokens = 1
-        answer = self.generate(self._tokens_of(prompt) if isinstance(prompt, str) else prompt)
-        next(answer)
+        with known(max_tokens=1):
+            answer = self.generate(self._tokens_of(prompt) if isinstance(prompt, str) else prompt)
+            next(answer)
         answer.close()
-        self._asl_sampled = None
+        self._text.sampled = None
         assert self.last_prefill is not None
         return self.last_prefill
 
@@ -204,7 +194,7 @@ class SavingLlama(llama_cpp.Llama):
         """
         if self._asl_session is None or self.n_tokens == 0:
             raise StateError("expected an evaluated prompt on a Llama with asl_budget, got none; run a prompt first")
-        prompt_file.save(Path(path), self._saved(), self._asl_full)
+        prompt_file.save(Path(path), self._saved(), self._sequence.host if self._sequence else None)
 
     def load_prompt(self, path: str | Path) -> list[int]:
         """Reads a file of `save_prompt`. Prompts that go on from its tokens, which it returns, need no prefill of them.
@@ -216,6 +206,6 @@ class SavingLlama(llama_cpp.Llama):
             Path(path), self._asl_fingerprint if self._asl_session else {}
         )
         self.load_state(saved)
-        if self._asl_full is not None:
-            self._asl_full.put(tokens, 0, layers, hidden)
+        if self._sequence is not None and self._sequence.host is not None:
+            self._sequence.host.put(tokens, 0, layers, hidden)
         return list(saved.held.text_tokens)

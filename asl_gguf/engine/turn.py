@@ -1,0 +1,77 @@
+"""Layers of a turn: new tokens run over the K/V that their conversation keeps, and only they are ranked and dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ..native.bindings import session_info
+from ..native.session import Session
+from ..policies.contract import Floats, Indices
+
+
+class TurnLayers:
+    """A session whose decode context keeps what it holds. Token indices are those of the turn.
+
+    In each layer the new tokens attend to the past's cells and to each other. The past's rows stay where they are; the
+    turn's are added behind them. A prefill that ends early leaves the decode context as it was.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.sliding = session.sliding
+        self._n_past = 0
+
+    def info(self) -> session_info:
+        """`Session.info`, with the past left out of what is current and of the cells that are free."""
+        info = self._session.info()
+        info.n_cells -= self._n_past or info.n_cells_used
+        info.n_current = max(0, info.n_current - self._n_past)
+        return info
+
+    def begin(self, tokens: Sequence[int], window: int, first_pos: int = 0) -> None:
+        """`Session.extend`; a turn starts where the past ends."""
+        assert first_pos == 0, "a turn has no second pass"
+        self._session.extend(tokens, window)
+        self._n_past = self._session.info().n_past
+
+    def set_window(self, window: int, weights: Floats | None = None) -> None:
+        """`Session.set_window`"""
+        self._session.set_window(window, weights)
+
+    def running(self, n_layers: int, with_scores: bool) -> Iterator[None]:
+        """`Session.running`"""
+        return self._session.running(n_layers, with_scores)
+
+    def scores(self) -> Floats:
+        """`Session.scores` of the turn's tokens; the softmax was taken over the past as well."""
+        return np.ascontiguousarray(self._session.scores()[:, self._n_past :])
+
+    def queries(self) -> Floats:
+        """`Session.queries`"""
+        return self._session.queries()
+
+    def keys(self) -> Floats:
+        """`Session.keys` of the turn's tokens."""
+        return self._session.keys()[self._n_past :]
+
+    def keep_rows(self, index: Indices | None) -> int:
+        """`Session.keep_rows`: the past's, and these of the turn. Returns how many of the turn."""
+        return self._session.keep_rows(None if index is None else self._after_past(index)) - self._n_past
+
+    def keep_tokens(self, index: Indices) -> None:
+        """`Session.keep_tokens`"""
+        self._session.keep_tokens(self._after_past(index))
+
+    def _after_past(self, index: Indices) -> Indices:
+        past = np.broadcast_to(np.arange(self._n_past, dtype=np.int32), (*index.shape[:-1], self._n_past))
+        return np.concatenate([past, index + self._n_past], axis=-1).astype(np.int32)
+
+    def finishing(self) -> Iterator[None]:
+        """`Session.finishing`"""
+        return self._session.finishing()
+
+    def abort(self) -> None:
+        """`Session.abort`; the past stays."""
+        self._session.abort()

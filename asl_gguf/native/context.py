@@ -1,0 +1,74 @@
+"""What a llama_context holds: its cells as bytes, its logits, its memory."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..policies.contract import Floats
+from .bindings import lib, llama_cpp
+
+
+def first_cells(ctx: Any) -> tuple[int, ...]:
+    """The cell from which on each layer attends."""
+    first = (ctypes.c_int32 * llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(ctx)))()
+    return tuple(first) if lib.context_get_first_cells(ctx, first) else ()
+
+
+def n_evaluated(ctx: Any, seq_id: int = 0) -> int:
+    """Where the next token of a sequence goes: one after the last position that its cells hold."""
+    return int(llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(ctx), seq_id)) + 1
+
+
+def remove_from(ctx: Any, begin: int, seq_id: int = 0) -> None:
+    """Frees the cells of a sequence from this position on."""
+    llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(ctx), seq_id, begin, -1)
+
+
+def resident_bytes(ctx: Any) -> tuple[int, ...]:
+    """Physical memory that each layer's K/V take now, in bytes; () without a plain KV cache.
+
+    Cells take pages once they are written (Linux, host memory); elsewhere it is what is allocated.
+    """
+    n_bytes = (ctypes.c_int64 * llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(ctx)))()
+    return tuple(n_bytes) if lib.context_get_kv_resident(ctx, n_bytes) else ()
+
+
+def last_logits(ctx: Any) -> Floats | None:
+    """float32 [n_vocab] of the last decode, a copy; None if there are none."""
+    values = llama_cpp.llama_get_logits_ith(ctx, -1)
+    n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(llama_cpp.llama_get_model(ctx)))
+    return np.ctypeslib.as_array(values, shape=(n_vocab,)).copy() if values else None
+
+
+def take_cells(ctx: Any) -> bytes:
+    """The cells of a context (`llama_state_get_data`)."""
+    size = llama_cpp.llama_state_get_size(ctx)
+    buffer = (ctypes.c_uint8 * size)()
+    return bytes(memoryview(buffer)[: llama_cpp.llama_state_get_data(ctx, buffer, size)])
+
+
+def put_cells(ctx: Any, cells: bytes, first: Sequence[int], logits: Floats | None) -> bool:
+    """Gives a context cells from `take_cells`, and the logits after them.
+
+    Args:
+        first: `first_cells`; empty or all 0 where every layer has all rows.
+        logits: float32 [n_vocab]; None: there are none.
+
+    Returns:
+        whether llama.cpp took them; if not, the context is empty
+    """
+    buffer = (ctypes.c_uint8 * len(cells)).from_buffer_copy(cells)
+    n_layer = llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(ctx))
+    fits = len(first) in (0, n_layer)
+    if fits and llama_cpp.llama_state_set_data(ctx, buffer, len(cells)) == len(cells):
+        if not any(first) or lib.context_set_first_cells(ctx, (ctypes.c_int32 * n_layer)(*first)):
+            if logits is not None:
+                values = np.ascontiguousarray(logits, dtype=np.float32)
+                lib.context_set_logits(ctx, values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
+            return True
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(ctx), True)
+    return False
