@@ -145,13 +145,13 @@ class ChatSession:
         self.speed = llm.last_decode
         return complete
 
-    def _answer(self, llm: Llama, messages: list[Message], progress: Progress | None) -> Generator[str, None, None]:
+    def _answer(self, llm: Llama, messages: list[Any], progress: Progress | None) -> Generator[str, None, None]:
         """The parts of the answer that have text in them."""
 
         llm.set_progress(progress)
         # a prompt that is too long for the full cache, a template that refuses a role
         with _typed(PromptError, "a conversation that the model can answer"):
-            chunks = llm.create_chat_completion(messages, stream=True, **self._answer_options)
+            chunks: Any = llm.create_chat_completion(messages, stream=True, **self._answer_options)
             for i, chunk in enumerate(chunks):
                 if i == 0:
                     self._note(llm)

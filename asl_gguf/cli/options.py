@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from ..budget.targets import FORMS, BudgetValue, Target, is_target
 from ..cache.packing import KINDS
@@ -120,7 +121,7 @@ def add_full_kv_option(parser: argparse.ArgumentParser, why: str) -> None:
     )
 
 
-def llama_kwargs(args: argparse.Namespace) -> dict[str, object]:
+def llama_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `Llama` from the model options."""
     kv_type = KV_TYPES[args.kv_type]
     return {

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import re
 import warnings
 from collections import abc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..budget.memory import full_cache_note
 from ..budget.rule import BudgetRule
-from ..budget.share import round_cells
+from ..budget.share import Budget, round_cells
 from ..budget.targets import BudgetValue
 from ..cache.host_kv import HostKV
 from ..engine.place import OwnContext
@@ -27,12 +28,18 @@ from ..models.named import resolve
 from ..native import vocabulary
 from ..native.bindings import llama_cpp
 from ..native.session import Progress, Session, unsupported_reason
+from ..policies import DEFAULT, Policy
 from ..policies.contract import Indices
+from ..policies.protect import Protected
 from ..report import DecodeReport, PrefillReport
 from . import init_errors
+from .arguments import LlamaArguments, check_names, joined_signature
 from .generation import Call, Tokens, current_call, known, known_to, timed, undisturbed, until_full
 from .options import AslOptions, unprunable_use
 from .state import StatefulLlama
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _GENERATE = inspect.signature(llama_cpp.Llama.generate)
 
@@ -83,11 +90,39 @@ class Llama(StatefulLlama):
     """speed of the last answer; None before the first one"""
 
     def __init__(
-        self, model_path: str, *, n_ctx: int = 512, asl_budget: BudgetValue | None = None, **kwargs: Any
+        self,
+        model_path: str,
+        *,
+        n_ctx: int = 512,
+        asl_budget: BudgetValue | None = None,
+        asl_policy: str | Policy = DEFAULT,
+        asl_decode_ctx: int | None = None,
+        asl_room: int = AslOptions.room,
+        asl_min_prompt: int = Budget.min_prompt,
+        asl_dequant: bool | str = "auto",
+        asl_protect: Protected = None,
+        asl_guard: float | None = None,
+        asl_calibration: bool = True,
+        asl_full_kv: bool | str = False,
+        asl_progress: Progress | None = None,
+        **llama_arguments: Unpack[LlamaArguments],
     ) -> None:
         self._stack = contextlib.ExitStack()  # close() needs it, however early this fails
-        options = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("asl_")}
-        self._asl = AslOptions.parse(asl_budget, options)
+        kwargs: dict[str, Any] = {**llama_arguments}
+        given = {
+            "asl_policy": asl_policy,
+            "asl_decode_ctx": asl_decode_ctx,
+            "asl_room": asl_room,
+            "asl_min_prompt": asl_min_prompt,
+            "asl_dequant": asl_dequant,
+            "asl_protect": asl_protect,
+            "asl_guard": asl_guard,
+            "asl_calibration": asl_calibration,
+            "asl_full_kv": asl_full_kv,
+            "asl_progress": asl_progress,
+        } | {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("asl_")}  # unknown ones are refused
+        self._asl = AslOptions.parse(asl_budget, given)
+        check_names(kwargs, ("model_path", "n_ctx"))
         self._asl_session: Session | None = None
         self._sequence: Sequence | None = None
         self._text = Transcript(0)
@@ -257,9 +292,12 @@ class Llama(StatefulLlama):
         is_text = not llama_cpp.llama_vocab_is_eog(self._model.vocab, token)
         self._text.sampled = token if is_text else None
 
-    def create_chat_completion(self, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
-        with known(messages=tuple(messages)):
-            return super().create_chat_completion(messages, *args, **kwargs)
+    if not TYPE_CHECKING:  # type checkers and editors see the parent's
+
+        @functools.wraps(llama_cpp.Llama.create_chat_completion)
+        def create_chat_completion(self, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
+            with known(messages=tuple(messages)):
+                return super().create_chat_completion(messages, *args, **kwargs)
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         max_tokens = kwargs.get("max_tokens", 16)
@@ -275,3 +313,6 @@ class Llama(StatefulLlama):
             if self._asl.budget is None or too_long is None:
                 raise
             raise PromptError.too_long(int(too_long[1]), self._n_ctx) from err
+
+
+Llama.__init__.__signature__ = joined_signature(Llama.__init__)  # type: ignore[attr-defined]

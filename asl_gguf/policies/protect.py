@@ -15,6 +15,9 @@ from .contract import Indices
 Place = tuple[int, int]
 """(begin, end) in bytes"""
 
+Protected = str | tuple[int, int] | re.Pattern[str] | list[Any] | None
+"""what users give: a role, a (begin, end) pair of token indices, a compiled pattern, or a list of these"""
+
 ROLES = ("system", "tools", "question")
 """parts of a chat: system messages; all that comes before the first user message, where templates put tool
 definitions; the last user message"""
