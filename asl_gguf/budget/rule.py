@@ -10,7 +10,7 @@ from typing import Any
 
 from ..native.bindings import session_info
 from ..native.session import Session
-from ..policies import Full, Policy
+from ..policies import Policy
 from ..report import PrefillReport
 from . import guard
 from .share import Budget, round_cells
@@ -87,7 +87,9 @@ class BudgetRule(ABC):
         """Whether n_new tokens after n_held unpruned ones are evaluated as they are, and not pruned with them."""
         return self.kept(n_new) == n_new
 
-    def measure(self, session: Session, tokens: Sequence[int], begin: Callable[[], None]) -> float:
+    def measure(
+        self, open_session: Callable[[int], Session], tokens: Sequence[int], begin: Callable[[], None]
+    ) -> float:
         """Before a new prompt; `begin` is called first if the decode context is about to lose what it holds.
 
         Returns:
@@ -120,7 +122,7 @@ class ShareRule(BudgetRule):
         context = self.context
         if context.decode_ctx is not None:
             return round_cells(context.decode_ctx)
-        if isinstance(context.policy, Full):
+        if not context.policy.drops:
             return round_cells(context.n_ctx)
         room = min(context.room, context.n_ctx)
         cells = self.budget.cells(
@@ -129,7 +131,7 @@ class ShareRule(BudgetRule):
         return min(round_cells(context.n_ctx), guard.CAP * cells) if context.guarded else cells
 
     def kept(self, n_tokens: int) -> int:
-        if isinstance(self.context.policy, Full):
+        if not self.context.policy.drops:
             return n_tokens
         return self.budget.kept(n_tokens, self.context.policy.min_kept)
 

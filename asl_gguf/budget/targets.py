@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Literal
 
 from ..errors import OptionError
-from ..policies import Full, Policy
+from ..policies import Policy
 from .share import Budget
 
 _UNITS: dict[str, dict[str, int | Fraction]] = {
@@ -67,7 +67,7 @@ def make_budget(value: BudgetValue, min_prompt: int) -> Budget | Target:
 
 def check_budget(budget: Budget | Target, policy: Policy) -> None:
     """Raises OptionError if this policy keeps to no such budget, whatever the model."""
-    if isinstance(policy, Full):
+    if not policy.drops:
         return
     if isinstance(budget, Budget):
         budget.check(policy.min_kept)

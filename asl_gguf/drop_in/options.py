@@ -16,7 +16,7 @@ from ..errors import OptionError
 from ..models.calibration import calibrated
 from ..native.bindings import llama_cpp
 from ..native.session import DEQUANT_MODES, Progress
-from ..policies import DEFAULT, Full, Policy, make_policy
+from ..policies import DEFAULT, Policy, make_policy
 from ..policies.protect import Protection
 
 _DECIDING = ("asl_budget", "asl_min_prompt", "asl_policy", "asl_protect", "asl_guard", "asl_full_kv")
@@ -166,7 +166,7 @@ def _guard(value: Any, policy: Policy) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise OptionError(f"asl_guard: expected a share of the attention in (0, 1], or None, got {value!r}")
-    if not isinstance(policy, Full) and (policy.two_pass or not policy.scores_kept_rows):
+    if policy.drops and (policy.two_pass or not policy.scores_kept_rows):
         raise OptionError(
             f"asl_guard: expected a policy that keeps rows by their attention, got {policy.name}; pass asl-span, asl, "
             "fastkv, snapkv or pyramidinfer, or leave asl_guard out"

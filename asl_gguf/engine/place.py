@@ -2,11 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
-from ..native import context
-from ..native.bindings import llama_cpp, session_info
-from ..native.session import Session
+from ..budget.share import round_cells
+from ..errors import NativeError
+from ..native import context, moving
+from ..native.bindings import lib, llama_cpp, session_info
+from ..native.session import Progress, Session
+
+
+class Place(Protocol):
+    """The cells of one conversation."""
+
+    ctx: Any
+    """the `llama_context *` that decodes it"""
+
+    @property
+    def n_cells(self) -> int:
+        """KV cells that it may take."""
+
+    @property
+    def n_used(self) -> int:
+        """Of these, cells that hold a token."""
+
+    @property
+    def n_evaluated(self) -> int:
+        """Where the next token goes."""
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether new tokens can run layer by layer over what the cells hold."""
+
+    def info(self) -> session_info:
+        """Sizes, see `asl_session_info`."""
+
+    def remove_from(self, begin: int) -> None:
+        """Frees the cells from this position on."""
+
+    def clear(self) -> None:
+        """Nothing that the cells hold is needed any more."""
+
+    def open(self, n_rows: int) -> Session:
+        """A session for a prompt that keeps n_rows."""
+
+    def open_turn(self, n_rows: int) -> Session:
+        """The same for a turn over what the cells hold."""
+
+    def arrive(self) -> None:
+        """A prefill has ended: its cells are to be the conversation's."""
+
+    def leave(self) -> None:
+        """A prefill was given up, or measured only."""
 
 
 class OwnContext:
@@ -49,6 +95,9 @@ class OwnContext:
         """Frees the cells from this position on."""
         context.remove_from(self.ctx, begin)
 
+    def clear(self) -> None:
+        """Cells are freed once others are needed."""
+
     def open(self, n_rows: int) -> Session:
         """A session for a prompt that keeps n_rows."""
         return self._session
@@ -62,3 +111,136 @@ class OwnContext:
 
     def leave(self) -> None:
         """A prefill was given up."""
+
+
+class SharedContext:
+    """One sequence of a context in which others live and decode meanwhile.
+
+    A prompt is prefilled in a private context of as many cells as it keeps, which then move into the sequence. Between two
+    slices of it the shared context is free for anyone.
+
+    Args:
+        ctx: a `llama_context *` with unified KV or one stream a sequence; it outlives this object.
+        seq_id: the sequence.
+        params: what ctx was created with.
+        n_ctx: longest prompt + answer of the sequence in tokens.
+        dequant: as `Session.set_dequant` takes it.
+        progress: as `Session.set_progress` takes it.
+    """
+
+    def __init__(
+        self,
+        ctx: Any,
+        seq_id: int,
+        params: llama_cpp.llama_context_params,
+        n_ctx: int,
+        *,
+        dequant: str = "off",
+        progress: Progress | None = None,
+    ) -> None:
+        self.ctx = ctx
+        self.seq_id = seq_id
+        self._params = params
+        self._n_ctx = n_ctx
+        self._dequant, self._progress = dequant, progress
+        self._private: Any = None
+        self._session: Session | None = None
+        self._n_dropped = 0  # evaluated tokens that have no cell
+        self._n_turn = -1  # cells that the turn found; -1: no turn runs
+        self._sizes = self._sizes_without_session()
+
+    @property
+    def n_cells(self) -> int:
+        """KV cells that the sequence may take: its own and the free ones."""
+        return self.n_used + moving.free_cells(self.ctx, self.seq_id)
+
+    @property
+    def n_used(self) -> int:
+        """Of these, cells that hold a token."""
+        return max(0, self.n_evaluated - self._n_dropped)
+
+    def info(self) -> session_info:
+        """Sizes, see `asl_session_info`."""
+        sizes = self._session.info() if self._session is not None else self._sizes
+        sizes.n_cells, sizes.n_cells_used = self.n_cells, self.n_used
+        sizes.kv_bytes_decode = lib.context_kv_bytes(self.ctx)
+        return sizes
+
+    def _sizes_without_session(self) -> session_info:
+        n_layer = llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(self.ctx))
+        return session_info(
+            n_layer=n_layer, kv_bytes_cell=lib.context_kv_bytes(self.ctx) // llama_cpp.llama_n_ctx(self.ctx)
+        )
+
+    @property
+    def n_evaluated(self) -> int:
+        """Where the next token goes."""
+        return context.n_evaluated(self.ctx, self.seq_id)
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether new tokens can run layer by layer over what the cells hold."""
+        return True
+
+    def remove_from(self, begin: int) -> None:
+        """Frees the cells from this position on."""
+        context.remove_from(self.ctx, begin, self.seq_id)
+        if begin == 0:
+            self._n_dropped = 0
+
+    def clear(self) -> None:
+        """Frees all cells."""
+        self.remove_from(0)
+
+    def open(self, n_rows: int) -> Session:
+        """A session on a private context for a prompt that keeps n_rows.
+
+        Raises:
+            NativeError: there is no memory for it.
+        """
+        self.leave()
+        params = type(self._params).from_buffer_copy(self._params)
+        params.n_ctx, params.n_seq_max, params.kv_unified = round_cells(n_rows + 1), 1, False
+        model = llama_cpp.llama_get_model(self.ctx)
+        self._private = llama_cpp.llama_init_from_model(model, params)
+        if not self._private:
+            raise NativeError(f"llama.cpp could not create a private context of {params.n_ctx} cells")
+        params.n_batch, params.n_ubatch = self._params.n_batch, self._params.n_ubatch
+        self._session = Session(self._private, params, self._n_ctx)
+        self._session.set_dequant(self._dequant)
+        self._session.set_progress(self._progress)
+        return self._session
+
+    def open_turn(self, n_rows: int) -> Session:
+        """The same for a turn over what the cells hold, of which n_rows are kept."""
+        n_past = self.n_used
+        session = self.open(n_past + n_rows)
+        context.copy_sequence(self.ctx, self.seq_id, self._private, 0)
+        self._n_turn = n_past
+        return session
+
+    def arrive(self) -> None:
+        """A prefill has ended: its cells become the sequence's.
+
+        Raises:
+            ContextFullError: others took the cells meanwhile. The prompt is lost; what came before a turn is not.
+        """
+        assert self._session is not None
+        self._sizes = self._session.info()
+        n_rows = self._sizes.n_cells_used
+        try:
+            if self._n_turn >= 0:
+                moving.require_cells(self.ctx, self.seq_id, n_rows - self._n_turn)
+                context.remove_from(self.ctx, 0, self.seq_id)
+            moving.move(self._private, self.ctx, self.seq_id)
+            self._n_dropped = self.n_evaluated - n_rows
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """The private context goes."""
+        if self._session is not None:
+            self._session.close()
+        if self._private:
+            llama_cpp.llama_free(self._private)
+        self._session, self._private, self._n_turn = None, None, -1

@@ -203,9 +203,8 @@ def _check(
     protected = np.empty(0, dtype=np.int32) if protected is None else protected
     if protected.size and not (np.all(np.diff(protected) > 0) and 0 <= protected[0] and protected[-1] < n_tokens):
         raise OptionError(f"protected: expected increasing indices from 0 to {n_tokens - 1}, got {protected}")
-    n_sink = getattr(policy, "n_sink", 0)
     window = min(policy.window, policy.window_of(n_tokens, n_kept))
-    fixed = np.union1d(protected, np.r_[0 : min(n_sink, n_tokens), n_tokens - window : n_tokens])
+    fixed = np.union1d(protected, np.r_[0 : min(policy.first_kept, n_tokens), n_tokens - window : n_tokens])
     at_least = max(policy.min_kept, fixed.size if protected.size else 0)
     if at_least > n_kept and n_kept < n_tokens:
         raise OptionError(

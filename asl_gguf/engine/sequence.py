@@ -18,7 +18,7 @@ from ..policies.contract import Indices
 from ..report import PrefillReport
 from .guarded import guarded_slices
 from .layers import Layers
-from .place import OwnContext
+from .place import Place
 from .plan import Plan, Request
 from .reusing import ReusingLayers
 from .stock_report import stock_report
@@ -54,7 +54,7 @@ class Sequence:
 
     def __init__(
         self,
-        place: OwnContext,
+        place: Place,
         rule: BudgetRule,
         transcript: Transcript,
         *,
@@ -125,6 +125,7 @@ class Sequence:
     def clear(self) -> None:
         """Nothing is evaluated. Cells are freed once others are needed."""
         self.transcript.clear()
+        self.place.clear()
         self._turns = ()
 
     # A prompt
@@ -195,16 +196,16 @@ class Sequence:
             ContextFullError: the prompt's budget and the answer need more KV cells than there are.
             OptionError: the budget is too small for what is protected.
         """
-        tokens, n_tokens, policy = request.tokens, len(request.tokens), self.rule.context.policy
+        tokens, n_tokens = request.tokens, len(request.tokens)
         goes_on = bool(self.transcript.pruned) and self.transcript.is_start_of(tokens)
         again = goes_on and self._selects_again(tokens)
         if n_tokens >= self.n_ctx:
             raise PromptError.too_long(n_tokens, self.n_ctx)
-        self.rule.measure(self.place.open(n_tokens), tokens, self.clear)
+        self.rule.measure(self.place.open, tokens, self.clear)
         n_kept = self.rule.kept(n_tokens)
         protected = self._protected(request, 0) if n_kept < n_tokens else None
         n_kept = self.rule.with_protected(n_kept, n_tokens, 0 if protected is None else protected.size)
-        n_rows = policy.max_rows(n_tokens, n_kept) if n_kept < n_tokens else n_tokens
+        n_rows = self._n_rows(n_tokens, n_kept)
         n_answer = min(request.n_answer, self.n_ctx - n_tokens)
         if n_rows + n_answer > self.place.n_cells:
             raise ContextFullError(
@@ -225,6 +226,10 @@ class Sequence:
             protected=None if whole else protected,
             reason=reason,
         )
+
+    def _n_rows(self, n_tokens: int, n_kept: int) -> int:
+        """Most rows that a layer keeps."""
+        return self.rule.context.policy.max_rows(n_tokens, n_kept) if n_kept < n_tokens else n_tokens
 
     def _protected(self, request: Request, n_past: int) -> Indices | None:
         if request.protected is None:
@@ -260,9 +265,10 @@ class Sequence:
         return layers.corrected(report) if isinstance(layers, ReusingLayers) else report
 
     def _layers(self, plan: Plan) -> Layers:
+        n_rows = plan.n_most if self._guard.share is not None else self._n_rows(len(plan.new_tokens), plan.n_kept)
         if plan.action == "turn":
-            return TurnLayers(self.place.open_turn(plan.n_most))
-        session = self.place.open(plan.n_most)
+            return TurnLayers(self.place.open_turn(n_rows))
+        session = self.place.open(n_rows)
         if self.source is not None:
             return self.source(session, plan)
         return ReusingLayers(session, self.host) if self.host else session

@@ -177,5 +177,5 @@ def _always(watch: PolicyRecorder, report: PrefillReport) -> dict[str, frozenset
     return {
         "protected": frozenset(protected),
         "window": frozenset(range(n_tokens - window, n_tokens)),
-        "sink": frozenset(range(min(getattr(policy, "n_sink", 0), n_tokens))),
+        "sink": frozenset(range(min(policy.first_kept, n_tokens))),
     }

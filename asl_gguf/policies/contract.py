@@ -91,6 +91,8 @@ class Policy(ABC):
     """what reports call it; the registry's name"""
     two_pass: ClassVar[bool] = False
     """the kept tokens run again from layer 0, as a prompt of their own"""
+    drops: ClassVar[bool] = True
+    """False: everything is kept, whatever the budget"""
 
     scores_kept_rows: ClassVar[bool] = True
     """scores are computed for the rows that are kept, so that asl_guard can judge them; of two passes they never are"""
@@ -105,6 +107,15 @@ class Policy(ABC):
     def min_kept(self) -> int:
         """Fewest tokens this policy can keep."""
         return self.window + 1
+
+    @property
+    def first_kept(self) -> int:
+        """First tokens of a prompt (sinks) that are always kept."""
+        return 0
+
+    def least_with(self, n_protected: int) -> int:
+        """Fewest tokens that hold so many protected ones, the first ones and the whole window."""
+        return max(self.min_kept, self.first_kept + self.window + 1) + n_protected
 
     def max_rows(self, n_tokens: int, n_kept: int) -> int:
         """Most K/V rows that a layer keeps of a prompt: cells of the decode context it takes."""

@@ -13,6 +13,7 @@ class Full(Policy):
     """Keeps everything."""
 
     name: ClassVar[str] = "none"
+    drops: ClassVar[bool] = False
 
     def max_rows(self, n_tokens: int, n_kept: int) -> int:
         return n_tokens

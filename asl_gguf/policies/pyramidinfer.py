@@ -52,6 +52,10 @@ class PyramidInfer(Policy):
             require_share(self.decay, "decay", one=True)
 
     @property
+    def first_kept(self) -> int:
+        return self.n_sink
+
+    @property
     def min_kept(self) -> int:
         return self.min_context
 

@@ -51,6 +51,10 @@ class ScoringPolicy(Policy):
             require(valid, "half_life", "a number of tokens above 0, or None", self.half_life)
 
     @property
+    def first_kept(self) -> int:
+        return self.n_sink
+
+    @property
     def min_kept(self) -> int:
         return self.window + self.n_sink + 1
 

@@ -28,6 +28,10 @@ class StreamingLLM(Policy):
         require_int(self.n_sink, "n_sink", 0)
 
     @property
+    def first_kept(self) -> int:
+        return self.n_sink
+
+    @property
     def min_kept(self) -> int:
         return self.window + self.n_sink
 
