@@ -89,7 +89,7 @@ class OwnContext:
     @property
     def takes_turns(self) -> bool:
         """Whether new tokens can run layer by layer over what the cells hold."""
-        return self._session.takes_turns and not any(context.first_cells(self.ctx))
+        return not any(context.first_cells(self.ctx))
 
     def remove_from(self, begin: int) -> None:
         """Frees the cells from this position on."""

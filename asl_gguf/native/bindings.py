@@ -8,7 +8,7 @@ from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, 
 from typing import TYPE_CHECKING, Any
 
 from .. import __path__ as _package_paths
-from ..errors import LibraryError, NativeError, OptionError, PrefillCancelled, UnsupportedModelError
+from ..errors import ContextFullError, LibraryError, NativeError, OptionError, PrefillCancelled, UnsupportedModelError
 from . import loading
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
     llama_cpp = loading.load(list(_package_paths))
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 OK = 0
 ERR_ARGUMENT = 1
@@ -26,6 +26,7 @@ ERR_MEMORY = 4
 ERR_COMPUTE = 5
 CANCELLED = 6
 ERR_INTERNAL = 7
+ERR_CELLS = 8
 
 DEQUANT_OFF = 0
 DEQUANT_AUTO = 1
@@ -43,6 +44,7 @@ class session_info(ctypes.Structure):
         ("n_tokens", c_int32),
         ("n_current", c_int32),
         ("n_window", c_int32),
+        ("n_past", c_int32),
         ("n_cells", c_int32),
         ("n_cells_used", c_int32),
         ("n_cells_sliding", c_int32),
@@ -79,7 +81,10 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_context_get_first_cells": (c_bool, [c_void_p, POINTER(c_int32)]),
     "asl_context_set_first_cells": (c_bool, [c_void_p, POINTER(c_int32)]),
     "asl_context_set_logits": (c_bool, [c_void_p, POINTER(c_float)]),
+    "asl_context_get_free_cells": (c_int32, [c_void_p, c_int32]),
+    "asl_context_move": (c_int, [c_void_p, c_void_p, c_int32, c_bool, c_char_p, c_size_t]),
     "asl_session_begin": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_int32, c_int32]),
+    "asl_session_extend": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_int32]),
     "asl_session_set_window": (c_int, [c_void_p, c_int32, POINTER(c_float)]),
     "asl_session_set_past": (c_int, [c_void_p, c_int32]),
     "asl_session_row_bytes": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),
@@ -88,6 +93,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_session_save_hidden": (c_int, [c_void_p, c_int32, c_int32, POINTER(c_float), c_int64]),
     "asl_session_load_hidden": (c_int, [c_void_p, POINTER(c_float), c_int64]),
     "asl_session_run": (c_int, [c_void_p, c_int32, c_bool]),
+    "asl_session_start": (c_int, [c_void_p, c_int32, c_bool]),
+    "asl_session_step": (c_int, [c_void_p, POINTER(c_bool)]),
     "asl_session_get_scores": (c_int, [c_void_p, POINTER(c_float)]),
     "asl_session_get_queries": (c_int, [c_void_p, POINTER(c_float)]),
     "asl_session_get_keys": (c_int, [c_void_p, POINTER(c_float)]),
@@ -97,6 +104,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_session_save_layer": (c_int, [c_void_p, c_void_p, c_int64]),
     "asl_session_load_layer": (c_int, [c_void_p, c_int32, c_void_p, c_int64]),
     "asl_session_finish": (c_int, [c_void_p]),
+    "asl_session_start_finish": (c_int, [c_void_p]),
     "asl_session_abort": (c_int, [c_void_p]),
 }
 
@@ -130,11 +138,16 @@ _ERRORS = {
     ERR_ARGUMENT: OptionError,
     ERR_UNSUPPORTED: UnsupportedModelError,
     CANCELLED: PrefillCancelled,
+    ERR_CELLS: ContextFullError,
 }
+
+
+def to_error(status: int, message: bytes) -> Exception:
+    """The error that belongs to a status other than OK."""
+    return _ERRORS.get(status, NativeError)(message.decode("utf-8", "replace"))
 
 
 def check(status: int, session: int) -> None:
     """Raises the error that belongs to a status other than OK."""
     if status != OK:
-        message = lib.session_last_error(session).decode("utf-8", "replace")
-        raise _ERRORS.get(status, NativeError)(message)
+        raise to_error(status, lib.session_last_error(session))

@@ -66,6 +66,7 @@ class Session:
         self._interrupted = False
         if not self._pointer:
             raise UnsupportedModelError(error.value.decode("utf-8", "replace"))
+        self.set_progress(None)  # Ctrl-C ends a call by way of this callback
         self.sliding = sliding_layers(llama_cpp.llama_get_model(context))
         """of each layer, whether it attends to a sliding window only: its scores rank nothing beyond, and it keeps
         K/V by itself"""
@@ -128,14 +129,14 @@ class Session:
         ids = _indices("tokens", tokens, (1,))
         self._check(lib.session_begin(self._handle, _int32_p(ids), ids.size, window, first_pos))
 
-    @property
-    def takes_turns(self) -> bool:
-        """Whether `extend` is possible on this model."""
-        return False
-
     def extend(self, tokens: Sequence[int], window: int) -> None:
-        """Starts a prefill of tokens that follow what the decode context holds, which stays."""
-        raise NotImplementedError
+        """Starts a prefill of tokens that follow what the decode context holds, its past, pruned or not.
+
+        The past's cells come first among the current tokens (`info().n_past` of them) and are all kept, rows and
+        tokens. Until the prefill ends the decode context stays as it is; `abort` leaves it so.
+        """
+        ids = _indices("tokens", tokens, (1,))
+        self._check(lib.session_extend(self._handle, _int32_p(ids), ids.size, window))
 
     def set_window(self, window: int, weights: Floats | None = None) -> None:
         """Scores of layers that run from now on come from the last `window` tokens.
@@ -209,15 +210,36 @@ class Session:
         with self._interruptible():
             self._check(lib.session_run(self._handle, n_layers, with_scores))
 
+    def start(self, n_layers: int, with_scores: bool) -> None:
+        """What `run` does, in slices: call `step` until it returns False."""
+        self._check(lib.session_start(self._handle, n_layers, with_scores))
+
+    def start_finish(self) -> None:
+        """What `finish` does, in slices: call `step` until it returns False."""
+        self._check(lib.session_start_finish(self._handle))
+
+    def step(self) -> bool:
+        """Runs one slice: at most one chunk of one layer, or the output head. Returns whether slices are left."""
+        more = ctypes.c_bool()
+        with self._interruptible():
+            self._check(lib.session_step(self._handle, ctypes.byref(more)))
+        return more.value
+
     def running(self, n_layers: int, with_scores: bool) -> Iterator[None]:
-        """`run` in slices."""
-        self.run(n_layers, with_scores)
-        yield
+        """`run` in slices: yields after each, at most one chunk of one layer."""
+        self.start(n_layers, with_scores)
+        more = True
+        while more:
+            more = self.step()
+            yield
 
     def finishing(self) -> Iterator[None]:
-        """`finish` in slices."""
-        self.finish()
-        yield
+        """`finish` in slices: a chunk of a layer each, the output head by itself at the end."""
+        self.start_finish()
+        more = True
+        while more:
+            more = self.step()
+            yield
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -314,7 +336,8 @@ class Session:
 
     def finish(self) -> None:
         """Runs what remains into the decode context; the last token's logits are available there."""
-        self._check(lib.session_finish(self._handle))
+        with self._interruptible():
+            self._check(lib.session_finish(self._handle))
 
     def abort(self) -> None:
         """Ends an open prefill; the decode context is left empty."""

@@ -2,8 +2,8 @@
 //
 // A session prefills prompts layer by layer for one decode context (an ordinary llama_context):
 //
-//     asl_session_begin        tokens in, prefill context allocated
-//     asl_session_run          next layer(s) over the current tokens
+//     asl_session_begin        tokens in, prefill context allocated (or asl_session_extend, after what is there already)
+//     asl_session_run          next layer(s) over the current tokens (or asl_session_start and asl_session_step, in slices)
 //       asl_session_get_scores   how much the window attends to each token in that layer
 //       asl_session_keep_rows    copy that layer's K/V rows into cells of the decode context
 //       asl_session_keep_tokens  deeper layers see only these tokens, at their original positions
@@ -50,7 +50,7 @@ struct llama_context_params;
 typedef struct asl_session asl_session;
 
 // Raised with every incompatible change of this header.
-#define ASL_ABI_VERSION 5
+#define ASL_ABI_VERSION 6
 
 typedef enum asl_status {
     ASL_OK              = 0,
@@ -61,6 +61,7 @@ typedef enum asl_status {
     ASL_ERR_COMPUTE     = 5, // a graph failed to compute; the prefill was aborted
     ASL_CANCELLED       = 6, // the progress callback returned false; the prefill was aborted
     ASL_ERR_INTERNAL    = 7, // an invariant does not hold; the prefill was aborted
+    ASL_ERR_CELLS       = 8, // too few free cells; nothing has changed
 } asl_status;
 
 // How weight matrices are held while their layer runs (CPU only; elsewhere ignored).
@@ -80,6 +81,7 @@ typedef struct asl_session_info {
     int32_t n_tokens;      // tokens of the prompt, 0 outside a prefill
     int32_t n_current;     // current tokens
     int32_t n_window;      // last tokens whose queries are scored
+    int32_t n_past;        // first of the current tokens that are not computed (asl_session_set_past, asl_session_extend)
     int32_t n_cells;       // KV cells of the decode context
     int32_t n_cells_used;  // of these, cells that hold a token now
     int32_t n_cells_sliding;      // cells of the layers that attend to a sliding window; 0 if there are none
@@ -131,6 +133,24 @@ ASL_API bool asl_context_set_first_cells(struct llama_context * ctx, const int32
 //   logits    f32 [n_vocab]
 ASL_API bool asl_context_set_logits(struct llama_context * ctx, const float * logits);
 
+// Cells that tokens of a sequence may take in the layers that attend to all tokens. Sequences share the cells of a unified
+// cache. -1 if the context has no plain KV cache or no such sequence.
+ASL_API int32_t asl_context_get_free_cells(struct llama_context * ctx, int32_t seq_id);
+
+// Copies what src holds into a sequence of dst that is empty, on the device and byte for byte: the tokens of a prefill
+// (asl_session_finish) stand in dst as if llama_decode had put them there, at the same positions. Other sequences keep their
+// cells (where too few cells of sliding layers are empty, those that their sequence does not see any more are taken, as
+// llama_decode does). src stays as it is. One thread may use both contexts at that time.
+//   src          one sequence; layers that keep different numbers of rows (asl_context_get_first_cells) are refused
+//   dst          another context of the same model, with the same types of K and V and the same flash attention; any
+//                n_seq_max, unified KV or not
+//   with_logits  the last logits of src become those of dst (asl_context_set_logits)
+//   error        receives one line if the status is not ASL_OK; NULL allowed if n_error is 0
+// Returns ASL_ERR_CELLS if too few cells are free, and ASL_ERR_ARGUMENT with the reason if the contexts or the sequence do
+// not fit: nothing has changed then.
+ASL_API asl_status asl_context_move(struct llama_context * src, struct llama_context * dst, int32_t seq_id, bool with_logits,
+                                    char * error, size_t n_error);
+
 // Creates a session for a decode context.
 //   ctx       one sequence stream (n_seq_max = 1, or kv_unified); outlives the session
 //   params    what ctx was created with. n_batch and n_ubatch may be larger: prompts run in chunks of them,
@@ -162,6 +182,17 @@ ASL_API asl_status asl_session_get_info(const asl_session * session, asl_session
 //   n_window  last tokens whose attention is scored, >= 1; more than n_tokens means n_tokens
 //   first_pos position of the first token, 0 <= first_pos <= n_ctx - n_tokens
 ASL_API asl_status asl_session_begin(asl_session * session, const int32_t * tokens, int32_t n_tokens, int32_t n_window, int32_t first_pos);
+
+// Starts a prefill of tokens that follow what sequence 0 of the decode context holds, pruned or not. Its cells are the first
+// n_past of the current tokens, in the order of the cells; the new tokens follow, at positions from its last one + 1 on, and
+// see all of them and each other. Scores, queries and keys are those of a prefill; the past keeps all its rows and tokens:
+// the lists of asl_session_keep_rows and asl_session_keep_tokens begin with 0..n_past-1. Rows of new tokens lie in the cells
+// after the last used one, as many in every layer (ASL_ERR_CELLS if there are too few). The decode context must not be used
+// meanwhile. It changes in the last slice only: an abort, an error or a cancelled prefill leaves it as it was.
+//   tokens    int32 [n_tokens], 1 <= n_tokens, up to position n_ctx - 1
+//   n_window  last of the new tokens whose attention is scored, >= 1; more than n_tokens means n_tokens
+// ASL_ERR_STATE with the reason if there is no past, layers kept different numbers of rows, or other sequences live there.
+ASL_API asl_status asl_session_extend(asl_session * session, const int32_t * tokens, int32_t n_tokens, int32_t n_window);
 
 // Another window for the layers that run from now on.
 //   n_window  1 <= n_window <= n_current
@@ -201,6 +232,14 @@ ASL_API asl_status asl_session_load_hidden(asl_session * session, const float * 
 // its K/V rows can be kept: earlier ones are overwritten.
 //   with_scores  also compute what asl_session_get_scores and asl_session_get_queries return
 ASL_API asl_status asl_session_run(asl_session * session, int32_t n_layers, bool with_scores);
+
+// The same in slices, on the caller's thread: asl_session_start prepares what asl_session_run does, and each
+// asl_session_step runs one chunk of one layer. Between two slices other contexts of the model may decode. What the layers
+// compute is that of asl_session_run byte for byte, which is these two in a loop.
+//   more      whether slices are left. Until then other calls of the prefill return ASL_ERR_STATE, but for asl_session_get_info
+//             (next_layer: the one that runs), asl_session_abort, and asl_session_begin, which aborts
+ASL_API asl_status asl_session_start(asl_session * session, int32_t n_layers, bool with_scores);
+ASL_API asl_status asl_session_step(asl_session * session, bool * more);
 
 // Attention of the window in the layer that ran last: softmax(Q K^T * scale + causal mask) over all
 // current tokens in f32, summed over the window's queries (times their weights) and over the query heads of each
@@ -244,13 +283,16 @@ ASL_API asl_status asl_session_save_layer(const asl_session * session, void * ds
 //   il        next_layer <= il < n_layer
 ASL_API asl_status asl_session_load_layer(asl_session * session, int32_t il, const void * src, int64_t n_bytes);
 
-// Runs the remaining layers over the current tokens into the decode context, which keeps all their rows, or, if all
-// layers have run, the output head alone. Every layer that has run must have kept rows, the first one at least as
+// Runs the remaining layers over the current tokens, whose rows the decode context keeps, and the output head. Every layer that has run must have kept rows, the first one at least as
 // many as there are current tokens if layers remain. The logits of the last token are then available from
 // the decode context (llama_get_logits_ith(ctx, -1)), and the prefill's memory is released.
 ASL_API asl_status asl_session_finish(asl_session * session);
 
-// Ends a prefill and releases its memory; the decode context is left empty. Without one: does nothing.
+// The same in slices (asl_session_step): a chunk of a layer each, the output head by itself at the end.
+ASL_API asl_status asl_session_start_finish(asl_session * session);
+
+// Ends a prefill and releases its memory; the decode context is left empty, or, after asl_session_extend, as it was.
+// Without a prefill: does nothing.
 ASL_API asl_status asl_session_abort(asl_session * session);
 
 #ifdef __cplusplus

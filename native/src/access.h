@@ -24,6 +24,10 @@ struct asl_context_access {
         dst.sched_need_reserve = !src.loras->empty();
     }
 
+    static void copy_abort_callback(const llama_context & src, llama_context & dst) {
+        dst.set_abort_callback(src.abort_callback, src.abort_callback_data);
+    }
+
     // the graphs of a session need other compute buffers than the reserved ones: that is no news for the log
     static void expect_buffer_sizes(llama_context & ctx) {
         for (size_t i = 0; i < ctx.backend_ptrs.size(); ++i) {
@@ -41,11 +45,24 @@ struct asl_context_access {
         return status;
     }
 
+    // To be called before a graph of ours is computed in a context that decodes.
+    static void forget_graph(llama_context & ctx) {
+        ggml_backend_sched_reset(ctx.sched.get());
+        ctx.gf_res_prev_active = nullptr;
+    }
+
+    // Logits of the last output, NULL if there are none.
+    static const float * get_last_logits(llama_context & ctx) {
+        if (ctx.n_outputs == 0 || !ctx.logits.data) {
+            return nullptr;
+        }
+        return ctx.get_logits_ith(-1);
+    }
+
     // Builds a graph of the model that no scheduler has split: in a split one, devices' copies take the place of tensors.
     // A graph that was kept for reuse is forgotten.
     static void build_graph(llama_context & ctx, llm_graph_result & res) {
-        ggml_backend_sched_reset(ctx.sched.get());
-        ctx.gf_res_prev_active = nullptr;
+        forget_graph(ctx);
 
         const auto mctx = ctx.memory->init_full();
         llama_batch_allocr balloc(ctx.model.hparams.n_pos_per_embd());

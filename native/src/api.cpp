@@ -4,6 +4,7 @@
 #include "asl.h"
 
 #include "cache.h"
+#include "move.h"
 #include "pages.h"
 #include "session.h"
 
@@ -30,7 +31,7 @@ static asl_status guard(asl_session * session, F && call) {
         status = ASL_ERR_INTERNAL;
         session->last_error = err.what();
     }
-    const bool unchanged = status == ASL_ERR_ARGUMENT || status == ASL_ERR_STATE;
+    const bool unchanged = status == ASL_ERR_ARGUMENT || status == ASL_ERR_STATE || status == ASL_ERR_CELLS;
     if (!unchanged) {
         session->abort();
     }
@@ -117,6 +118,32 @@ bool asl_context_set_logits(llama_context * ctx, const float * logits) {
     }
 }
 
+asl_status asl_context_move(llama_context * src, llama_context * dst, int32_t seq_id, bool with_logits, char * error, size_t n_error) {
+    asl_status status = ASL_ERR_INTERNAL;
+    try {
+        asl_move_cells(*src, *dst, seq_id, with_logits);
+        return ASL_OK;
+    } catch (const asl_error & err) {
+        status = err.status;
+        copy_message(error, n_error, err.what());
+    } catch (const std::bad_alloc &) {
+        status = ASL_ERR_MEMORY;
+        copy_message(error, n_error, "out of memory");
+    } catch (const std::exception & err) {
+        status = ASL_ERR_UNSUPPORTED;
+        copy_message(error, n_error, err.what());
+    }
+    return status;
+}
+
+int32_t asl_context_get_free_cells(llama_context * ctx, int32_t seq_id) {
+    try {
+        return asl_count_free_cells(*ctx, seq_id);
+    } catch (const std::exception &) {
+        return -1;
+    }
+}
+
 asl_session * asl_session_init(llama_context * ctx, const llama_context_params * params, uint32_t n_ctx, char * error, size_t n_error) {
     try {
         return new asl_session(*ctx, *params, n_ctx);
@@ -158,12 +185,24 @@ asl_status asl_session_begin(asl_session * session, const int32_t * tokens, int3
     return guard(session, [&] { session->begin(tokens, n_tokens, n_window, first_pos); });
 }
 
+asl_status asl_session_extend(asl_session * session, const int32_t * tokens, int32_t n_tokens, int32_t n_window) {
+    return guard(session, [&] { session->extend(tokens, n_tokens, n_window); });
+}
+
 asl_status asl_session_set_window(asl_session * session, int32_t n_window, const float * weights) {
     return guard(session, [&] { session->set_window(n_window, weights); });
 }
 
 asl_status asl_session_run(asl_session * session, int32_t n_layers, bool with_scores) {
     return guard(session, [&] { session->run(n_layers, with_scores); });
+}
+
+asl_status asl_session_start(asl_session * session, int32_t n_layers, bool with_scores) {
+    return guard(session, [&] { session->start(n_layers, with_scores); });
+}
+
+asl_status asl_session_step(asl_session * session, bool * more) {
+    return guard(session, [&] { *more = session->step(); });
 }
 
 asl_status asl_session_get_scores(const asl_session * session, float * dst) {
@@ -224,6 +263,10 @@ asl_status asl_session_load_layer(asl_session * session, int32_t il, const void 
 
 asl_status asl_session_finish(asl_session * session) {
     return guard(session, [&] { session->finish(); });
+}
+
+asl_status asl_session_start_finish(asl_session * session) {
+    return guard(session, [&] { session->start_finish(); });
 }
 
 asl_status asl_session_abort(asl_session * session) {

@@ -33,16 +33,21 @@ int32_t asl_first_layer(const llama_model & model, bool sliding) {
     return -1;
 }
 
-llama_kv_cache & asl_get_kv_cache(llama_context & ctx) {
+llama_kv_cache & asl_get_any_kv_cache(llama_context & ctx) {
     auto * both = dynamic_cast<llama_kv_cache_iswa *>(ctx.get_memory());
     auto * kv   = both ? both->get_base() : dynamic_cast<llama_kv_cache *>(ctx.get_memory());
     if (!kv) {
         throw std::runtime_error("the model's memory is not a KV cache of its own for every layer (recurrent or hybrid)");
     }
-    if (kv->get_n_stream() != 1) {
+    return *kv;
+}
+
+llama_kv_cache & asl_get_kv_cache(llama_context & ctx) {
+    llama_kv_cache & kv = asl_get_any_kv_cache(ctx);
+    if (kv.get_n_stream() != 1) {
         throw std::runtime_error("the decode context has one KV stream per sequence; create it with n_seq_max = 1 or kv_unified");
     }
-    return *kv;
+    return kv;
 }
 
 llama_kv_cache * asl_get_kv_cache_swa(llama_context & ctx) {
@@ -52,7 +57,7 @@ llama_kv_cache * asl_get_kv_cache_swa(llama_context & ctx) {
 
 llama_kv_cache & asl_get_kv_cache(llama_context & ctx, int32_t il) {
     llama_kv_cache * swa = asl_get_kv_cache_swa(ctx);
-    return swa && asl_is_sliding(ctx.get_model(), il) ? *swa : asl_get_kv_cache(ctx);
+    return swa && asl_is_sliding(ctx.get_model(), il) ? *swa : asl_get_any_kv_cache(ctx);
 }
 
 struct asl_kv_access {
@@ -119,139 +124,6 @@ int64_t asl_kv_bytes_cell(llama_context & ctx, const llama_kv_cache & kv) {
         n_bytes += asl_row_bytes(ctx, il);
     }
     return n_bytes;
-}
-
-// A view of a cache tensor with another element type: F32 moves bits unchanged on every backend.
-static ggml_tensor * raw_view(ggml_context * ctx, ggml_tensor * t, ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, size_t nb1, size_t nb2, size_t offset = 0) {
-    const int64_t ne[3] = { ne0, ne1, ne2 };
-    ggml_tensor * view = ggml_new_tensor(ctx, type, 3, ne);
-    view->nb[1]    = nb1;
-    view->nb[2]    = nb2;
-    view->nb[3]    = nb2*ne2;
-    view->view_src = t;
-    view->view_offs = offset;
-    view->data     = (char *) t->data + offset;
-    view->buffer   = t->buffer;
-    return view;
-}
-
-// One row per (cell, KV head): [bytes of the head] of each cell.
-static bool rows_are_words(const ggml_tensor * t, int64_t n_embd_head) {
-    return n_embd_head % ggml_blck_size(t->type) == 0 && ggml_row_size(t->type, n_embd_head) % sizeof(float) == 0 &&
-        t->nb[1] % sizeof(float) == 0;
-}
-
-static ggml_tensor * build_gather(ggml_context * ctx, ggml_tensor * src, ggml_tensor * dst, ggml_tensor * index, int64_t n_embd_head, int64_t first) {
-    const size_t  n_bytes = ggml_row_size(src->type, n_embd_head);
-    const int64_t n_word  = n_bytes/sizeof(float);
-
-    ggml_tensor * from = raw_view(ctx, src, GGML_TYPE_F32, n_word, src->ne[1],   index->ne[1], src->nb[1], n_bytes);
-    ggml_tensor * to   = raw_view(ctx, dst, GGML_TYPE_F32, n_word, index->ne[0], index->ne[1], dst->nb[1], n_bytes, first*dst->nb[1]);
-
-    return ggml_cpy(ctx, ggml_get_rows(ctx, from, index), to);
-}
-
-// V stored transposed (flash attention off): F16, BF16 or F32, converted to F32 and back, which is exact.
-static ggml_tensor * build_gather_trans(ggml_context * ctx, ggml_tensor * src, ggml_tensor * dst, ggml_tensor * index, int64_t n_embd_head, int64_t n_used, int64_t first) {
-    const int64_t n_rows    = index->ne[0];
-    const int64_t n_head_kv = index->ne[1];
-
-    const size_t size    = ggml_type_size(src->type);
-    const size_t nb_src  = src->ne[1]*size; // bytes between channels: the number of cells
-    const size_t nb_dst  = dst->ne[1]*size;
-
-    ggml_tensor * from = raw_view(ctx, src, src->type, n_used, n_embd_head, n_head_kv, nb_src, nb_src*n_embd_head);
-    from = ggml_cont(ctx, ggml_permute(ctx, from, 1, 0, 2, 3));                          // [n_embd_head, n_used, n_head_kv]
-    ggml_tensor * rows = ggml_permute(ctx, ggml_get_rows(ctx, from, index), 1, 0, 2, 3); // F32 [n_rows, n_embd_head, n_head_kv]
-    ggml_tensor * to   = raw_view(ctx, dst, dst->type, n_rows, n_embd_head, n_head_kv, nb_dst, nb_dst*n_embd_head, first*size);
-
-    return ggml_cpy(ctx, rows, to);
-}
-
-// All rows from the first one on: one block of bytes, or one of each channel where V is stored transposed.
-static ggml_tensor * build_copy(ggml_context * ctx, ggml_tensor * src, ggml_tensor * dst, int64_t n_rows, int64_t first, int64_t n_channels) {
-    if (n_channels > 0) {
-        const size_t size = ggml_type_size(src->type);
-        const size_t nb_src = src->ne[1]*size;
-        const size_t nb_dst = dst->ne[1]*size;
-        ggml_tensor * from = raw_view(ctx, src, src->type, n_rows, n_channels, 1, nb_src, nb_src*n_channels);
-        ggml_tensor * to   = raw_view(ctx, dst, dst->type, n_rows, n_channels, 1, nb_dst, nb_dst*n_channels, first*size);
-        return ggml_cpy(ctx, from, to);
-    }
-    const int64_t n_word = src->nb[1]/sizeof(float);
-    ggml_tensor * from = raw_view(ctx, src, GGML_TYPE_F32, n_word, n_rows, 1, src->nb[1], src->nb[1]*n_rows);
-    ggml_tensor * to   = raw_view(ctx, dst, GGML_TYPE_F32, n_word, n_rows, 1, dst->nb[1], dst->nb[1]*n_rows, first*dst->nb[1]);
-    return ggml_cpy(ctx, from, to);
-}
-
-// Rows that are no multiple of 4 bytes (q8_0 with 32 elements per head: 34 bytes) go through the host.
-static void gather_on_host(const ggml_tensor * src, ggml_tensor * dst, const std::vector<int32_t> & index, int64_t n_rows, int64_t n_head_kv, int64_t n_embd_head, int64_t first) {
-    if (n_embd_head % ggml_blck_size(src->type) != 0) {
-        throw std::runtime_error(std::string("heads of ") + std::to_string(n_embd_head) + " elements share blocks of type " + ggml_type_name(src->type));
-    }
-    const size_t n_bytes = ggml_row_size(src->type, n_embd_head);
-    const int32_t n_used = 1 + *std::max_element(index.begin(), index.end());
-
-    std::vector<uint8_t> from(n_used*src->nb[1]);
-    std::vector<uint8_t> to  (n_rows*dst->nb[1]);
-    ggml_backend_tensor_get(src, from.data(), 0, from.size());
-    for (int64_t h = 0; h < n_head_kv; ++h) {
-        for (int64_t i = 0; i < n_rows; ++i) {
-            memcpy(to.data() + i*dst->nb[1] + h*n_bytes, from.data() + index[h*n_rows + i]*src->nb[1] + h*n_bytes, n_bytes);
-        }
-    }
-    ggml_backend_tensor_set(dst, to.data(), first*dst->nb[1], to.size());
-}
-
-void asl_gather_rows(llama_context & src, llama_context & dst, int32_t il, const std::vector<int32_t> & index, int64_t n_rows, int64_t first) {
-    const asl_kv_layer from = asl_get_kv_layer(src, il);
-    const asl_kv_layer to   = asl_get_kv_layer(dst, il);
-
-    const size_t n_nodes = 32;
-    ggml_context_ptr ctx { ggml_init({ n_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }) };
-    ggml_cgraph * gf = ggml_new_graph_custom(ctx.get(), n_nodes, false);
-
-    ggml_tensor * idx = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_I32, n_rows, from.n_head_kv);
-    ggml_set_input(idx);
-
-    const int64_t n_used = 1 + *std::max_element(index.begin(), index.end());
-
-    const bool    all    = n_used == n_rows; // lists of increasing indices below n_used
-
-    if (all && from.k->nb[1] % sizeof(float) == 0) {
-        ggml_build_forward_expand(gf, build_copy(ctx.get(), from.k, to.k, n_rows, first, 0));
-    } else if (rows_are_words(from.k, from.n_embd_head_k)) {
-        ggml_build_forward_expand(gf, build_gather(ctx.get(), from.k, to.k, idx, from.n_embd_head_k, first));
-    } else {
-        gather_on_host(from.k, to.k, index, n_rows, from.n_head_kv, from.n_embd_head_k, first);
-    }
-    if (all && (from.v_trans || from.v->nb[1] % sizeof(float) == 0)) {
-        const int64_t n_channels = from.v_trans ? from.n_head_kv*from.n_embd_head_v : 0;
-        ggml_build_forward_expand(gf, build_copy(ctx.get(), from.v, to.v, n_rows, first, n_channels));
-    } else if (from.v_trans) {
-        ggml_build_forward_expand(gf, build_gather_trans(ctx.get(), from.v, to.v, idx, from.n_embd_head_v, n_used, first));
-    } else if (rows_are_words(from.v, from.n_embd_head_v)) {
-        ggml_build_forward_expand(gf, build_gather(ctx.get(), from.v, to.v, idx, from.n_embd_head_v, first));
-    } else {
-        gather_on_host(from.v, to.v, index, n_rows, from.n_head_kv, from.n_embd_head_v, first);
-    }
-    if (ggml_graph_n_nodes(gf) == 0) {
-        return;
-    }
-
-    ggml_backend_sched_t sched = src.get_sched();
-    ggml_backend_sched_reset(sched);
-    if (!ggml_backend_sched_alloc_graph(sched, gf)) {
-        throw std::bad_alloc();
-    }
-    if (idx->buffer) { // not where all rows are copied
-        ggml_backend_tensor_set(idx, index.data(), 0, ggml_nbytes(idx));
-    }
-    if (src.graph_compute(gf, true) != GGML_STATUS_SUCCESS) {
-        throw std::runtime_error("the graph that copies K/V rows failed to compute");
-    }
-    ggml_backend_sched_synchronize(sched);
-    ggml_backend_sched_reset(sched);
 }
 
 void asl_read_keys(llama_context & ctx, int32_t il, int64_t n_rows, float * dst) {

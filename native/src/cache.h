@@ -7,7 +7,6 @@
 #include "ggml-cpp.h"
 
 #include <cstdint>
-#include <vector>
 
 struct llama_context;
 struct llama_model;
@@ -39,13 +38,16 @@ struct asl_kv_layer {
 };
 
 // The KV cache of the layers that attend to the whole prompt. Throws std::runtime_error with the reason if the context
-// has none.
+// has none, or one with several streams.
 llama_kv_cache & asl_get_kv_cache(llama_context & ctx);
+
+// The same with any number of streams.
+llama_kv_cache & asl_get_any_kv_cache(llama_context & ctx);
 
 // That of the layers that attend to a sliding window, NULL if the model has no such layers.
 llama_kv_cache * asl_get_kv_cache_swa(llama_context & ctx);
 
-// That of a layer.
+// That of a layer, with any number of streams.
 llama_kv_cache & asl_get_kv_cache(llama_context & ctx, int32_t il);
 
 asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il);
@@ -55,10 +57,6 @@ int64_t asl_kv_bytes(const llama_context & ctx);
 
 // bytes that one cell takes over all layers of a cache of the context, whose layers have slots of their own
 int64_t asl_kv_bytes_cell(llama_context & ctx, const llama_kv_cache & kv);
-
-// Copies rows of a layer's slot in src to cells first..first+n_rows-1 of the same layer in dst, byte for byte.
-//   index: [n_head_kv][n_rows] cells of src
-void asl_gather_rows(llama_context & src, llama_context & dst, int32_t il, const std::vector<int32_t> & index, int64_t n_rows, int64_t first);
 
 // The cell from which on a layer attends, 0 unless layers keep different numbers of rows: a layer with fewer rows
 // holds them in the last of the prompt's cells, so that its attention is a view of one contiguous tail.

@@ -1,123 +1,79 @@
-// How a prefill ends: the remaining layers or the head in the decode context.
+// How a prefill ends: the remaining layers, which keep all rows, and the head.
 
 #include "session.h"
 
 #include "access.h"
 #include "cache.h"
+#include "cells.h"
 #include "pages.h"
 
-#include "llama-batch.h"
 #include "llama-kv-cache.h"
 #include "llama-model.h"
-
-#include <algorithm>
 
 static std::string str(int64_t value) { return std::to_string(value); }
 
 void asl_session::finish() {
+    start_finish();
+    while (step()) {}
+}
+
+void asl_session::start_finish() {
     check_open(false);
-    const int32_t n_current = positions.size();
     for (int32_t il = 0; il < next_layer; ++il) {
         if (rows_kept[il] == 0) {
             throw asl_error(ASL_ERR_STATE, "expected every layer to keep rows, layer " + str(il) + " kept none");
         }
     }
-    if (next_layer < n_layer) {
+    bool any_full = false;
+    for (int32_t il = next_layer; il < n_layer; ++il) {
+        any_full |= !is_sliding(il);
+    }
+    if (next_layer < n_layer && !past.exists()) {
         check_computed();
     }
-    const bool even = std::all_of(rows_kept.begin(), rows_kept.end(), [n_current](int32_t n) { return n == n_current; });
-    if (next_layer < n_layer && even && !asl_get_kv_cache_swa(ctx)) {
-        finish_layers();
+    if (any_full) {
+        check_room_to_finish();
+    }
+    slices.end_layer = n_layer;
+    slices.finishes  = true;
+}
+
+// The remaining layers keep all rows.
+void asl_session::check_room_to_finish() const {
+    const int32_t n_current = positions.size();
+    const int32_t n_cells   = asl_get_kv_cache(ctx).get_size();
+    if (past.exists()) {
+        check_room(n_current);
+    } else if (cells.empty() && n_current > n_cells) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str(n_cells) + " tokens (cells of the decode context), got " + str(n_current));
+    } else if (!cells.empty() && n_current > (int32_t) cells.size()) {
+        throw asl_error(ASL_ERR_STATE, "expected at most " + str(cells.size()) + " current tokens, as many as the first layer kept rows, got " + str(n_current));
+    }
+}
+
+// The slice after the last layer.
+void asl_session::end_finish() {
+    if (past.exists()) {
+        asl_check_past(past, ctx);
+    }
+    const std::vector<float> logits = run_head();
+    if (!asl_context_access::set_logits(ctx, logits.data())) {
+        throw asl_error(ASL_ERR_MEMORY, "cannot allocate room for logits in the decode context");
+    }
+    if (past.exists()) {
+        mark_new_cells();
     } else {
-        finish_uneven();
         mark_cells();
-        run_head();
     }
     asl_release_unused(ctx);
     release();
 }
 
-// The remaining layers, where earlier ones kept other numbers of rows than there are current tokens.
-void asl_session::finish_uneven() {
-    const int32_t n_current = positions.size();
-    bool any_full = false;
-    for (int32_t il = next_layer; il < n_layer; ++il) {
-        any_full |= !is_sliding(il);
-    }
-    if (any_full && !cells.empty() && n_current > (int32_t) cells.size()) {
-        throw asl_error(ASL_ERR_STATE, "expected at most " + str(cells.size()) + " current tokens, as many as the first layer kept rows, got " + str(n_current));
-    }
-    while (next_layer < n_layer) {
-        run(1, false);
-        if (!is_sliding(next_layer - 1)) {
-            keep_rows(nullptr, n_current, false);
-        }
-    }
-}
-
-void asl_session::finish_layers() {
-    const int32_t n_current = positions.size();
-    if ((uint32_t) n_current > asl_get_kv_cache(ctx).get_size()) {
-        throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str(asl_get_kv_cache(ctx).get_size()) + " tokens (cells of the decode context), got " + str(n_current));
-    }
-    asl_layer_range range;
-    range.head = true;
-    range.last = n_layer - 1;
-    if (dequantiser.enabled()) {
-        // weights are expanded for one layer at a time
-        for (; next_layer < n_layer - 1; ++next_layer) {
-            asl_layer_range one;
-            one.first = one.last = next_layer;
-            run_layer(ctx, one, false);
-        }
-    }
-    range.first = next_layer;
-    run_layer(ctx, range, false);
-    next_layer = n_layer;
-}
-
-// Tells the decode context which tokens its cells hold, all but the last, which run_head adds.
-void asl_session::mark_cells() {
-    const int32_t n_rows = cells.size();
-    llama_kv_cache * swa = asl_get_kv_cache_swa(ctx);
-    // of a whole prompt, stock can go back to any token; of a pruned one, only answers are ever taken back
-    const size_t first = swa ? sliding.choose(ctx, positions, n_rows, n_rows < n_tokens) : 0;
-
-    ctx.get_memory()->clear(false);
-    mark_cells(asl_get_kv_cache(ctx), cells);
-    if (swa) {
-        const std::vector<llama_pos> left(positions.begin() + first, positions.end());
-        mark_cells(*swa, left);
-        sliding.put(ctx, left);
-    }
-    for (int32_t il = 0; il < n_layer; ++il) {
-        if (!is_sliding(il)) {
-            asl_set_first_cell(ctx, il, n_rows - rows_kept[il]);
-        }
-    }
-}
-
-// Adds cells for tokens at these positions to the cell map of an empty cache, but for the last one, without computing
-// anything.
-void asl_session::mark_cells(llama_kv_cache & kv, const std::vector<llama_pos> & positions) {
-    const int32_t n = (int32_t) positions.size() - 1;
-    for (int32_t begin = 0; begin < n; begin += ctx.n_batch()) {
-        const int32_t end = std::min<int32_t>(n, begin + ctx.n_batch());
-        std::vector<llama_token> ids;
-        for (int32_t i = begin; i < end; ++i) {
-            ids.push_back(tokens[positions[i] - first_pos]);
-        }
-        if (!asl_place_tokens(ctx, kv, ids, positions.data() + begin)->apply()) {
-            throw asl_error(ASL_ERR_INTERNAL, "the cells of the kept tokens could not be taken");
-        }
-    }
-}
-
-void asl_session::run_head() {
-    const llama_pos last = positions.back();
+// The head runs in the prefill context: nothing has changed in the decode context if it fails.
+std::vector<float> asl_session::run_head() {
+    prefill->get_memory()->clear(false);
     hidden.reset(n_embd, 0, 1, ggml_backend_cpu_buffer_type());
     hidden.set(0, 1, output.data());
-    positions.assign(1, last);
 
     asl_layer_range range;
     range.first = n_layer;
@@ -131,15 +87,60 @@ void asl_session::run_head() {
     llama_seq_id seq_id = 0;
     llama_seq_id * seq_ids = &seq_id;
     int8_t logits = 1;
-    llama_batch batch = { 1, &tokens.back(), nullptr, positions.data(), &n_seq_id, &seq_ids, &logits };
+    llama_batch batch = { 1, &tokens.back(), nullptr, &positions.back(), &n_seq_id, &seq_ids, &logits };
 
-    asl_layer_cutter cutter(ctx, dequantiser, mask, hidden, nullptr, range, chunk);
-    asl_hook_scope scope(ctx, ctx, cutter);
-    const int32_t status = llama_decode(&ctx, batch);
+    asl_layer_cutter cutter(*prefill, dequantiser, mask, hidden, nullptr, range, chunk);
+    asl_hook_scope scope(*prefill, ctx, cutter);
+    const int32_t status = llama_decode(prefill.get(), batch);
     if (cutter.get_error().empty() && status == 2) {
         throw asl_error(ASL_CANCELLED, "cancelled by the abort callback of the context");
     }
     if (!cutter.get_error().empty() || status != 0) {
         throw asl_error(ASL_ERR_COMPUTE, "the output head failed with " + str(status) + ": " + cutter.get_error());
     }
+    const float * values = llama_get_logits_ith(prefill.get(), -1);
+    return std::vector<float>(values, values + ctx.get_model().vocab.n_tokens());
+}
+
+std::vector<llama_token> asl_session::ids_at(const std::vector<llama_pos> & positions) const {
+    std::vector<llama_token> ids;
+    for (const llama_pos pos : positions) {
+        ids.push_back(tokens[pos - first_pos]);
+    }
+    return ids;
+}
+
+// Tells the decode context which tokens its cells hold.
+void asl_session::mark_cells() {
+    const int32_t n_rows = cells.size();
+    llama_kv_cache * swa = asl_get_kv_cache_swa(ctx);
+    // of a whole prompt, stock can go back to any token; of a pruned one, only answers are ever taken back
+    const size_t first = swa ? sliding.choose(ctx, positions, n_rows, n_rows < n_tokens) : 0;
+
+    ctx.get_memory()->clear(false);
+    asl_mark_cells(asl_get_kv_cache(ctx), 0, asl_cell_list(0, n_rows).cells, cells, ids_at(cells));
+    if (swa) {
+        const std::vector<llama_pos> left(positions.begin() + first, positions.end());
+        const std::vector<uint32_t> taken = asl_cell_list(0, left.size()).cells;
+        asl_mark_cells(*swa, 0, taken, left, ids_at(left));
+        sliding.put(ctx, taken, left);
+    }
+    for (int32_t il = 0; il < n_layer; ++il) {
+        if (!is_sliding(il) && rows_kept[il] < n_rows) {
+            asl_set_first_cell(ctx, il, n_rows - rows_kept[il]);
+        }
+    }
+}
+
+// The same after a past, whose cells stay as they are.
+void asl_session::mark_new_cells() {
+    if (llama_kv_cache * swa = asl_get_kv_cache_swa(ctx)) {
+        std::vector<llama_pos> left(positions.begin() + n_past, positions.end());
+        left.erase(left.begin(), left.begin() + sliding.choose_new(ctx, left));
+        const std::vector<uint32_t> taken = asl_take_sliding_cells(ctx, *swa, left);
+        sliding.put(ctx, taken, left);
+        asl_mark_cells(*swa, 0, taken, left, ids_at(left));
+    }
+    const std::vector<uint32_t> taken = asl_cell_list(past.first_free, past.first_free + cells.size()).cells;
+    asl_mark_cells(asl_get_kv_cache(ctx), 0, taken, cells, ids_at(cells));
 }

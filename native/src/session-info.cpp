@@ -47,6 +47,7 @@ asl_session_info asl_session::get_info() const {
     info.n_tokens      = n_tokens;
     info.n_current     = positions.size();
     info.n_window      = n_window;
+    info.n_past        = n_past;
     info.n_cells       = asl_get_kv_cache(ctx).get_size();
     info.n_cells_used  = asl_get_kv_cache(ctx).get_cells(0).get_used();
     if (llama_kv_cache * swa = asl_get_kv_cache_swa(ctx)) {

@@ -3,6 +3,7 @@
 #include "session.h"
 
 #include "cache.h"
+#include "gather.h"
 
 #include "llama-context.h"
 #include "llama-kv-cache.h"
@@ -10,6 +11,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 static std::string str(int64_t value) { return std::to_string(value); }
 
@@ -21,8 +23,27 @@ static void check_size(size_t expected, size_t n_bytes) {
 
 // Hidden states are there of computed tokens only.
 void asl_session::check_computed() const {
+    if (past.exists()) {
+        throw asl_error(ASL_ERR_STATE, "not possible after asl_session_extend: the first " + str(n_past) + " tokens have no hidden states");
+    }
     if (n_past > 0) {
         throw asl_error(ASL_ERR_STATE, "not possible where K/V were loaded: the first " + str(n_past) + " tokens have no hidden states (asl_session_load_hidden)");
+    }
+}
+
+// The past of a turn lies in the decode context.
+void asl_session::check_begun() const {
+    if (past.exists()) {
+        throw asl_error(ASL_ERR_STATE, "expected a prefill that asl_session_begin started: after asl_session_extend the past is the decode context's");
+    }
+}
+
+// It keeps all its rows, in every layer and head.
+void asl_session::check_past_kept(const std::vector<int32_t> & lists, int32_t n_rows) const {
+    for (size_t begin = 0; past.exists() && begin < lists.size(); begin += n_rows) {
+        if (n_rows <= n_past || lists[begin + n_past - 1] != n_past - 1) {
+            throw asl_error(ASL_ERR_ARGUMENT, "expected the " + str(n_past) + " tokens of the past to be kept, before new ones");
+        }
     }
 }
 
@@ -62,47 +83,78 @@ void asl_session::keep_rows(const int32_t * index, int32_t n_rows, bool per_head
         throw asl_error(ASL_ERR_STATE, "expected a layer that attends to the whole prompt, layer " + str(il) + " has a sliding window and keeps its K/V by itself");
     }
     const int32_t n_head_kv = ctx.get_model().hparams.n_head_kv(il);
-    const int32_t n_cells   = asl_get_kv_cache(ctx).get_size();
-
     if (!index && n_rows != (int32_t) positions.size()) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected all " + str(positions.size()) + " rows without an index, got " + str(n_rows));
     }
-    if (n_rows > n_cells) {
-        throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str(n_cells) + " rows (cells of the decode context), got " + str(n_rows));
-    }
-    const int32_t n_most = cells.empty() ? n_rows : (int32_t) cells.size();
-    if (n_rows > n_most) {
-        throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str(n_most) + " rows, as in the first layer, got " + str(n_rows));
-    }
+    check_room(n_rows);
     std::vector<int32_t> all;
     if (!index) {
         all.resize(n_rows);
-        for (int32_t i = 0; i < n_rows; ++i) {
-            all[i] = i;
-        }
+        std::iota(all.begin(), all.end(), 0);
     }
     const std::vector<int32_t> lists = check_index(index ? index : all.data(), n_rows, index && per_head ? n_head_kv : 1);
+    check_past_kept(lists, n_rows);
+    copy_rows(il, lists, n_rows);
+}
+
+// Whether the decode context has cells for rows of n_rows current tokens.
+void asl_session::check_room(int32_t n_rows) const {
+    const int32_t n_cells = asl_get_kv_cache(ctx).get_size();
+    if (!past.exists()) {
+        if (n_rows > n_cells) {
+            throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str(n_cells) + " rows (cells of the decode context), got " + str(n_rows));
+        }
+        if (!cells.empty() && n_rows > (int32_t) cells.size()) {
+            throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str(cells.size()) + " rows, as in the first layer, got " + str(n_rows));
+        }
+        return;
+    }
+    const int32_t n_new = n_rows - n_past;
+    if (n_new > n_cells - (int32_t) past.first_free) {
+        throw asl_error(ASL_ERR_CELLS, "expected at most " + str(n_cells - (int32_t) past.first_free) + " rows of new tokens (free cells after the past of the decode context), got " + str(n_new));
+    }
+    if (!cells.empty() && n_new != (int32_t) cells.size()) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected " + str(cells.size()) + " rows of new tokens, as in the first layer, got " + str(n_new) +
+                ": after a past, every layer keeps as many");
+    }
+}
+
+// Rows of the layer that ran last, one list of tokens for all KV heads or one of each, go to their cells.
+void asl_session::copy_rows(int32_t il, const std::vector<int32_t> & lists, int32_t n_rows) {
+    if (past.exists()) {
+        asl_check_past(past, ctx);
+    }
+    const int32_t n_head_kv = ctx.get_model().hparams.n_head_kv(il);
+    const int32_t n_skipped = past.exists() ? n_past : 0; // rows that lie there already
+    const int32_t n_new     = n_rows - n_skipped;
+    const int32_t n_most    = cells.empty() ? n_new : (int32_t) cells.size();
     std::vector<int32_t> rows;
     for (int32_t h = 0; h < n_head_kv; ++h) {
         const auto begin = lists.begin() + (lists.size() > (size_t) n_rows ? (size_t) h*n_rows : 0);
-        rows.insert(rows.end(), begin, begin + n_rows);
+        rows.insert(rows.end(), begin + n_skipped, begin + n_rows);
     }
-    const int32_t first = n_most - n_rows; // fewer rows lie in the last cells
-    asl_gather_rows(*prefill, ctx, il, rows, n_rows, first);
+    const int32_t first = n_most - n_new; // fewer rows lie in the last cells
+    if (past.exists() && n_rows == (int32_t) positions.size()) {
+        asl_copy_cells(*prefill, asl_cell_list(n_past, n_rows), ctx, asl_cell_list(past.first_free, past.first_free + n_new), il);
+    } else {
+        asl_gather_rows(*prefill, ctx, il, rows, n_new, past.first_free + first);
+    }
     rows_kept[il] = n_rows;
 
     // a cell stands for the newest token that any head keeps in it, so that removing a tail leaves nothing newer;
     // every list increases, so these positions do too
     cells.resize(n_most, -1);
     for (size_t i = 0; i < rows.size(); ++i) {
-        llama_pos & pos = cells[first + i % n_rows];
+        llama_pos & pos = cells[first + i % n_new];
         pos = std::max(pos, positions[rows[i]]);
     }
 }
 
 void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
     check_open(true);
-    check_computed();
+    if (!past.exists()) {
+        check_computed();
+    }
     if (next_layer == n_layer) {
         throw asl_error(ASL_ERR_STATE, "all layers have run: no deeper layer is left to see fewer tokens");
     }
@@ -110,7 +162,8 @@ void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
     if (n_index < n_window || kept[n_index - n_window] != (int32_t) positions.size() - n_window) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected the window's " + str(n_window) + " tokens to be kept");
     }
-    hidden.gather(*prefill, kept);
+    check_past_kept(kept, n_index);
+    hidden.gather(*prefill, std::vector<int32_t>(kept.begin() + n_past, kept.end()));
     for (int32_t i = 0; i < n_index; ++i) {
         positions[i] = positions[kept[i]];
     }
@@ -118,7 +171,7 @@ void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
     plan.clear();
     inputs.clear();
     has_scores = false;
-    n_work_total = n_work_done + (int64_t) n_index*(n_layer - next_layer);
+    n_work_total = n_work_done + (int64_t) (n_index - n_past)*(n_layer - next_layer);
 }
 
 size_t asl_session::row_bytes(int32_t il) const {
@@ -142,6 +195,7 @@ void asl_session::save_rows(int32_t begin, int32_t end, uint8_t * dst, size_t n_
 
 void asl_session::load_rows(const uint8_t * src, size_t n_bytes) {
     check_open(false);
+    check_begun();
     if (n_past == 0 || next_layer == n_layer) {
         throw asl_error(ASL_ERR_STATE, "expected tokens to load (asl_session_set_past) and a layer left to run, got " + str(n_past) +
                 " tokens and layer " + str(next_layer) + " of " + str(n_layer));
@@ -171,6 +225,7 @@ void asl_session::save_hidden(int32_t begin, int32_t end, float * dst, size_t n_
 
 void asl_session::load_hidden(const float * src, size_t n_bytes) {
     check_hidden();
+    check_begun();
     if (n_past == 0 || past_ready) {
         throw asl_error(ASL_ERR_STATE, "expected tokens whose K/V were loaded (asl_session_set_past) and a layer that ran over the others");
     }

@@ -5,29 +5,24 @@
 #include "asl.h"
 #include "chunks.h"
 #include "dequant.h"
+#include "error.h"
 #include "graph.h"
 #include "hidden.h"
 #include "inputs.h"
 #include "mask.h"
+#include "past.h"
+#include "slices.h"
 #include "sliding.h"
 
 #include "llama.h"
 
 #include <cstdint>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 struct llama_context;
 class llama_kv_cache;
-
-// carries a status across the implementation; api.cpp turns it into the return value
-struct asl_error : std::runtime_error {
-    asl_error(asl_status status, const std::string & what) : std::runtime_error(what), status(status) {}
-
-    asl_status status;
-};
 
 // Throws asl_error with the reason if models of this architecture cannot be prefilled layer by layer.
 void asl_check_model(const llama_model & model);
@@ -37,8 +32,12 @@ struct asl_session {
     ~asl_session();
 
     void begin(const int32_t * tokens, int32_t n_tokens, int32_t n_window, int32_t first_pos);
+    void extend(const int32_t * tokens, int32_t n_tokens, int32_t n_window);
     void set_window(int32_t n_window, const float * weights);
     void set_past(int32_t n_past);
+    void start(int32_t n_layers, bool with_scores);
+    void start_finish();
+    bool step(); // returns whether slices are left
     void run(int32_t n_layers, bool with_scores);
     void keep_rows(const int32_t * index, int32_t n_rows, bool per_head);
     void keep_tokens(const int32_t * index, int32_t n_index);
@@ -68,25 +67,41 @@ struct asl_session {
     std::string last_error;
 
 private:
+    void open(std::vector<int32_t> tokens, int32_t n_window, int32_t first_pos, int32_t n_past);
+
+    // session-run.cpp
+    bool run_slice();
+    void begin_layer();
     void end_layer(int32_t il);
-    bool is_sliding(int32_t il) const;
     void take_past_cells();
-    void run_layer(llama_context & ctx, const asl_layer_range & range, bool with_scores);
-    void run_chunk(llama_context & ctx, const asl_layer_range & range, asl_chunk & chunk);
-    int32_t decode_chunk(llama_context & ctx, std::vector<llama_token> & ids, const asl_chunk & chunk, bool output);
-    int32_t compute_chunk(llama_context & ctx, const std::vector<llama_token> & ids, const asl_chunk & chunk);
-    void run_head();
-    void finish_layers();
-    void finish_uneven();
-    void mark_cells();
-    void mark_cells(llama_kv_cache & kv, const std::vector<llama_pos> & positions);
+    asl_chunk next_chunk() const;
+    void run_chunk(const asl_layer_range & range, asl_chunk & chunk);
+    int32_t decode_chunk(std::vector<llama_token> & ids, const asl_chunk & chunk, bool output);
+    int32_t compute_chunk(const std::vector<llama_token> & ids, const asl_chunk & chunk);
     void collect(const asl_chunk & chunk);
     void report_progress(int64_t n_done);
-    void release();
 
+    // session-finish.cpp
+    void end_finish();
+    std::vector<float> run_head();
+    void mark_cells();
+    void mark_new_cells();
+    void check_room_to_finish() const;
+    std::vector<llama_token> ids_at(const std::vector<llama_pos> & positions) const;
+
+    // session-rows.cpp
+    void copy_rows(int32_t il, const std::vector<int32_t> & lists, int32_t n_rows);
+
+    void release();
+    bool is_sliding(int32_t il) const;
+
+    void check_tokens(const int32_t * tokens, int32_t n_tokens, int32_t n_window) const;
+    void check_begun() const;
     void check_computed() const;
+    void check_past_kept(const std::vector<int32_t> & lists, int32_t n_rows) const;
     void check_hidden() const;
     void check_slot() const;
+    void check_room(int32_t n_rows) const;
     int32_t check_open(bool layer_ran) const; // returns the layer that ran last
     std::vector<int32_t> check_index(const int32_t * index, int32_t n_rows, int32_t n_lists) const;
 
@@ -104,6 +119,8 @@ private:
     std::unique_ptr<llama_context> prefill; // NULL outside a prefill
     asl_dequantiser dequantiser;
     asl_causal_mask mask;
+    asl_slices slices;
+    asl_past past; // what the decode context held before asl_session_extend
     asl_chunk_plan plan; // of the current tokens in the prefill context
     asl_chunk_inputs inputs; // of its chunks, where hidden states lie on a device
 
@@ -111,7 +128,7 @@ private:
     int32_t n_window = 0;
     int32_t first_pos = 0;
     int32_t next_layer = 0;
-    int32_t n_past = 0;       // tokens whose K/V are loaded
+    int32_t n_past = 0;       // tokens whose K/V are loaded, or lie in the decode context
     bool    past_ready = false; // those of the next layer are
     int64_t n_work_done  = 0; // token-layers
     int64_t n_work_total = 0;
@@ -124,7 +141,7 @@ private:
     std::vector<float>     output;    // [n_embd] of the last token after the last layer
     std::vector<int32_t>   rows_kept; // per layer that has run: rows copied to the decode context, 0 for none
     asl_sliding_rows       sliding;
-    std::vector<llama_pos> cells;     // position each cell stands for when all layers have run
+    std::vector<llama_pos> cells;     // position each cell, from past.first_free on, stands for when all layers have run
 
     bool has_scores = false;
     std::vector<float> scores;  // [n_head_kv, n_current]

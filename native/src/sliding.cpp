@@ -1,6 +1,8 @@
 #include "sliding.h"
 
 #include "cache.h"
+#include "cells.h"
+#include "gather.h"
 #include "session.h"
 
 #include "llama-context.h"
@@ -44,6 +46,44 @@ void asl_sliding_rows::take(llama_context & src, llama_context & dst, int32_t il
     layers.push_back(std::move(taken));
 }
 
+static size_t count_free(llama_context & ctx) {
+    const auto & cells = asl_get_kv_cache_swa(ctx)->get_cells(0);
+    return cells.size() - cells.get_used();
+}
+
+void asl_sliding_rows::take_new(llama_context & src, llama_context & dst, int32_t il, const std::vector<llama_pos> & positions, int32_t n_past) {
+    const std::vector<llama_pos> added(positions.begin() + n_past, positions.end());
+    const size_t begin = added.size() <= count_free(dst) ? 0 : find_seen(src.get_model().hparams, added);
+
+    layer taken;
+    taken.il = il;
+    taken.positions.assign(added.begin() + begin, added.end());
+    taken.rows.resize(taken.positions.size()*asl_row_bytes(src, il));
+    asl_get_rows(src, il, n_past + begin, positions.size(), taken.rows.data());
+    layers.push_back(std::move(taken));
+}
+
+size_t asl_sliding_rows::choose_new(llama_context & dst, const std::vector<llama_pos> & positions) const {
+    return choose(dst, positions, positions.size(), positions.size() > count_free(dst));
+}
+
+std::vector<uint32_t> asl_take_sliding_cells(llama_context & ctx, llama_kv_cache & swa, const std::vector<llama_pos> & positions) {
+    std::vector<uint32_t> found = asl_find_cells(swa, 0, positions.size());
+    if (found.empty()) {
+        const llama_hparams & hparams = ctx.get_model().hparams;
+        llama_pos seen = 0;
+        while (llama_hparams::is_masked_swa(hparams.n_swa, hparams.swa_type, seen, positions.back() + 1)) {
+            ++seen;
+        }
+        swa.seq_rm(0, 0, seen);
+        found = asl_find_cells(swa, 0, positions.size());
+    }
+    if (found.empty()) {
+        throw asl_error(ASL_ERR_INTERNAL, "sliding layers have no cells for " + std::to_string(positions.size()) + " tokens");
+    }
+    return found;
+}
+
 size_t asl_sliding_rows::choose(llama_context & dst, const std::vector<llama_pos> & positions, size_t n_most, bool only_seen) const {
     const size_t n = positions.size();
     size_t first = n - std::min<size_t>({ n, n_most, asl_get_kv_cache_swa(dst)->get_size() });
@@ -57,7 +97,7 @@ size_t asl_sliding_rows::choose(llama_context & dst, const std::vector<llama_pos
     return first;
 }
 
-void asl_sliding_rows::put(llama_context & dst, const std::vector<llama_pos> & positions) {
+void asl_sliding_rows::put(llama_context & dst, const std::vector<uint32_t> & cells, const std::vector<llama_pos> & positions) {
     for (layer & l : layers) {
         if (l.rows.empty() && l.positions == positions) {
             continue;
@@ -75,7 +115,10 @@ void asl_sliding_rows::put(llama_context & dst, const std::vector<llama_pos> & p
             }
             memcpy(rows.data() + i*n_row, l.rows.data() + (it - l.positions.begin())*n_row, n_row);
         }
-        asl_set_rows(dst, l.il, 0, positions.size(), rows.data());
+        for (size_t begin = 0, end = 0; begin < cells.size(); begin = end) {
+            for (end = begin + 1; end < cells.size() && cells[end] == cells[end - 1] + 1; ++end) {}
+            asl_set_rows(dst, l.il, cells[begin], cells[begin] + (end - begin), rows.data() + begin*n_row);
+        }
         l = layer(); // its memory is not needed any more
     }
     clear();

@@ -13,6 +13,12 @@
 
 struct llama_context;
 
+class llama_kv_cache;
+
+// Cells of sliding layers for tokens at these positions, after those that are there. If too few are free, tokens that no later
+// one sees give way.
+std::vector<uint32_t> asl_take_sliding_cells(llama_context & ctx, llama_kv_cache & swa, const std::vector<llama_pos> & positions);
+
 class asl_sliding_rows {
 public:
     // Takes the rows of a layer that ran last in src, of tokens that may be asked for.
@@ -26,8 +32,13 @@ public:
     // Returns the first of them; the others follow it.
     size_t choose(llama_context & dst, const std::vector<llama_pos> & positions, size_t n_most, bool only_seen) const;
 
-    // Writes the rows of these tokens to cells 0.. of every layer that was taken.
-    void put(llama_context & dst, const std::vector<llama_pos> & positions);
+    // The same for tokens that follow a past in dst, whose cells stay as they are.
+    //   n_past: of these positions, those of the past
+    void take_new(llama_context & src, llama_context & dst, int32_t il, const std::vector<llama_pos> & positions, int32_t n_past);
+    size_t choose_new(llama_context & dst, const std::vector<llama_pos> & positions) const;
+
+    // Writes the rows of these tokens to these cells of every layer that was taken.
+    void put(llama_context & dst, const std::vector<uint32_t> & cells, const std::vector<llama_pos> & positions);
 
     void clear();
 

@@ -1,0 +1,86 @@
+#include "past.h"
+
+#include "cache.h"
+#include "cells.h"
+#include "error.h"
+
+#include "llama-context.h"
+#include "llama-kv-cache.h"
+#include "llama-model.h"
+
+#include <numeric>
+#include <string>
+
+static std::string str(int64_t value) { return std::to_string(value); }
+
+static std::vector<uint32_t> find_used(const llama_kv_cache & kv) {
+    const auto & cells = kv.get_cells(0);
+    std::vector<uint32_t> used;
+    for (uint32_t i = 0; i < cells.used_max_p1(); ++i) {
+        if (cells.is_empty(i)) {
+            continue;
+        }
+        if (!cells.seq_has(i, 0) || cells.seq_count(i) != 1) {
+            throw asl_error(ASL_ERR_STATE, "expected a decode context that holds sequence 0 alone, cell " + str(i) + " is of another sequence");
+        }
+        used.push_back(i);
+    }
+    return used;
+}
+
+asl_past asl_read_past(llama_context & ctx) {
+    ctx.memory_update(false); // rows that wait to be rotated
+    const llama_kv_cache & kv = asl_get_kv_cache(ctx);
+    asl_past past;
+    past.cells = find_used(kv);
+    if (past.cells.empty()) {
+        throw asl_error(ASL_ERR_STATE, "expected a decode context that holds tokens, got an empty one; call asl_session_begin");
+    }
+    for (uint32_t il = 0; il < ctx.get_model().hparams.n_layer(); ++il) {
+        if (asl_get_first_cell(ctx, il) > 0) {
+            throw asl_error(ASL_ERR_STATE, "expected a past that keeps equal numbers of rows in every layer, layer " + str(il) +
+                    " keeps fewer; decode the turn, or prefill it all again");
+        }
+    }
+    past.first_free = past.cells.back() + 1;
+    past.next_pos   = kv.get_cells(0).seq_pos_max(0) + 1;
+    if (const llama_kv_cache * swa = asl_get_kv_cache_swa(ctx)) {
+        past.sliding_cells = find_used(*swa);
+        for (const uint32_t cell : past.sliding_cells) {
+            past.sliding_positions.push_back(swa->get_cells(0).pos_get(cell));
+        }
+    }
+    const size_t n = past.cells.size();
+    if (past.next_pos < (llama_pos) n || past.sliding_cells.size() > n) {
+        throw asl_error(ASL_ERR_STATE, "expected a past whose tokens stand at positions of their own, got " + str(n) + " cells before position " +
+                str(past.next_pos) + " and " + str(past.sliding_cells.size()) + " cells of sliding layers");
+    }
+    return past;
+}
+
+void asl_check_past(const asl_past & past, llama_context & ctx) {
+    const auto & cells = asl_get_kv_cache(ctx).get_cells(0);
+    if (cells.get_used() != past.cells.size() || cells.used_max_p1() != past.first_free || cells.seq_pos_max(0) + 1 != past.next_pos) {
+        throw asl_error(ASL_ERR_INTERNAL, "the decode context was used during the prefill that extends what it holds");
+    }
+}
+
+void asl_load_past(const asl_past & past, llama_context & ctx, llama_context & prefill, int32_t il) {
+    const auto & from = asl_is_sliding(ctx.get_model(), il) ? past.sliding_cells : past.cells;
+    const uint32_t n = past.cells.size();
+    asl_copy_cells(ctx, from, prefill, asl_cell_list(n - from.size(), n), il);
+}
+
+void asl_mark_past(const asl_past & past, llama_context & prefill) {
+    const uint32_t n = past.cells.size();
+    std::vector<llama_pos> positions(n);
+    std::iota(positions.begin(), positions.end(), past.next_pos - (llama_pos) n);
+    const std::vector<llama_token> ids(n, 0);
+    asl_mark_cells(asl_get_kv_cache(prefill), 0, asl_cell_list(0, n).cells, positions, ids);
+    if (llama_kv_cache * swa = asl_get_kv_cache_swa(prefill)) {
+        // new tokens lie in the same cells of both caches: those in front are of a sequence that nobody sees
+        const uint32_t first = n - past.sliding_cells.size();
+        asl_mark_cells(*swa, 1, asl_cell_list(0, first).cells, std::vector<llama_pos>(positions.begin(), positions.begin() + first), ids);
+        asl_mark_cells(*swa, 0, asl_cell_list(first, n).cells, past.sliding_positions, ids);
+    }
+}
