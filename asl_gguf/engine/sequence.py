@@ -66,6 +66,7 @@ class Sequence:
     ) -> None:
         self.place = place
         self.rule = rule
+        self.policy = rule.context.policy
         self.transcript = transcript
         self.host = host
         self._guard = Guard(guard, CAP if rule.context.decode_ctx is None else None)
@@ -174,7 +175,7 @@ class Sequence:
 
     def _plan_turn(self, request: Request) -> Plan | None:
         """Where the prompt goes on from a pruned past and brings enough to be pruned as well; None: it does not."""
-        text, tokens, policy = self.transcript, request.tokens, self.rule.context.policy
+        text, tokens, policy = self.transcript, request.tokens, self.policy
         if not text.pruned or not text.is_start_of(tokens) or self._selects_again(tokens):
             return None
         n_past, n_new = text.n_tokens, len(tokens) - text.n_tokens
@@ -229,7 +230,7 @@ class Sequence:
 
     def _n_rows(self, n_tokens: int, n_kept: int) -> int:
         """Most rows that a layer keeps."""
-        return self.rule.context.policy.max_rows(n_tokens, n_kept) if n_kept < n_tokens else n_tokens
+        return self.policy.max_rows(n_tokens, n_kept) if n_kept < n_tokens else n_tokens
 
     def _protected(self, request: Request, n_past: int) -> Indices | None:
         if request.protected is None:
@@ -255,7 +256,7 @@ class Sequence:
         report = yield from guarded_slices(
             layers,
             plan.new_tokens,
-            self.rule.context.policy,
+            self.policy,
             plan.n_kept,
             guard=self._guard,
             n_most=plan.n_most,
@@ -338,7 +339,7 @@ class Sequence:
             n_kept=info.n_cells_used + n_tokens - plan.n_past if dropped else n_tokens,
             n_ctx=self.n_ctx,
             info=info,
-            policy=self.rule.context.policy.name,
+            policy=self.policy.name,
             budget=self.rule.kept(n_tokens),
             reason=plan.reason,
         )

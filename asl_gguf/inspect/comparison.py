@@ -80,7 +80,7 @@ class ReplayingLlama(Llama):
             return
         assert isinstance(sequence.rule, ShareRule)
         sequence.rule = sequence.rule.with_policy(self._asl.policy)
-        sequence.calibration = self._asl.calibration
+        sequence.policy, sequence.calibration = self._asl.policy, self._asl.calibration
         sequence.source = self._replayed
 
     def _replayed(self, session: Session, plan: Plan) -> Layers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,7 +90,8 @@ class _WatchedLlama(Llama):
     def watch(self) -> PolicyRecorder:
         """Watches the policy from now on, as it is after a calibration."""
         watch = PolicyRecorder(self._asl.policy)
-        self._asl = replace(self._asl, policy=watch.policy)
+        if self._sequence is not None:
+            self._sequence.policy = watch.policy
         return watch
 
 

@@ -10,7 +10,7 @@ import pytest
 from test_rows import random_index
 
 from asl_gguf import Llama
-from asl_gguf.cache import snapshot
+from asl_gguf.native.context import resident_bytes
 from asl_gguf.policies import PyramidInfer
 from harness import Context, Options, prompt
 
@@ -45,11 +45,9 @@ def bytes_of_rows(context: Context, n_rows: int) -> int:
 def test_memory_falls_with_the_rows_of_a_layer(load_tiny):
     with load_tiny("llama").context(FLASH) as context:
         allocated = bytes_of_rows(context, N_CELLS)
-        assert snapshot.resident_bytes(context.handle) == (allocated,) * len(COUNTS), (
-            "llama.cpp clears what it allocates"
-        )
+        assert resident_bytes(context.handle) == (allocated,) * len(COUNTS), "llama.cpp clears what it allocates"
         keep_counts(context, COUNTS)
-        resident = snapshot.resident_bytes(context.handle)
+        resident = resident_bytes(context.handle)
         for layer, count in enumerate(COUNTS):
             least = bytes_of_rows(context, count)
             most = bytes_of_rows(context, count + N_PAD) + 4 * mmap.PAGESIZE  # a page at either end of K and V
@@ -62,7 +60,7 @@ def test_transposed_values_fall_by_the_page(load_tiny):
     plain = Options(n_ctx=N_CELLS, n_batch=512, n_ubatch=512)
     with load_tiny("llama").context(plain) as context:
         keep_counts(context, COUNTS)
-        resident = snapshot.resident_bytes(context.handle)
+        resident = resident_bytes(context.handle)
         cells_per_page = mmap.PAGESIZE // 2
         for layer, count in enumerate(COUNTS):
             keys = bytes_of_rows(context, count + N_PAD) // 2 + 2 * mmap.PAGESIZE
@@ -74,9 +72,9 @@ def test_transposed_values_fall_by_the_page(load_tiny):
 def test_the_next_prompt_gives_pages_back(load_tiny):
     with load_tiny("llama").context(FLASH) as context:
         keep_counts(context, [2000] * 6)
-        long = sum(snapshot.resident_bytes(context.handle))
+        long = sum(resident_bytes(context.handle))
         keep_counts(context, [100] * 6, 300)
-        short = sum(snapshot.resident_bytes(context.handle))
+        short = sum(resident_bytes(context.handle))
         assert bytes_of_rows(context, 100) * 6 <= short < long / 3
 
 
