@@ -18,7 +18,6 @@ from .options import KV_TYPES, add_model_options, add_pruning_options, parse_fix
 from .progress import ProgressBar
 
 if TYPE_CHECKING:
-    from ..models.named import resolve
     from ..native.model import Model
 
 
@@ -49,6 +48,7 @@ def add_parser(commands: Any) -> None:
 
 
 def calibrate(args: argparse.Namespace) -> int:
+    from ..models.named import resolve
     from ..native.model import ContextOptions, Model
 
     policy = _policy(args.policy)
