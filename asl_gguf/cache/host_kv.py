@@ -25,10 +25,12 @@ class HostKV:
 
     Args:
         packing: makes them smaller; None: they stay as the cache stores them.
+        row_bytes: what one token takes in each layer; (): not known.
     """
 
-    def __init__(self, packing: Packing | None = None) -> None:
+    def __init__(self, packing: Packing | None = None, row_bytes: Sequence[int] = ()) -> None:
         self._packing = packing
+        self.row_bytes = tuple(row_bytes)
         self.clear()
 
     @classmethod
@@ -43,10 +45,14 @@ class HostKV:
         Raises:
             OptionError, ModelError: as `Packing`.
         """
-        if not isinstance(full_kv, str):
-            return cls() if full_kv else None
-        widths = gguf_header.cache_widths(path, arguments)
-        return cls(Packing(full_kv, *session.kv_types, widths, session.info().kv_bytes_cell))
+        if not full_kv:
+            return None
+        widths, bytes_cell = gguf_header.cache_widths(path, arguments), session.info().kv_bytes_cell
+        if isinstance(full_kv, str):
+            packing = Packing(full_kv, *session.kv_types, widths, bytes_cell)
+            return cls(packing, packing.row_bytes)
+        row_bytes = [sum(map(gguf_header.row_bytes, session.kv_types, pair)) for pair in widths]
+        return cls(None, row_bytes if sum(row_bytes) == bytes_cell else ())
 
     @property
     def n_bytes(self) -> int:

@@ -58,6 +58,8 @@ class Packing:
             )
         self._cached_k = [k * n_k for k, _ in widths]
         self._packed_k = [k // n_block * n_packed for k, _ in widths]
+        self.row_bytes = [(k + v) // n_block * n_packed for k, v in widths]
+        """packed bytes of one token in each layer"""
 
     def pack(self, layer: int, rows: np.ndarray) -> np.ndarray:
         """Rows of a layer, uint8 [n, bytes in the cache] -> uint8 [n, packed bytes]."""

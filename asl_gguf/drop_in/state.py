@@ -8,6 +8,7 @@ from typing import Any
 
 from ..cache import prompt_file
 from ..cache.fingerprint import Fingerprint, check_fingerprint, fingerprint_of, settings_number
+from ..cache.form import Form
 from ..cache.prefix import PrunedPrefixCache
 from ..cache.snapshot import Snapshot, State
 from ..engine.sequence import Sequence
@@ -131,11 +132,12 @@ class StatefulLlama(llama_cpp.Llama):
             raise StateError(
                 f"expected fewer than n_ctx = {self._n_ctx} tokens, got a state of {len(saved.held.text_tokens)}; raise n_ctx"
             )
-        if len(saved.held.tokens) < saved.held.n_pruned:
+        try:
+            self._asl_form().check(saved.held)
+        except ValueError as err:
             raise StateError(
-                f"expected a state of all {saved.held.n_pruned} tokens of the pruned prompt, got one of "
-                f"{len(saved.held.tokens)}; prefill the prompt again"
-            )
+                f"expected a state that save_state has made, got another: {err}; prefill the prompt again"
+            ) from err
         held = saved.held
         self.reset()
         if not context.put_cells(self.ctx, saved.llama_state, held.first_cells, held.logits):
@@ -143,9 +145,17 @@ class StatefulLlama(llama_cpp.Llama):
                 f"expected a state of this model that fits {llama_cpp.llama_n_ctx(self.ctx)} KV cells, llama.cpp refuses the "
                 f"one of {len(held.tokens)} tokens; pass a larger asl_decode_ctx, or prefill the prompt again"
             )
+        if (n_cells := context.n_evaluated(self.ctx)) != len(held.tokens):
+            context.remove_from(self.ctx, 0)
+            raise StateError(
+                f"expected KV cells of {len(held.tokens)} tokens, got cells of {n_cells}; prefill the prompt again"
+            )
         # not the arrays that llama_cpp's states have for anyone to change
         self._text.set(held.tokens, n_pruned=held.n_pruned, needs_eval=held.logits is None, sampled=held.sampled)
         self._seed = saved.seed
+
+    def _asl_form(self) -> Form:
+        return Form.of(self.model, self._sequence.host if self._sequence else None)
 
     def __getstate__(self) -> dict[str, Any]:
         """The arguments that make this object again: for pickling and copies."""
@@ -202,9 +212,9 @@ class StatefulLlama(llama_cpp.Llama):
         Raises:
             StateError: no such file, it is damaged, or belongs to another model, version or setting.
         """
-        saved, (tokens, layers, hidden) = prompt_file.load(
-            Path(path), self._asl_fingerprint if self._asl_session else {}
-        )
+        if self._asl_session is None:
+            raise StateError("expected a Llama with asl_budget to load a prompt, got one without; pass asl_budget")
+        saved, (tokens, layers, hidden) = prompt_file.load(Path(path), self._asl_fingerprint, self._asl_form())
         self.load_state(saved)
         if self._sequence is not None and self._sequence.host is not None:
             self._sequence.host.put(tokens, 0, layers, hidden)

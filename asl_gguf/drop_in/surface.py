@@ -1,6 +1,6 @@
 """What works of `llama_cpp.Llama` while prompts are pruned: data, compared with the parent's signatures.
 
-`python -m asl_gguf.drop_in.surface > docs/SURFACE.md` writes the table; tests/fast/test_surface*.py justify its rows.
+`python -m asl_gguf.drop_in.surface > docs/SURFACE.md` writes the table; tests/fast/drop_in/test_surface*.py justify its rows.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ _INTRODUCTION = """\
 # What works of `llama_cpp.Llama`
 
 Every public method and argument of the parent (llama-cpp-python {version}), while prompts are pruned. Written by
-`python -m asl_gguf.drop_in.surface`; `tests/fast/test_surface*.py` justify it row by row.
+`python -m asl_gguf.drop_in.surface`; `tests/fast/drop_in/test_surface*.py` justify it row by row.
 `tests/slow/test_parent_suite.py` runs the parent's own tests on this class, with and without a budget, and lists those
 that need a model to be downloaded.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -12,19 +13,28 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` when the block ends without an error.
+    """A file to write to and read from, which takes the place of `path` when the block ends without an error.
+
+    It is like any new file, or like the one it replaces: its mode is what the umask leaves, or that file's. Where `path`
+    is a symbolic link, what it points to is replaced and not the link.
 
     Raises:
         OSError: the folder cannot be written; `path` is as it was.
     """
-    handle, part = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f".{target.name[:64]}-{secrets.token_hex(8)}.part")
+    with contextlib.ExitStack() as undo:
+        with part.open("x+b") as file:  # not of tempfile, whose files are 0600 whatever the umask
+            undo.callback(_unlink, part)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise
+        with contextlib.suppress(FileNotFoundError):
+            part.chmod(stat.S_IMODE(target.stat().st_mode))
+        os.replace(part, target)
+        undo.pop_all()
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -87,6 +87,13 @@ def cache_widths(path: str, arguments: Mapping[str, Any]) -> list[tuple[int, int
     return [(n_k, widest) for n_k, _ in widths]
 
 
+def row_bytes(kind: int, n_elements: int) -> int:
+    """What these many elements of a ggml type take."""
+    function = llama_cpp.llama_cpp._lib.ggml_row_size
+    function.restype, function.argtypes = ctypes.c_size_t, [ctypes.c_int, ctypes.c_int64]
+    return int(function(kind, n_elements))
+
+
 def has_sliding_window(path: str, overrides: Mapping[str, object] | None = None) -> bool:
     """Whether layers may attend to a sliding window, and then have K/V buffers of their own.
 

@@ -3,12 +3,52 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from fake_pip import GGUF, MEMBER, NAME, FakePip, set_manifest, write_wheel
 
 from asl_gguf.models import named
+from fake_pip import GGUF, MEMBER, NAME, FakePip, set_manifest, write_wheel
+
+if TYPE_CHECKING:
+    from tiny_llama import Make
+
+# Only the fixtures that need llama.cpp import it: laws in NumPy run without a built library.
+
+
+@pytest.fixture(name="make")
+def make_llama(tiny_model) -> Iterator[Make]:
+    """`make(cls=Llama, architecture="llama", **kwargs)`: an object on a tiny model, closed after the test."""
+    from asl_gguf import Llama
+    from tiny_llama import N_CTX
+
+    made = []
+
+    def make(cls: type = Llama, architecture: str = "llama", **kwargs: Any) -> Any:
+        kwargs = {"n_ctx": N_CTX, "n_threads": 1, "n_threads_batch": 1, "verbose": False, **kwargs}
+        made.append(cls(str(tiny_model(architecture)), **kwargs))
+        return made[-1]
+
+    yield make
+    for llm in made:
+        llm.close()
+
+
+@pytest.fixture(name="stock")
+def make_stock(make) -> Make:
+    """The same of llama_cpp.Llama."""
+    from harness import llama_cpp
+
+    return lambda **kwargs: make(llama_cpp.Llama, **kwargs)
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch) -> Path:
+    """The folder of the user's own calibrations, which does not exist yet."""
+    monkeypatch.setenv("ASL_GGUF_CONFIG_DIR", str(tmp_path / "config"))
+    return tmp_path / "config"
 
 
 @pytest.fixture

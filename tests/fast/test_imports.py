@@ -92,3 +92,21 @@ def test_a_back_edge_is_found(monkeypatch, tmp_path):
     monkeypatch.setitem(MODULES, "policies.bad", bad)
     assert imports("policies.bad") == {"drop_in.llama.Llama"}
     assert HEIGHT["drop_in"] > HEIGHT["policies"]
+
+
+TESTS = Path(__file__).parent
+
+
+def test_each_package_has_a_folder_of_tests():
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    folders = {path.name for path in TESTS.iterdir() if path.is_dir() and list(path.glob("test_*.py"))}
+    assert folders == packages
+
+
+def test_no_test_module_imports_another():
+    """What they share lies beside tests/harness.py, or is a fixture in a conftest.py."""
+    for path in TESTS.parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [name for name in names if name.startswith(("test_", "conftest"))], path

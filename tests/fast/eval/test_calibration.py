@@ -1,0 +1,346 @@
+"""Calibration: the choice on made-up profiles, what is stored and found again, and the command on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from asl_gguf.cli import main
+from asl_gguf.errors import ModelError, OptionError
+from asl_gguf.eval.calibrate.tradeoff import TAUS, Outcome, choose, means, selection_layers
+from asl_gguf.models import calibration, named
+from asl_gguf.models.calibration import calibrated, load, save, settings_of
+from asl_gguf.policies import ASL, FastKV, SelectingPolicy, SpanASL, make_policy
+from asl_gguf.policies.contract import LayerScores, Prompt
+from asl_gguf.policies.ranking import random_rank_variance
+from harness import prompt  # noqa: F401  (silences llama.cpp's log in this process)
+from profiles import FIRST, N_LAYER, both, made_up, make_calibration
+
+TRADEOFFS = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)
+
+
+@pytest.mark.parametrize("reference", ["peak", "first", "random"])
+@pytest.mark.parametrize("cliff", [12, 18, 29])
+def test_the_most_accurate_choice_is_never_before_a_cliff(cliff, reference):
+    profiles = both(cliffs=(cliff, cliff), falls=(11, 17))
+    choice = choose(profiles, 0.0, reference)
+    layers = [profile.selected(choice.min_layer, choice.tau, reference).layer for profile in profiles]
+    assert min(layers) >= cliff and choice.means.quality_loss == 0
+
+
+@pytest.mark.parametrize("reference", ["peak", "first", "random"])
+def test_the_fastest_choice_is_the_earliest(reference):
+    profiles = both(cliffs=(20, 25), falls=(11, 17))
+    shares = [
+        means(profiles, [p.selected(min_layer, tau, reference) for p in profiles]).prefill_share
+        for min_layer in range(FIRST, N_LAYER - 2)
+        for tau in TAUS[::3]
+    ]
+    choice = choose(profiles, 1.0, reference)
+    assert choice.means.prefill_share <= min(shares)
+    assert reference != "random" or choice.min_layer > FIRST  # which may select there, where nothing was measured
+
+
+def test_monotone_in_the_tradeoff():
+    chosen = [choose(both(cliffs=(9, 14), falls=(11, 17), slope=0.02), t, "peak").means for t in TRADEOFFS]
+    shares = [mean.prefill_share for mean in chosen]
+    losses = [mean.quality_loss for mean in chosen]
+    assert shares == sorted(shares, reverse=True) and losses == sorted(losses)
+    assert shares[0] > shares[-1] and losses[0] < losses[-1]
+
+
+@pytest.mark.parametrize("tradeoff", [0.0, 0.3])
+def test_easy_prompts_select_earlier_where_the_traces_allow(tradeoff):
+    chosen = choose(both(cliffs=(11, 17), falls=(11, 17)), tradeoff, "peak")
+    assert (chosen.means.layer_easy, chosen.means.layer_hard) == (11.5, 17.5)
+    assert chosen.means.quality_loss == 0
+    assert 0.2 < chosen.tau < 0.9  # not at the edge of what does the same
+
+
+def test_an_early_layer_that_is_right_by_luck_does_not_count():
+    profiles = both(cliffs=(18, 18), falls=(12, 17))
+    lucky = [
+        replace(p, measured=tuple(replace(o, nll=0.1) if o.layer in (12, 13) else o for o in p.measured))
+        for p in profiles
+    ]
+    assert choose(lucky, 0.0, "peak") == choose(profiles, 0.0, "peak")
+
+
+def test_answers_between_measured_layers_are_interpolated():
+    profile = made_up(hard=False, fall=12, cliff=FIRST, slope=0.1, step=4)
+    for layer in range(FIRST + 1, N_LAYER):
+        assert profile.at(layer).nll == pytest.approx(0.1 + 0.1 * (N_LAYER - 1 - layer))
+        assert profile.at(layer).share == pytest.approx((layer + 1) / N_LAYER)
+
+
+def test_an_answer_better_than_the_full_cache_earns_nothing():
+    profile = made_up(hard=False, fall=12, cliff=12)
+    assert profile.quality_loss(Outcome(12, 0.05, 0.5)) == 0
+    assert profile.quality_loss(Outcome(12, 2.0, 0.5)) == pytest.approx(math.exp(-0.1) - math.exp(-2.0))
+
+
+@pytest.mark.parametrize("arguments", [([], 0.3), (both(cliffs=(9, 9), falls=(11, 17)), 1.5)], ids=["none", "tradeoff"])
+def test_wrong_choice(arguments):
+    with pytest.raises(OptionError, match="expected .*, got "):
+        choose(*arguments, "peak")
+
+
+def scores_of(seed: int, n_layer: int, n_tokens: int = 200) -> list[LayerScores]:
+    rng = np.random.default_rng(seed)
+    drift = rng.random((2, n_tokens))
+    return [
+        LayerScores(layer, (drift + rng.random((2, n_tokens)) / (layer + 1)).astype(np.float32), 32)
+        for layer in range(n_layer)
+    ]
+
+
+def first_cut(policy: ASL | FastKV, scores: list[LayerScores]) -> tuple[int | None, list[int]]:
+    observe = policy.start(Prompt(scores[0].n_current, 60, len(scores)))
+    for layer in scores:
+        if (decision := observe(layer)).tokens is not None:
+            return layer.layer, decision.tokens.tolist()
+    return None, []
+
+
+@pytest.mark.parametrize("reference", ["peak", "first", "random"])
+def test_the_rule_is_the_policys_own(reference):
+    policy = SpanASL(variance_reference=reference)
+    layers = []
+    for seed in range(2):
+        scores = scores_of(seed, 16)
+        watch = replace(policy, tau=0.0, min_layer=FIRST).start(Prompt(200, 60, 16))
+        variance = [v for layer in scores if (v := watch(layer).variance) is not None]
+        assert len(variance) == 16 - FIRST
+        taus = (0.001, 0.01, 0.02, 0.05) if reference == "random" else (0.2, 0.6, 0.9, 0.99, 1.0)
+        for min_layer in (7, 12):
+            cuts = [first_cut(replace(policy, tau=tau, min_layer=min_layer), scores)[0] for tau in taus]
+            expected = [15 if cut is None else cut for cut in cuts]
+            compared = random_rank_variance(200 - 32 - 4) if reference == "random" else reference
+            assert selection_layers(variance, FIRST, min_layer, taus, compared).tolist() == expected
+            layers += expected
+    assert 15 in layers and len(set(layers)) > 3
+
+
+def test_a_tau_above_one_is_a_fixed_layer():
+    scoring = {field.name: getattr(SpanASL(), field.name) for field in fields(SelectingPolicy)}
+    for layer in (8, 11):
+        fixed = first_cut(FastKV(tsp_layer=layer, **scoring), scores_of(0, 16))
+        assert first_cut(SpanASL(min_layer=layer, tau=2.0), scores_of(0, 16)) == fixed
+        assert fixed[0] == layer
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + bytes(1000))
+    return path
+
+
+@pytest.fixture
+def hashed(monkeypatch) -> list[str]:
+    """Names of the files that are hashed from now on."""
+    names: list[str] = []
+
+    def sha256_of(path: Path) -> str:
+        names.append(path.name)
+        return named.sha256_of(path)
+
+    monkeypatch.setattr(calibration, "sha256_of", sha256_of)
+    return names
+
+
+def test_round_trip(config, file, hashed):
+    assert load(file, "asl-span") is None and hashed == []
+    stored = make_calibration()
+    path = save(file, stored)
+    assert path.parent == config and re.fullmatch(r"calibration-[0-9a-f]{16}\.json", path.name)
+    assert [entry.name for entry in config.iterdir()] == [path.name]  # nothing temporary is left
+    assert load(file, "asl-span") == stored == load(str(file), "asl-span")
+    assert load(file, "asl") is None
+    other = make_calibration("asl", min_layer=9)
+    assert save(file, other) == path
+    newer = make_calibration(tau=0.125)
+    save(file, newer)
+    assert (load(file, "asl"), load(file, "asl-span")) == (other, newer)
+    assert hashed == ["model.gguf"]
+
+
+def test_another_model(config, file, hashed):
+    save(file, make_calibration())
+    longer = file.with_name("longer.gguf")
+    longer.write_bytes(file.read_bytes() + b"1")
+    same_size = file.with_name("other.gguf")
+    same_size.write_bytes(b"GGUF" + bytes(999) + b"1")
+    for path in (longer, same_size, same_size):
+        assert load(path, "asl-span") is None
+    assert hashed == ["model.gguf", "other.gguf"]  # only what has the size of a known one, and once
+    save(same_size, make_calibration(tau=0.125))
+    found = [load(path, "asl-span").tau for path in (file, same_size)]
+    assert found == [make_calibration().tau, 0.125] and hashed == ["model.gguf", "other.gguf"]
+
+
+def test_a_copy_of_the_model(config, file, hashed):
+    save(file, make_calibration())
+    copy = file.rename(file.with_name("copy.gguf"))
+    os.utime(copy, (1e9, 1e9))
+    for _ in range(2):
+        assert load(copy, "asl-span") == make_calibration()
+    assert hashed == ["model.gguf", "copy.gguf"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: text.replace('"format": 2', '"format": 1'),
+        lambda text: re.sub(r'"tau": [\d.]+', '"tau": "x"', text),
+        lambda text: re.sub(r'"min_layer": \d+', '"min_layer": 1', text),
+        lambda text: text.replace('"tradeoff"', '"traderoff"'),
+        lambda text: re.sub(r'"sha256": "....', '"sha256": "0000', text),
+    ],
+    ids=["half", "list", "format", "tau", "min_layer", "name", "sha256"],
+)
+def test_a_corrupt_file(config, file, damage):
+    path = save(file, make_calibration())
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(ModelError, match=r"(?s)expected a calibration .*, got .*; run `asl-gguf calibrate`.*or delete"):
+        load(file, "asl-span")
+    other = file.with_name("other.gguf")
+    other.write_bytes(b"GGUF")
+    assert load(other, "asl-span") is None
+    save(file, make_calibration())
+    assert load(file, "asl-span") == make_calibration()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, file, monkeypatch):
+    (tmp_path / "config").write_text("a file")
+    monkeypatch.setenv("ASL_GGUF_CONFIG_DIR", str(tmp_path / "config"))
+    assert load(file, "asl-span") is None
+    with pytest.raises(ModelError, match="expected to write .*ASL_GGUF_CONFIG_DIR"):
+        save(file, make_calibration())
+
+
+def test_config_dir(monkeypatch, tmp_path):
+    for name in ("ASL_GGUF_CONFIG_DIR", "XDG_CONFIG_HOME", "APPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(calibration, "sys", SimpleNamespace(platform="linux"))
+    assert calibration.config_dir() == tmp_path / ".config" / "asl_gguf"
+    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
+    assert calibration.config_dir() == tmp_path / ".config" / "asl_gguf"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    assert calibration.config_dir() == tmp_path / "xdg" / "asl_gguf"
+    monkeypatch.setattr(calibration, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setenv("APPDATA", str(tmp_path / "roaming"))
+    assert calibration.config_dir() == tmp_path / "roaming" / "asl_gguf"
+    monkeypatch.setenv("ASL_GGUF_CONFIG_DIR", str(tmp_path / "own"))
+    assert calibration.config_dir() == tmp_path / "own"
+
+
+def test_what_takes_a_calibration(config, file, caplog):
+    stored = make_calibration(min_layer=12, tau=0.125)
+    save(file, stored)
+    policy, found = calibrated("asl-span", file)
+    assert policy == SpanASL(min_layer=12, tau=0.125) and found == stored
+    assert calibrated(SpanASL(), file) == (SpanASL(), None)
+    assert calibrated("asl-span", file, enabled=False) == (SpanASL(), None)
+    for name in ("asl", "snapkv", "none"):
+        assert calibrated(name, file) == (make_policy(name), None)
+    assert not caplog.records
+    save(file, replace(stored, settings=settings_of(SpanASL(obs_tokens=32))))
+    assert calibrated("asl-span", file) == (SpanASL(), None)
+    assert "asl-gguf calibrate" in caplog.text
+
+
+# The command
+
+
+@pytest.fixture
+def command(tiny_model, config, capsys):
+    """`command(*arguments)`: exit code, stdout and stderr of `asl-gguf calibrate` on a model of 12 layers."""
+    path = tiny_model("llama", n_layer=12, n_head=2, n_head_kv=1, n_ff=64)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        given = ["-m", str(path), "-t", "1", "--tokens", "512", "--samples", "1", *arguments]
+        code = main(["calibrate", *given, "--easy", "passkey", "--hard", "keyvalue"])
+        return code, *capsys.readouterr()
+
+    run.model = path
+    return run
+
+
+def test_what_is_foreseen_happens(command):
+    """A profile knows what the policy will do with other parameters: the same layer, answer and share."""
+    from asl_gguf.eval.calibrate.profiling import make_cases, profile
+    from asl_gguf.native.model import ContextOptions, Model
+
+    model = Model(str(command.model), ContextOptions(1))
+    cases = make_cases(model, 400, 1, ["passkey"], ["keyvalue"])
+    profiles = profile(model, SpanASL(), cases)
+    layers = set()
+    for min_layer, tau in ((7, 1.0), (9, 0.99)):
+        real = profile(model, SpanASL(min_layer=min_layer, tau=tau), cases, step=4)
+        foreseen = [p.selected(min_layer, tau, "peak") for p in profiles]
+        assert foreseen == [p.before for p in real]
+        layers |= {outcome.layer for outcome in foreseen}
+    assert min(layers) < 11
+    model.close()
+
+
+def test_the_command(command, config, tmp_path):
+    code, out, err = command("--out", str(tmp_path / "profile.svg"), "--tradeoff", "0.8", "--budget", "64")
+    assert (code, err) == (0, "")
+    found = load(command.model, "asl-span")
+    assert (found.tradeoff, found.budget, found.tokens, found.samples) == (0.8, 64, 512, 1)
+    assert found.profile.layers == (8, 9, 10, 11) and len(found.profile.variance_easy) == 12 - 7
+    shares = found.profile.prefill_share
+    assert list(shares) == sorted(shares) and shares[-1] == 1 and 0.7 < shares[0] < 0.8
+    for text in (f"min_layer +\\d+ +{found.min_layer}\n", "easy +11.0 +\\d", "prefill share +1.00 +[01]", "stored in "):
+        assert re.search(text, out), (text, out)
+    entry = json.loads(next(config.iterdir()).read_text())["calibrations"]["asl-span"]
+    assert entry["min_layer"] == found.min_layer
+    drawn = ElementTree.parse(tmp_path / "profile.svg").getroot()
+    words = " ".join(drawn.itertext())
+    assert f"min_layer {found.min_layer}" in words and "squared ranks" in words and "nats/token" in words
+    assert len(drawn.findall("{*}circle")) == len(drawn.findall("{*}rect")) - 1 == 5 + 4 + 1
+
+
+def test_a_dry_run_stores_nothing(command, config):
+    code, out, _ = command("--dry-run", "--policy", "asl", "--step", "3")
+    assert code == 0 and "stored" not in out and "calibrated" in out
+    assert not config.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--policy", "snapkv"], "--policy: expected asl-span, asl or asl-two-pass.*, got 'snapkv'"),
+        (["--policy", "x"], "policy: expected one of asl-span, .*, got 'x'"),
+        (["--budget", "none"], "--budget: expected .*, got none .*"),
+        (["--budget", "1.0"], "budget: expected less than the prompt of .*, got 1.0"),
+        (["--tradeoff", "2"], r"--tradeoff: expected a share in \[0, 1\], got 2.0"),
+        (["--samples", "0"], "expected num_examples >= 1, got 0.*"),
+        (["--tokens", "50"], "expected n_tokens to hold .*, got 50.*"),
+        (["--step", "0"], "step: expected at least 1, got 0"),
+        (["--out", "missing/profile.svg"], "--out: expected .*, got missing/profile.svg"),
+    ],
+    ids=str,
+)
+def test_wrong_use(command, arguments, message):
+    code, _, err = command(*arguments)
+    assert code == 2 and re.fullmatch(f"asl-gguf: {message}\n", err), err
+
+
+def test_a_shallow_model(tiny_model, config, capsys):
+    assert main(["calibrate", "-m", str(tiny_model("llama")), "--tokens", "512", "--samples", "1"]) == 2
+    assert "expected a model of at least 10 layers" in capsys.readouterr().err

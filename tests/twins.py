@@ -1,0 +1,41 @@
+"""How native results are compared with their NumPy twins."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from asl_gguf.policies import ranking
+from harness import KVState
+
+
+def random_index(rng: np.random.Generator, n_tokens: int, n_kept: int, n_lists: int | None) -> np.ndarray:
+    """Increasing token indices with the last token among them: int32 [n_kept] or [n_lists, n_kept]."""
+    others = [np.sort(rng.choice(n_tokens - 1, n_kept - 1, replace=False)) for _ in range(n_lists or 1)]
+    lists = np.array([np.append(chosen, n_tokens - 1) for chosen in others], dtype=np.int32)
+    return lists if n_lists else lists[0]
+
+
+def assert_rows(actual: KVState, full: KVState, indices: list[np.ndarray]) -> None:
+    """Layer by layer: the cells hold the rows of a full cache that the twin gathers."""
+    for layer, index in enumerate(indices):
+        for name in ("keys", "values"):
+            got, expected = getattr(actual, name)[layer], ranking.gather_rows(getattr(full, name)[layer], index)
+            wrong = np.argwhere((got != expected).any(axis=-1)).tolist()
+            assert not wrong, f"{name} of layer {layer} differ in {len(wrong)} (cell, head), first {wrong[:3]}"
+
+
+HEAD_DIM = 32
+TOLERANCE = 1e-5
+
+
+def kq_scale(architecture: str) -> float:
+    """phi3 scales its queries before RoPE, and its products not at all."""
+    return 1.0 if architecture == "phi3" else 1 / math.sqrt(HEAD_DIM)
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Largest error, relative to each score; scores below a millionth of their head's largest count as that."""
+    floor = 1e-6 * expected.max(axis=-1, keepdims=True)
+    return float((np.abs(actual - expected) / np.maximum(expected, floor)).max())
