@@ -158,4 +158,3 @@ def _parse(arrays: dict[str, np.ndarray], expected: Any, form: Form) -> tuple[St
     )
     form.check_rows(*full)
     return State(held, arrays["cells"].tobytes(), seed, about["origin"]), full
-

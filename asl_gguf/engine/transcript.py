@@ -42,6 +42,12 @@ class Transcript:
         self.pruned = tuple(tokens[:n_pruned])
         self.needs_eval, self.sampled = needs_eval, sampled
 
+    def append(self, tokens: Sequence[int]) -> None:
+        """These tokens were evaluated after the others."""
+        end = self.n_tokens + len(tokens)
+        self.ids[self.n_tokens : end] = tokens
+        self.n_tokens, self.needs_eval, self.sampled = end, False, None
+
     def evaluated(self) -> list[int]:
         """The tokens up to n_tokens; pruned ones as they were, whatever was written to `ids` since."""
         self.ids[: len(self.pruned)] = self.pruned

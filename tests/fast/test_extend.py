@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sequences import Sequences
 
 from asl_gguf.engine.prefill import prefill
 from asl_gguf.errors import ContextFullError, NativeError, OptionError, PrefillCancelled
 from asl_gguf.native.session import Session
 from asl_gguf.policies import PyramidInfer, SnapKV, SpanASL
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
+from sequences import Sequences
 from tiny_gguf import ARCHITECTURES, SLIDING
 
 OPTIONS = Options(n_ctx=512, n_batch=40, n_ubatch=24)

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sequences import Sequences, plain_state
 
 from asl_gguf.engine.prefill import prefill
 from asl_gguf.errors import ContextFullError, OptionError, UnsupportedModelError
 from asl_gguf.native import moving
 from asl_gguf.policies import PyramidInfer, SnapKV, SpanASL
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
+from sequences import Sequences, plain_state
 from tiny_gguf import ARCHITECTURES, SLIDING
 
 WINDOW = 8

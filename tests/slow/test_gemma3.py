@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-import gemma3
 import pytest
 
+import gemma3
 from asl_gguf import Llama
 from asl_gguf.engine.prefill import prefill
 from asl_gguf.eval.demo_text import make_document

@@ -94,9 +94,25 @@ def test_a_prompt_that_ends_inside_the_cached_one(make, options, n_tokens):
     assert llm.last_prefill.kept_tokens == (60 if n_tokens == 60 else n_kept(n_tokens))  # 60 fit the budget
 
 
+def test_a_long_turn_is_pruned_over_what_is_kept(make, options):
+    llm = make(asl_decode_ctx=256, **options)
+    past = DOCUMENT + greedy(llm, DOCUMENT)
+    turn = past + prompt(200, seed=5)
+    answer = greedy(llm, turn)
+    report = llm.last_prefill
+    n_new = len(turn) - report.reused_tokens
+    assert report.reused_tokens in (len(past) - 1, len(past))  # the last token was sampled, not evaluated
+    assert report.turns == ((len(DOCUMENT), n_kept(len(DOCUMENT))), (n_new, n_kept(n_new)))
+    cells = n_kept(len(DOCUMENT)) + report.reused_tokens - len(DOCUMENT) + n_kept(n_new)
+    assert report.kept_tokens == cells and report.prompt_tokens == len(turn) and report.pruned
+    assert all(rows == cells for rows in report.rows_by_layer) and report.reason is None
+    assert min(report.selected, default=report.reused_tokens) >= report.reused_tokens
+    assert greedy(llm, turn + answer) and llm.last_prefill.turns == report.turns  # goes on from it
+
+
 def test_a_turn_that_outgrows_the_cells(make, options):
     llm = make(asl_decode_ctx=256, **options)
-    turn = DOCUMENT + greedy(llm, DOCUMENT) + prompt(200, seed=5)
+    turn = DOCUMENT + greedy(llm, DOCUMENT) + prompt(465, seed=5)
     answer = greedy(llm, turn)
     report = llm.last_prefill
     assert (report.reused_tokens, report.kept_tokens) == (0, n_kept(len(turn)))

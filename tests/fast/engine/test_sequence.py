@@ -1,0 +1,324 @@
+"""Many conversations in one context: prefilled in slices while others decode, turn by turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from asl_gguf.budget.rule import BudgetContext, ShareRule
+from asl_gguf.budget.share import Budget
+from asl_gguf.engine.place import OwnContext, SharedContext
+from asl_gguf.engine.plan import Request
+from asl_gguf.engine.sequence import Sequence
+from asl_gguf.engine.transcript import Transcript
+from asl_gguf.errors import ContextFullError, PrefillCancelled
+from asl_gguf.native import moving
+from asl_gguf.policies import Policy, SnapKV, SpanASL
+from harness import Context, Options, assert_same, prompt
+from sequences import Sequences
+
+N_CTX = 512
+N_CELLS = 1024
+CHUNK = 64
+A, B, C, D = range(4)
+OTHERS = {A: prompt(70, seed=11), C: prompt(41, seed=12)}
+LONG = prompt(300, seed=1)
+SETTLES = SpanASL(window=16, min_layer=2, obs_layers=2, tau=2.0)
+POLICIES = {"asl-span": SETTLES, "snapkv": SnapKV(window=16)}
+
+with_cache = pytest.mark.parametrize(
+    "shared_options",
+    [
+        Options(n_ctx=N_CELLS, n_seq_max=4, unified=True),
+        Options(n_ctx=4 * N_CTX, n_seq_max=4, unified=False),
+        Options(n_ctx=N_CELLS, n_seq_max=4, unified=True, flash=True),
+    ],
+    ids=["unified", "streams", "flash"],
+)
+with_model = pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+
+
+def make_rule(policy: Policy = SETTLES, budget: float = 0.3, **options: Any) -> ShareRule:
+    return ShareRule(Budget(budget, min_prompt=32), BudgetContext("", N_CTX, policy, room=0, **options))
+
+
+def make_sequence(shared: Context, seq_id: int, policy: Policy = SETTLES, **options: Any) -> Sequence:
+    place = SharedContext(shared.handle, seq_id, shared.params, N_CTX, **options)
+    return Sequence(place, make_rule(policy), Transcript(N_CTX))
+
+
+@pytest.fixture
+def model(load_tiny, architecture):
+    return load_tiny(architecture)
+
+
+@pytest.fixture
+def open_shared(model, shared_options) -> Iterator[Callable[[], Sequences]]:
+    """`open_shared()`: a context in which A and C have read their prompts."""
+    contexts = []
+
+    def make() -> Sequences:
+        contexts.append(model.context(shared_options))
+        live = Sequences(contexts[-1])
+        for seq, tokens in OTHERS.items():
+            live.decode(seq, tokens)
+        return live
+
+    yield make
+    for context in contexts:
+        context.close()
+
+
+class Talk:
+    """Greedy decoding of A and C in turn, one token at a time."""
+
+    def __init__(self, live: Sequences) -> None:
+        self.live = live
+        self.next = {seq: tokens[-1] for seq, tokens in OTHERS.items()}
+        self.logits: list[np.ndarray] = []
+
+    def say(self) -> None:
+        for seq in OTHERS:
+            self.logits.append(self.live.decode(seq, [self.next[seq]]))
+            self.next[seq] = int(self.logits[-1].argmax())
+
+
+def prefill_unsliced(live: Sequences, seq_id: int, policy: Policy = SETTLES) -> tuple[bytes, np.ndarray]:
+    sequence = make_sequence(live.context, seq_id, policy)
+    sequence.run(sequence.plan(Request(LONG)))
+    return live.plain_state(seq_id), live.context.logits()
+
+
+@with_model
+@with_cache
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_others_decode_between_slices(open_shared, policy):
+    """They are byte for byte what they are where nothing is prefilled; what is prefilled is what it is unsliced."""
+    live, alone, unsliced = open_shared(), open_shared(), open_shared()
+    talk, undisturbed = Talk(live), Talk(alone)
+    sequence = make_sequence(live.context, B, policy)
+    plan = sequence.plan(Request(LONG))
+    assert plan.action == "prefill"
+    sequence.start(plan)
+    n_slices = 0
+    while sequence.step():
+        n_slices += 1
+        if n_slices % 4 == 0:
+            talk.say()
+            undisturbed.say()
+    first = live.context.logits()
+    n_chunks, n_layer = -(-len(LONG) // CHUNK), sequence.report.n_layer
+    n_whole = n_layer if sequence.report.selection_layer is None else sequence.report.selection_layer + 1
+    assert n_slices >= n_whole * (n_chunks - 1) and len(talk.logits) > 8
+    assert_same(talk.logits, undisturbed.logits, "A and C")
+    state, logits = prefill_unsliced(unsliced, B, policy)
+    assert live.plain_state(B) == state
+    assert_same([first], [logits], "B's first logits")
+    for seq in OTHERS:
+        assert live.plain_state(seq) == alone.plain_state(seq)
+    said = dict(talk.next)
+    talk.say()
+    undisturbed.say()
+    assert talk.next == undisturbed.next != said  # with B's cells beside theirs, the likeliest tokens are the same
+
+
+@with_model
+@with_cache
+def test_a_cancelled_prefill_leaves_no_trace(open_shared):
+    live = open_shared()
+    before = {seq: live.state(seq) for seq in OTHERS}
+    n_free = moving.free_cells(live.context.handle, B)
+    sequence = make_sequence(live.context, B)
+    n_slices = 1
+    while True:
+        sequence.start(sequence.plan(Request(LONG)))
+        more = all(sequence.step() for _ in range(n_slices))
+        if not more:
+            break
+        sequence.cancel()
+        assert moving.free_cells(live.context.handle, B) == n_free and sequence.transcript.n_tokens == 0
+        assert {seq: live.state(seq) for seq in OTHERS} == before
+        n_slices += 3
+    assert sequence.report.pruned and sequence.place.n_used == sequence.report.kept_tokens
+    assert {seq: live.plain_state(seq) for seq in OTHERS}.keys() == before.keys()
+
+
+@with_model
+@with_cache
+def test_two_prefills_share_the_time(open_shared):
+    live, unsliced = open_shared(), open_shared()
+    state, _ = prefill_unsliced(unsliced, B)
+    pair = [make_sequence(live.context, seq) for seq in (B, D)]
+    for sequence in pair:
+        sequence.start(sequence.plan(Request(LONG)))
+    while sum(sequence.step() for sequence in pair):
+        pass
+    assert live.plain_state(B) == live.plain_state(D) == state
+
+
+@with_model
+@with_cache
+def test_turns(open_shared, model):
+    """A long turn is pruned over what its conversation keeps, in a shared context as in one of its own."""
+    live = open_shared()
+    with model.context(Options(n_ctx=N_CELLS, flash=live.context.options.flash)) as context:
+        own = Sequence(OwnContext(context.handle, context.session(N_CTX)), make_rule(), Transcript(N_CTX))
+        shared = make_sequence(live.context, B)
+        first, answer = LONG[:200], prompt(5, seed=3)
+        later = [*first, *answer, *prompt(120, seed=4)]
+        for sequence, decode in ((own, context.decode), (shared, lambda tokens: live.decode(B, tokens))):
+            sequence.run(sequence.plan(Request(first)))
+            decode(answer)
+            sequence.transcript.append(answer)
+            plan = sequence.plan(Request(later))
+            assert (plan.action, plan.n_past, plan.n_kept) == ("turn", 205, 36)
+            sequence.run(plan)
+            report = sequence.report
+            assert report.turns == ((200, 60), (120, 36)) and report.kept_tokens == 60 + 5 + 36
+            assert report.prompt_tokens == len(later) and report.reused_tokens == 205
+            assert sequence.place.n_used == 101 and sequence.transcript.pruned == tuple(later)
+        assert own.report.selected == shared.report.selected
+        if model is not None and not live.context.options.flash:
+            np.testing.assert_allclose(live.context.logits(), context.logits(), atol=5e-3)
+        small = [*later, *prompt(20, seed=5)]
+        assert shared.plan(Request(small)).action == own.plan(Request(small)).action == "append"
+        other = [*first[:-1], first[-1] ^ 1, *later[200:]]
+        assert shared.plan(Request(other)).action == own.plan(Request(other)).action == "prefill"
+
+
+@pytest.mark.parametrize("architecture", ["llama"])
+@with_cache
+def test_a_cancelled_turn_keeps_the_past(open_shared):
+    live = open_shared()
+    sequence = make_sequence(live.context, B)
+    sequence.run(sequence.plan(Request(LONG[:200])))
+    before, tokens = live.state(B), sequence.transcript.evaluated()
+    later = [*LONG[:200], *prompt(120, seed=4)]
+    for n_slices in (1, 5, 11):
+        sequence.start(sequence.plan(Request(later)))
+        for _ in range(n_slices):
+            assert sequence.step()
+        sequence.cancel()
+        assert live.state(B) == before and sequence.transcript.evaluated() == tokens
+    sequence.run(sequence.plan(Request(later)))
+    assert sequence.report.turns == ((200, 60), (120, 36))
+
+
+@pytest.mark.parametrize("architecture", ["llama"])
+@pytest.mark.parametrize("shared_options", [Options(n_ctx=256, n_seq_max=4, unified=True)], ids=["unified"])
+def test_out_of_cells(open_shared):
+    live = open_shared()  # 111 of 256 cells are taken
+    sequence = make_sequence(live.context, B)
+    with pytest.raises(ContextFullError, match="expected at most 145 KV cells .* got 150"):
+        Sequence(sequence.place, make_rule(budget=0.5), Transcript(N_CTX)).plan(Request(LONG))
+    sequence.start(sequence.plan(Request(LONG)))
+    assert sequence.step()
+    live.decode(A, prompt(60, seed=5))  # takes what the plan counted on
+    with pytest.raises(ContextFullError, match="free"):
+        while sequence.step():
+            pass
+    assert sequence.transcript.n_tokens == 0 and sequence.place.n_used == 0
+    live.remove(A)
+    sequence.run(sequence.plan(Request(LONG)))
+    assert sequence.place.n_used == 90
+
+
+@pytest.mark.parametrize("architecture", ["llama"])
+@pytest.mark.parametrize("shared_options", [Options(n_ctx=N_CELLS, n_seq_max=4, unified=True)], ids=["unified"])
+def test_progress_cancels(open_shared):
+    live = open_shared()
+    sequence = make_sequence(live.context, B, progress=lambda done, total: done < total / 2)
+    sequence.start(sequence.plan(Request(LONG)))
+    with pytest.raises(PrefillCancelled):
+        while sequence.step():
+            pass
+    assert sequence.transcript.n_tokens == 0 and not sequence.step()
+
+
+class Conversations(RuleBasedStateMachine):
+    """Prompts begin, step, end, are cancelled and removed, and all decode, in one context; a model counts their cells."""
+
+    shared: Context
+
+    @initialize()
+    def begin(self) -> None:
+        self.shared.clear()
+        self.live = Sequences(self.shared)
+        self.sequences = [make_sequence(self.shared, seq) for seq in range(4)]
+        self.running: set[int] = set()
+        self.cells = [0] * 4
+        self.n_tokens = [0] * 4
+
+    @rule(seq=st.integers(0, 3), n_tokens=st.integers(40, 150), seed=st.integers(0, 2))
+    def prompt(self, seq: int, n_tokens: int, seed: int) -> None:
+        if seq in self.running:
+            return
+        sequence = self.sequences[seq]
+        tokens = prompt(n_tokens, seed=10 * seed + seq + 100)
+        try:
+            plan = sequence.plan(Request(tokens))
+        except ContextFullError:
+            assert self.free + self.cells[seq] <= 0.3 * n_tokens + 1
+            return
+        if plan.action == "prefill":
+            sequence.start(plan)
+            self.running.add(seq)
+            self.cells[seq] = self.n_tokens[seq] = 0
+
+    @rule(seq=st.integers(0, 3), n_steps=st.integers(1, 30))
+    def step(self, seq: int, n_steps: int) -> None:
+        sequence = self.sequences[seq]
+        for _ in range(n_steps if seq in self.running else 0):
+            try:
+                if sequence.step():
+                    continue
+                self.cells[seq], self.n_tokens[seq] = sequence.report.kept_tokens, sequence.transcript.n_tokens
+            except ContextFullError:
+                assert sequence.transcript.n_tokens == 0
+            self.running.discard(seq)
+            return
+
+    @rule(seq=st.integers(0, 3))
+    def cancel(self, seq: int) -> None:
+        self.sequences[seq].cancel()
+        self.running.discard(seq)
+
+    @rule(seq=st.integers(0, 3), token=st.integers(10, 200))
+    def decode(self, seq: int, token: int) -> None:
+        if seq not in self.running and self.cells[seq] and self.free > 0 and self.n_tokens[seq] < N_CTX - 1:
+            self.live.decode(seq, [token])
+            self.sequences[seq].transcript.append([token])
+            self.cells[seq] += 1
+            self.n_tokens[seq] += 1
+
+    @precondition(lambda self: any(self.cells))
+    @rule(seq=st.integers(0, 3))
+    def remove(self, seq: int) -> None:
+        if seq not in self.running:
+            self.sequences[seq].clear()
+            self.cells[seq] = self.n_tokens[seq] = 0
+
+    @property
+    def free(self) -> int:
+        return self.shared.options.n_ctx - sum(self.cells)
+
+    def teardown(self) -> None:
+        for seq, sequence in enumerate(self.sequences):
+            sequence.cancel()
+            assert sequence.place.n_used == self.cells[seq], seq
+            assert sequence.transcript.n_tokens == self.n_tokens[seq], seq
+            assert len(self.live.plain_state(seq)) > 0 or not self.cells[seq]
+        assert moving.free_cells(self.shared.handle, 0) == self.free
+
+
+@pytest.mark.parametrize("architecture", ["llama"])
+def test_any_order(model):
+    with model.context(Options(n_ctx=256, n_seq_max=4, unified=True)) as shared:
+        machine = type("Machine", (Conversations,), {"shared": shared})
+        run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=30, deadline=None))
