@@ -55,6 +55,16 @@ class Sequences:
         assert llama_cpp.llama_state_seq_get_data(self.context.handle, buffer, size, seq) == size
         return bytes(buffer)
 
+    def positions(self, seq: int) -> list[int]:
+        """Of its cells in the first cache, in their order."""
+        state, at = self.state(seq), 8
+        n_streams, at = _number(state, at)
+        for _ in range(n_streams):
+            n_cells, at = _number(state, at)
+            if n_cells:
+                return np.frombuffer(state, "<i4", 3 * n_cells, at)[::3].tolist()
+        return []
+
     def plain_state(self, seq: int) -> bytes:
         """The same without the sequence's number and empty streams: equal bytes are equal positions and rows."""
         return plain_state(self.state(seq))

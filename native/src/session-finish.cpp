@@ -10,6 +10,8 @@
 #include "llama-kv-cache.h"
 #include "llama-model.h"
 
+#include <algorithm>
+
 static std::string str(int64_t value) { return std::to_string(value); }
 
 void asl_session::finish() {
@@ -33,6 +35,11 @@ void asl_session::start_finish() {
     }
     if (any_full) {
         check_room_to_finish();
+    }
+    const bool even = std::all_of(rows_kept.begin(), rows_kept.end(), [this](int32_t n) { return n == (int32_t) positions.size(); });
+    if (next_layer < n_layer && even && !asl_get_kv_cache_swa(ctx)) {
+        // deeper layers hold the same tokens in every head: their cells say which
+        cells.assign(positions.begin() + (past.exists() ? n_past : 0), positions.end());
     }
     slices.end_layer = n_layer;
     slices.finishes  = true;

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from sequences import Sequences, plain_state
 
 from asl_gguf.cache.host_kv import HostKV
 from asl_gguf.engine.prefill import prefill
 from asl_gguf.engine.replay import Replay, record
 from asl_gguf.engine.reusing import ReusingLayers
+from asl_gguf.native import moving
 from asl_gguf.policies import ASL, FastKV, Full, GemFilter, Policy, PyramidInfer, SnapKV, SpanASL, StreamingLLM, ranking
 from harness import F16, KV_NAMES, Q8_0, Context, Model, Options, prompt
 from tiny_gguf import ARCHITECTURES, SLIDING
@@ -197,3 +199,50 @@ def test_a_record_of_layers(load, check, n_gpu_layers):
         session = context.session()
         prefill(Replay(session, record(session, TOKENS, WINDOW)), TOKENS, POLICIES["asl"], N_KEPT)
         check(context.continuation(ANSWER), expected)
+
+
+@with_flash
+@with_layers
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_a_turn_after_a_pruned_prompt(load, is_exact, architecture, n_gpu_layers, flash):
+    """As decoded there. A turn that is given up leaves the past as it was."""
+    model, options = load(architecture, n_gpu_layers), Options(flash=flash)
+    with model.context(options) as stock, model.context(options) as context:
+        for used in (stock, context):
+            prefill(used.session(), TOKENS, POLICIES["asl"], N_KEPT)
+        session, turn, before = context.session(), prompt(100, seed=1), context.get_state()
+        session.extend(turn, WINDOW)
+        session.start_finish()
+        for _ in range(5):
+            assert session.step()
+        session.abort()
+        assert context.get_state() == before
+        session.extend(turn, WINDOW)
+        session.finish()
+        stock.decode(turn)
+        found, expected = context.continuation(ANSWER), stock.continuation(ANSWER)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=5e-3 if is_exact else 0.1)
+
+
+@with_flash
+@with_layers
+@pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_a_sequence_that_moves(load, check, architecture, unified, n_gpu_layers, flash):
+    """Its rows byte for byte, V stored transposed or not; others keep theirs."""
+    model = load(architecture, n_gpu_layers)
+    options = Options(n_ctx=768, n_seq_max=3, unified=unified, flash=flash)
+    with model.context(Options(flash=flash)) as own, model.context(options) as shared:
+        live = Sequences(shared)
+        live.decode(0, TOKENS[:30])
+        live.decode(1, TOKENS[:20])
+        live.decode(2, TOKENS[:40])
+        live.remove(1)  # a hole
+        before = [live.state(seq) for seq in (0, 2)]
+        prefill(own.session(), TOKENS, POLICIES["snapkv"], N_KEPT)
+        moving.move(own.handle, shared.handle, 1)
+        check([shared.logits()], [own.logits()])
+        assert live.plain_state(1) == plain_state(own.get_state())
+        assert [live.state(seq) for seq in (0, 2)] == before
+        if not unified:
+            check([live.decode(1, ANSWER)], [own.decode(ANSWER)])

@@ -248,8 +248,10 @@ def test_finish_into_too_few_cells(load_tiny):
 
 @pytest.mark.parametrize("sliced", [False, True], ids=["finish", "step"])
 @pytest.mark.parametrize("with_progress", [False, True])
-def test_ctrl_c(load_tiny, sliced, with_progress):
+def test_ctrl_c(load_tiny, request, sliced, with_progress):
     """Reaches its handler as KeyboardInterrupt, while layers above the selection run too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with load_tiny("llama").context(OPTIONS) as context:
         session = context.session()
         stop = iter([False] * 5 + [True] + [False] * 100)

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sequences import Sequences, plain_state
 
 from asl_gguf.engine.prefill import prefill
 from asl_gguf.errors import ContextFullError, OptionError, UnsupportedModelError
 from asl_gguf.native import moving
 from asl_gguf.policies import PyramidInfer, SnapKV, SpanASL
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
-from sequences import Sequences, plain_state
 from tiny_gguf import ARCHITECTURES, SLIDING
 
 WINDOW = 8
@@ -27,7 +27,7 @@ with_streams = pytest.mark.parametrize("unified", [True, False], ids=["unified",
 with_flash = pytest.mark.parametrize("flash", [False, True], ids=["plain", "flash"])
 
 
-def prefill_pruned(context: Context, policy=None) -> None:
+def prune(context: Context, policy=None) -> None:
     """A pruned prompt, whose positions have gaps, and a token of its answer."""
     policy = policy or SpanASL(window=WINDOW, min_layer=2, obs_layers=2, tau=2.0)
     report = prefill(context.session(1024), TOKENS, policy, N_KEPT)
@@ -63,7 +63,7 @@ def test_move(load_tiny, architecture, unified, flash, holes):
     with own, shared, model.context(replace(SHARED, unified=unified, flash=flash)) as beside:
         live, without = fill(shared, holes), fill(beside, holes)
         without.decode(SEQ, TOKENS[:N_KEPT])  # of no matter what, in the same cells
-        prefill_pruned(own)
+        prune(own)
         before = {seq: live.state(seq) for seq in OTHERS}
         source, logits = own.get_state(), own.logits()
         free = moving.free_cells(shared.handle, SEQ)
@@ -98,7 +98,7 @@ def test_other_cells_are_another_order_of_sums(load_tiny, architecture):
     own, shared = open_pair(load_tiny(architecture), True, kv=F32)
     with own, shared:
         live = fill(shared, holes=True)
-        prefill_pruned(own)
+        prune(own)
         moving.move(own.handle, shared.handle, SEQ)
         found, alone = (
             np.array([decode(token) for token in (70, 71, 72, 73)])
@@ -115,7 +115,7 @@ def test_types(load_tiny, unified, flash, kv):
     own, shared = open_pair(model, unified, flash=flash, kv=kv)
     with own, shared:
         live = fill(shared, holes=True)
-        prefill_pruned(own, SnapKV(window=WINDOW))  # other tokens in every head
+        prune(own, SnapKV(window=WINDOW))  # other tokens in every head
         moving.move(own.handle, shared.handle, SEQ)
         assert live.plain_state(SEQ) == plain_state(own.get_state()), KV_NAMES[kv]
 
@@ -184,7 +184,7 @@ def test_refusals(load_tiny, unified):
         session.begin(TOKENS, WINDOW)
         session.run(1, False)
         refused(own, shared, "expected a context whose prefill has finished, got one without tokens")
-        prefill_pruned(own)
+        prune(own)
         refused(own, shared, "expected an empty sequence 0; remove its cells first", seq=0)
         refused(own, shared, "expected a sequence from 0 to 2, got 3", seq=3)
         refused(own, shared, "expected a sequence from 0 to 2, got -1", seq=-1)
@@ -203,9 +203,9 @@ def test_refusals(load_tiny, unified):
         with load_tiny("qwen3").context(OWN) as other:
             other.prefill(TOKENS)
             refused(other, shared, "expected two contexts of one model, got contexts of two")
-        prefill_pruned(own, PyramidInfer(min_context=12))
+        prune(own, PyramidInfer(min_context=12))
         refused(own, shared, "expected layers that keep equal numbers of rows in the context that was prefilled, layer")
-        prefill_pruned(own)
+        prune(own)
         moving.move(own.handle, shared.handle, SEQ)
         refused(own, shared, "expected an empty sequence 1")
         live.remove(SEQ)
@@ -228,7 +228,7 @@ def test_without_logits(load_tiny):
     own, shared = open_pair(load_tiny("llama"), True)
     with own, shared:
         live = fill(shared)
-        prefill_pruned(own)
+        prune(own)
         state, before = own.get_state(), shared.logits()
         with load_tiny("llama").context(OWN) as loaded:
             loaded.set_state(state)
