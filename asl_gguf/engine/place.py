@@ -215,7 +215,7 @@ class SharedContext:
         """The same for a turn over what the cells hold, of which n_rows are kept."""
         n_past = self.n_used
         session = self.open(n_past + n_rows)
-        context.copy_sequence(self.ctx, self.seq_id, self._private, 0)
+        moving.move(self.ctx, self._private, 0, with_logits=False, source_id=self.seq_id)
         self._n_turn = n_past
         return session
 

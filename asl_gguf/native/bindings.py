@@ -82,7 +82,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_context_set_first_cells": (c_bool, [c_void_p, POINTER(c_int32)]),
     "asl_context_set_logits": (c_bool, [c_void_p, POINTER(c_float)]),
     "asl_context_get_free_cells": (c_int32, [c_void_p, c_int32]),
-    "asl_context_move": (c_int, [c_void_p, c_void_p, c_int32, c_bool, c_char_p, c_size_t]),
+    "asl_context_move": (c_int, [c_void_p, c_int32, c_void_p, c_int32, c_bool, c_char_p, c_size_t]),
     "asl_session_begin": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_int32, c_int32]),
     "asl_session_extend": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_int32]),
     "asl_session_set_window": (c_int, [c_void_p, c_int32, POINTER(c_float)]),

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import NativeError
 from ..policies.contract import Floats
 from .bindings import lib, llama_cpp
 
@@ -27,21 +26,6 @@ def n_evaluated(ctx: Any, seq_id: int = 0) -> int:
 def remove_from(ctx: Any, begin: int, seq_id: int = 0) -> None:
     """Frees the cells of a sequence from this position on."""
     llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(ctx), seq_id, begin, -1)
-
-
-def copy_sequence(source: Any, source_id: int, target: Any, target_id: int) -> None:
-    """Copies the cells of a sequence into another context of the same model.
-
-    Raises:
-        NativeError: llama.cpp refuses them.
-    """
-    size = llama_cpp.llama_state_seq_get_size(source, source_id)
-    buffer = (ctypes.c_uint8 * size)()
-    n_bytes = llama_cpp.llama_state_seq_get_data(source, buffer, size, source_id)
-    if not n_bytes or llama_cpp.llama_state_seq_set_data(target, buffer, n_bytes, target_id) != n_bytes:
-        raise NativeError(
-            f"llama.cpp could not copy sequence {source_id} into a context of {llama_cpp.llama_n_ctx(target)} cells"
-        )
 
 
 def resident_bytes(ctx: Any) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""A prefilled sequence goes from the context it was prefilled in to one that many sequences share."""
+"""A sequence goes from one context to another: from the one it was prefilled in to one that many share, or back."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def free_cells(context: int, seq_id: int) -> int:
     return n_cells
 
 
-def move(source: int, target: int, seq_id: int, with_logits: bool = True) -> None:
-    """Copies what `source` holds into the empty sequence seq_id of `target`, byte for byte.
+def move(source: int, target: int, seq_id: int, with_logits: bool = True, *, source_id: int = 0) -> None:
+    """Copies sequence source_id of `source` into the empty sequence seq_id of `target`, byte for byte.
 
     Args:
-        source: a `llama_context *` with one sequence, whose prefill has finished.
+        source: a `llama_context *`.
         target: a `llama_context *` of the same model.
         with_logits: the last logits of source become those of target.
 
@@ -34,7 +34,7 @@ def move(source: int, target: int, seq_id: int, with_logits: bool = True) -> Non
         OptionError: the contexts or the sequence do not fit, with the reason. Nothing has changed.
     """
     error = ctypes.create_string_buffer(512)
-    status = lib.context_move(source, target, seq_id, with_logits, error, len(error))
+    status = lib.context_move(source, source_id, target, seq_id, with_logits, error, len(error))
     if status != bindings.OK:
         raise bindings.to_error(status, error.value)
 

@@ -137,19 +137,20 @@ ASL_API bool asl_context_set_logits(struct llama_context * ctx, const float * lo
 // cache. -1 if the context has no plain KV cache or no such sequence.
 ASL_API int32_t asl_context_get_free_cells(struct llama_context * ctx, int32_t seq_id);
 
-// Copies what src holds into a sequence of dst that is empty, on the device and byte for byte: the tokens of a prefill
-// (asl_session_finish) stand in dst as if llama_decode had put them there, at the same positions. Other sequences keep their
+// Copies a sequence of src into a sequence of dst that is empty, on the device and byte for byte: its tokens, of a prefill
+// (asl_session_finish) or decoded, stand in dst as if llama_decode had put them there, in the order of their positions, which
+// stay the same. Other sequences keep their
 // cells (where too few cells of sliding layers are empty, those that their sequence does not see any more are taken, as
 // llama_decode does). src stays as it is. One thread may use both contexts at that time.
-//   src          one sequence; layers that keep different numbers of rows (asl_context_get_first_cells) are refused
+//   src          layers that keep different numbers of rows (asl_context_get_first_cells) are refused
 //   dst          another context of the same model, with the same types of K and V and the same flash attention; any
 //                n_seq_max, unified KV or not
 //   with_logits  the last logits of src become those of dst (asl_context_set_logits)
 //   error        receives one line if the status is not ASL_OK; NULL allowed if n_error is 0
 // Returns ASL_ERR_CELLS if too few cells are free, and ASL_ERR_ARGUMENT with the reason if the contexts or the sequence do
 // not fit: nothing has changed then.
-ASL_API asl_status asl_context_move(struct llama_context * src, struct llama_context * dst, int32_t seq_id, bool with_logits,
-                                    char * error, size_t n_error);
+ASL_API asl_status asl_context_move(struct llama_context * src, int32_t src_seq_id, struct llama_context * dst, int32_t seq_id,
+                                    bool with_logits, char * error, size_t n_error);
 
 // Creates a session for a decode context.
 //   ctx       one sequence stream (n_seq_max = 1, or kv_unified); outlives the session

@@ -118,10 +118,10 @@ bool asl_context_set_logits(llama_context * ctx, const float * logits) {
     }
 }
 
-asl_status asl_context_move(llama_context * src, llama_context * dst, int32_t seq_id, bool with_logits, char * error, size_t n_error) {
+asl_status asl_context_move(llama_context * src, int32_t src_seq_id, llama_context * dst, int32_t seq_id, bool with_logits, char * error, size_t n_error) {
     asl_status status = ASL_ERR_INTERNAL;
     try {
-        asl_move_cells(*src, *dst, seq_id, with_logits);
+        asl_move_cells(*src, src_seq_id, *dst, seq_id, with_logits);
         return ASL_OK;
     } catch (const asl_error & err) {
         status = err.status;

@@ -29,6 +29,10 @@ struct cache_move {
     std::vector<llama_token> ids;
 };
 
+static bool is_empty(const llama_kv_cache & kv, int32_t seq_id) {
+    return kv.get_cells(seq_id).seq_pos_get(seq_id).empty();
+}
+
 static void check_sequence(const llama_context & ctx, int32_t seq_id) {
     if (seq_id < 0 || seq_id >= (int32_t) ctx.n_seq_max()) {
         refuse("expected a sequence from 0 to " + str((int64_t) ctx.n_seq_max() - 1) + ", got " + str(seq_id));
@@ -44,18 +48,19 @@ static void check_even(llama_context & ctx, const char * name) {
     }
 }
 
-static void check_contexts(llama_context & src, llama_context & dst, int32_t seq_id) {
+static void check_contexts(llama_context & src, int32_t src_seq_id, llama_context & dst, int32_t seq_id) {
     if (&src == &dst) {
         refuse("expected two contexts, got the same one twice");
     }
     if (&src.get_model() != &dst.get_model()) {
         refuse("expected two contexts of one model, got contexts of two");
     }
+    check_sequence(src, src_seq_id);
     check_sequence(dst, seq_id);
-    const llama_kv_cache & a = asl_get_kv_cache(src);
+    const llama_kv_cache & a = asl_get_any_kv_cache(src);
     const llama_kv_cache & b = asl_get_any_kv_cache(dst);
-    if (a.get_cells(0).get_used() == 0) {
-        refuse("expected a context whose prefill has finished, got one without tokens");
+    if (is_empty(a, src_seq_id)) {
+        refuse("expected a sequence with tokens to move, got sequence " + str(src_seq_id) + " without");
     }
     if (a.type_k() != b.type_k() || a.type_v() != b.type_v()) {
         refuse(std::string("expected K and V of types ") + ggml_type_name(b.type_k()) + " and " + ggml_type_name(b.type_v()) +
@@ -69,37 +74,35 @@ static void check_contexts(llama_context & src, llama_context & dst, int32_t seq
     check_even(dst, "the context that takes the cells");
 }
 
-// The used cells of src, and those that they are to take. `first_pos`: older ones stay behind.
-static cache_move plan(llama_kv_cache & src, llama_kv_cache & dst, int32_t seq_id, llama_pos first_pos) {
+// The cells of a sequence of src in the order of its tokens, and those that they are to take. `first_pos`: older ones stay
+// behind.
+static cache_move plan(llama_kv_cache & src, int32_t src_seq_id, llama_kv_cache & dst, int32_t seq_id, llama_pos first_pos) {
     cache_move move = { &src, &dst, {}, {}, {}, {} };
-    const auto & cells = src.get_cells(0);
+    const auto & cells = src.get_cells(src_seq_id);
     for (uint32_t i = 0; i < cells.used_max_p1(); ++i) {
-        if (cells.is_empty(i) || cells.pos_get(i) < first_pos) {
-            continue;
+        if (!cells.is_empty(i) && cells.seq_has(i, src_seq_id) && cells.pos_get(i) >= first_pos) {
+            move.from.cells.push_back(i);
         }
-        if (!cells.seq_has(i, 0) || cells.seq_count(i) != 1) {
-            refuse("expected a context that holds sequence 0 alone, cell " + str(i) + " is of another sequence");
-        }
-        move.from.cells.push_back(i);
+    }
+    std::sort(move.from.cells.begin(), move.from.cells.end(), [&](uint32_t a, uint32_t b) { return cells.pos_get(a) < cells.pos_get(b); });
+    for (const uint32_t i : move.from.cells) {
         move.positions.push_back(cells.pos_get(i));
         move.ids.push_back(cells.ext_get(i).tok);
     }
-    move.to.stream = dst.get_stream(seq_id);
+    move.from.stream = src.get_stream(src_seq_id);
+    move.to.stream   = dst.get_stream(seq_id);
     move.to.cells  = asl_find_cells(dst, seq_id, move.from.cells.size());
     return move;
 }
 
 // The oldest position that the next token sees through a sliding window.
-static llama_pos find_seen(const llama_model & model, const llama_kv_cells & cells) {
-    llama_pos first = cells.seq_pos_max(0);
-    while (first > 0 && !llama_hparams::is_masked_swa(model.hparams.n_swa, model.hparams.swa_type, first - 1, cells.seq_pos_max(0) + 1)) {
+static llama_pos find_seen(const llama_model & model, const llama_kv_cells & cells, int32_t seq_id) {
+    const llama_pos next = cells.seq_pos_max(seq_id) + 1;
+    llama_pos first = next - 1;
+    while (first > 0 && !llama_hparams::is_masked_swa(model.hparams.n_swa, model.hparams.swa_type, first - 1, next)) {
         --first;
     }
     return first;
-}
-
-static bool is_empty(const llama_kv_cache & kv, int32_t seq_id) {
-    return kv.get_cells(seq_id).seq_pos_get(seq_id).empty();
 }
 
 static void check_room(const cache_move & move, int32_t seq_id, const char * which) {
@@ -110,26 +113,26 @@ static void check_room(const cache_move & move, int32_t seq_id, const char * whi
     }
 }
 
-static std::vector<cache_move> plan_all(llama_context & src, llama_context & dst, int32_t seq_id) {
+static std::vector<cache_move> plan_all(llama_context & src, int32_t src_seq_id, llama_context & dst, int32_t seq_id) {
     llama_kv_cache & to = asl_get_any_kv_cache(dst);
     std::vector<cache_move> moves;
-    moves.push_back(plan(asl_get_kv_cache(src), to, seq_id, 0));
+    moves.push_back(plan(asl_get_any_kv_cache(src), src_seq_id, to, seq_id, 0));
     check_room(moves[0], seq_id, "");
     if (llama_kv_cache * swa = asl_get_kv_cache_swa(src)) {
         llama_kv_cache & to_swa = *asl_get_kv_cache_swa(dst);
         const auto & cells = to_swa.get_cells(seq_id);
-        moves.push_back(plan(*swa, to_swa, seq_id, 0));
+        moves.push_back(plan(*swa, src_seq_id, to_swa, seq_id, 0));
         if (moves[1].from.cells.size() > cells.size() - cells.get_used()) {
             // no cell that another sequence may still be taken back to is overwritten for one that nobody will see
-            moves[1] = plan(*swa, to_swa, seq_id, find_seen(src.get_model(), swa->get_cells(0)));
+            moves[1] = plan(*swa, src_seq_id, to_swa, seq_id, find_seen(src.get_model(), swa->get_cells(src_seq_id), src_seq_id));
         }
         check_room(moves[1], seq_id, " of sliding layers");
     }
     return moves;
 }
 
-void asl_move_cells(llama_context & src, llama_context & dst, int32_t seq_id, bool with_logits) {
-    check_contexts(src, dst, seq_id);
+void asl_move_cells(llama_context & src, int32_t src_seq_id, llama_context & dst, int32_t seq_id, bool with_logits) {
+    check_contexts(src, src_seq_id, dst, seq_id);
     llama_kv_cache * to_swa = asl_get_kv_cache_swa(dst);
     if (!is_empty(asl_get_any_kv_cache(dst), seq_id) || (to_swa && !is_empty(*to_swa, seq_id))) {
         refuse("expected an empty sequence " + str(seq_id) + "; remove its cells first (llama_memory_seq_rm)");
@@ -141,7 +144,7 @@ void asl_move_cells(llama_context & src, llama_context & dst, int32_t seq_id, bo
     // rows that wait to be rotated or copied at the next decode
     src.memory_update(false);
     dst.memory_update(false);
-    const std::vector<cache_move> moves = plan_all(src, dst, seq_id);
+    const std::vector<cache_move> moves = plan_all(src, src_seq_id, dst, seq_id);
     src.synchronize();
     dst.synchronize();
     if (logits && !asl_context_access::set_logits(dst, logits)) {

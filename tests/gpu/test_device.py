@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from sequences import Sequences, plain_state
 
 from asl_gguf.cache.host_kv import HostKV
 from asl_gguf.engine.prefill import prefill
@@ -15,6 +14,7 @@ from asl_gguf.engine.reusing import ReusingLayers
 from asl_gguf.native import moving
 from asl_gguf.policies import ASL, FastKV, Full, GemFilter, Policy, PyramidInfer, SnapKV, SpanASL, StreamingLLM, ranking
 from harness import F16, KV_NAMES, Q8_0, Context, Model, Options, prompt
+from sequences import Sequences, plain_state
 from tiny_gguf import ARCHITECTURES, SLIDING
 
 N_LAYER, N_HEAD, N_HEAD_KV = 6, 4, 2

@@ -112,7 +112,7 @@ def test_a_long_turn_is_pruned_over_what_is_kept(make, options):
 
 def test_a_turn_that_outgrows_the_cells(make, options):
     llm = make(asl_decode_ctx=256, **options)
-    turn = DOCUMENT + greedy(llm, DOCUMENT) + prompt(465, seed=5)
+    turn = DOCUMENT + greedy(llm, DOCUMENT) + prompt(478, seed=5)
     answer = greedy(llm, turn)
     report = llm.last_prefill
     assert (report.reused_tokens, report.kept_tokens) == (0, n_kept(len(turn)))

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sequences import Sequences, plain_state
 
 from asl_gguf.engine.prefill import prefill
-from asl_gguf.errors import ContextFullError, OptionError, UnsupportedModelError
+from asl_gguf.errors import ContextFullError, OptionError
 from asl_gguf.native import moving
 from asl_gguf.policies import PyramidInfer, SnapKV, SpanASL
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
+from sequences import Sequences, plain_state
 from tiny_gguf import ARCHITECTURES, SLIDING
 
 WINDOW = 8
@@ -179,19 +179,19 @@ def test_refusals(load_tiny, unified):
     own, shared = open_pair(model, unified)
     with own, shared:
         live = fill(shared)
-        refused(own, shared, "expected a context whose prefill has finished, got one without tokens")
+        refused(own, shared, "expected a sequence with tokens to move, got sequence 0 without")
         session = own.session()
         session.begin(TOKENS, WINDOW)
         session.run(1, False)
-        refused(own, shared, "expected a context whose prefill has finished, got one without tokens")
+        refused(own, shared, "expected a sequence with tokens to move, got sequence 0 without")
         prune(own)
         refused(own, shared, "expected an empty sequence 0; remove its cells first", seq=0)
         refused(own, shared, "expected a sequence from 0 to 2, got 3", seq=3)
         refused(own, shared, "expected a sequence from 0 to 2, got -1", seq=-1)
         with pytest.raises(OptionError, match="expected two contexts, got the same one twice"):
             moving.move(own.handle, own.handle, 0)
-        with model.context(OWN) as empty, refuses_two() if unified else refuses_streams():
-            moving.move(shared.handle, empty.handle, 0)
+        with pytest.raises(OptionError, match="expected a sequence from 0 to 2, got 7"):
+            moving.move(shared.handle, own.handle, 0, source_id=7)
         with model.context(replace(OWN, flash=True)) as flash:
             flash.prefill(TOKENS)
             refused(flash, shared, "expected flash attention in both contexts or in none")
@@ -215,12 +215,29 @@ def test_refusals(load_tiny, unified):
                 moving.free_cells(context.handle, seq)
 
 
-def refuses_streams():
-    return pytest.raises(UnsupportedModelError, match="one KV stream per sequence")
-
-
-def refuses_two():
-    return pytest.raises(OptionError, match="holds sequence 0 alone, cell 40 is of another sequence")
+@with_streams
+@with_flash
+@pytest.mark.parametrize("architecture", ["llama", *SLIDING])
+def test_back_and_forth(load_tiny, architecture, unified, flash):
+    """A sequence that lives among others moves out as it is, in the order of its tokens, and in again."""
+    own, shared = open_pair(load_tiny(architecture), unified, flash=flash)
+    with own, shared:
+        live = fill(shared, holes=True)
+        prune(own)
+        moving.move(own.handle, shared.handle, SEQ)
+        for token in (70, 71, 72):
+            live.decode(SEQ, [token])
+            own.decode([token])
+        others = {seq: live.state(seq) for seq in OTHERS}
+        state, n_free = live.plain_state(SEQ), moving.free_cells(shared.handle, SEQ)
+        own.clear()
+        moving.move(shared.handle, own.handle, 0, with_logits=False, source_id=SEQ)
+        positions = own.cells().positions if architecture == "llama" else None
+        assert positions == (sorted(positions) if positions else None)
+        live.remove(SEQ)
+        moving.move(own.handle, shared.handle, SEQ, with_logits=False)
+        assert live.plain_state(SEQ) == state and moving.free_cells(shared.handle, SEQ) == n_free
+        assert {seq: live.state(seq) for seq in OTHERS} == others
 
 
 def test_without_logits(load_tiny):

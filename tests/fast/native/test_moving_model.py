@@ -6,11 +6,11 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from sequences import Sequences, plain_state
 
 from asl_gguf.errors import ContextFullError, OptionError
 from asl_gguf.native import moving
 from harness import Model, Options, prompt
+from sequences import Sequences, plain_state
 
 OWN = Options(n_ctx=256, n_batch=64, n_ubatch=64, flash=True)
 SHARED = Options(n_ctx=512, n_batch=64, n_ubatch=64, flash=True, n_seq_max=3)
