@@ -21,6 +21,7 @@ def add_parser(commands: Any) -> None:
         ("memory", "0.2", 8000, "peak resident memory of a prefill"),
         ("saved", "0.1", 4096, "a pruned prompt on disk: bytes, seconds to load"),
         ("turns", "0.1", 2048, "chats about a document: right answers and seconds by turn (--runs chats)"),
+        ("agents", "0.2", 2000, "sessions that grow by tool output: right answers, CPU seconds and K/V by turn"),
     ):
         kind = kinds.add_parser(name, help=text)
         add_model_options(kind)
@@ -32,11 +33,17 @@ def add_parser(commands: Any) -> None:
             kind.add_argument("--runs", type=int, default=5, help="measured runs (default %(default)s)")
         if name == "turns":
             kind.add_argument("--turns", type=int, default=4, help="questions of a chat (default %(default)s)")
+        if name == "agents":
+            kind.add_argument("--turns", type=int, default=8, help="turns after the first (default %(default)s)")
+            kind.add_argument(
+                "--turn-tokens", type=int, default=500, help="tokens of a later turn (default %(default)s)"
+            )
         if name == "decode":
             kind.add_argument("--decode", type=int, default=64, help="tokens to decode (default %(default)s)")
 
 
 def bench(args: argparse.Namespace) -> int:
+    from ..bench.agents import bench_agents
     from ..bench.decode import bench_decode
     from ..bench.memory import bench_memory
     from ..bench.prefill import bench_prefill
@@ -54,6 +61,9 @@ def bench(args: argparse.Namespace) -> int:
         result = bench_memory(args.model, options, **shared)
     elif args.kind == "turns":
         result = bench_turns(args.model, options, runs=args.runs, n_turns=args.turns, **shared)
+    elif args.kind == "agents":
+        sessions = {"n_turns": args.turns, "turn_tokens": args.turn_tokens}
+        result = bench_agents(args.model, options, runs=args.runs, **sessions, **shared)
     elif args.kind == "saved":
         result = bench_saved(args.model, options, runs=args.runs, **shared)
     else:
