@@ -60,15 +60,8 @@ class LatencyRule(BudgetRule):
         if self._never_prunes(len(tokens)) or (self._speed is not None and len(tokens) <= 2 * self._longest):
             return 0.0
         begin()
-        session, started = open_session(len(tokens)), time.perf_counter()
-        session.begin(tokens, self.context.policy.window)
-        try:
-            for _ in range(min(2, self._n_layer)):  # the first one meets buffers and threads that are not there yet
-                begun = time.perf_counter()
-                session.run(1, False)
-        finally:
-            session.abort()
-        self._speed = (time.perf_counter() - begun) / len(tokens)
+        started = time.perf_counter()
+        self._speed = layer_seconds(open_session(len(tokens)), tokens, self._n_layer) / len(tokens)
         self._longest = len(tokens)
         self._measuring = time.perf_counter() - started
         return self._measuring
@@ -154,6 +147,18 @@ class LatencyRule(BudgetRule):
         if report.pruned:
             layer = self._n_layer - 1 if report.selection_layer is None else report.selection_layer
             self._layer = layer if self._layer is None else self._layer + _WEIGHT * (layer - self._layer)
+
+
+def layer_seconds(session: Session, tokens: Sequence[int], n_layer: int) -> float:
+    """Seconds of one layer over these tokens, the second one: the first meets buffers and threads that are not there yet."""
+    session.begin(tokens, 1)
+    try:
+        for _ in range(min(2, n_layer)):
+            begun = time.perf_counter()
+            session.run(1, False)
+        return time.perf_counter() - begun
+    finally:
+        session.abort()
 
 
 def _seconds(value: float) -> str:

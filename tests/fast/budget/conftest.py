@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from asl_gguf.budget import latency
-from asl_gguf.budget.latency import Measured
-from timed_machine import measured
+from timed_machine import MEASURING, SPEED
 
 
 @pytest.fixture(name="machine")
 def make_machine(monkeypatch) -> list[int]:
-    """Layers take layer_seconds; the lengths that were measured."""
-    lengths = []
+    """Layers take SPEED; the lengths that were measured."""
+    lengths: list[int] = []
+    clock = SimpleNamespace(now=0.0)
 
-    def measure_layers(session: Any, tokens: list[int], policy: Any, n_layer: int) -> Measured:
+    def layer_seconds(session: Any, tokens: Sequence[int], n_layer: int) -> float:
         lengths.append(len(tokens))
-        return measured(len(tokens), n_layer)
+        clock.now += MEASURING * len(tokens)
+        return SPEED * len(tokens)
 
-    monkeypatch.setattr(latency, "measure_layers", measure_layers)
+    monkeypatch.setattr(latency, "layer_seconds", layer_seconds)
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     return lengths

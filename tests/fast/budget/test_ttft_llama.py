@@ -7,13 +7,13 @@ import pytest
 
 from asl_gguf.errors import PrefillCancelled
 from harness import prompt
-from timed_machine import N_CTX, layer_seconds, overhead, spent
+from timed_machine import MEASURING, N_CTX, prefill_seconds
 from tiny_llama import SETTLES, greedy, logits
 
 
 def test_the_choice_on_a_model(make, machine):
     """The first prompt of a Llama, on a machine that takes seconds for what the tiny model does in milliseconds."""
-    goal = spent(1600) + overhead(1600) + 4 * layer_seconds(1600) + 2 * layer_seconds(500)
+    goal = MEASURING * 1600 + prefill_seconds(1600, 500, 3)
     llm = make(n_ctx=N_CTX, asl_budget=f"ttft:{1000 * goal + 0.01:.3f}ms", asl_policy=SETTLES)
     assert llm.n_cells == N_CTX
     report = llm.prefill(prompt(1600))
