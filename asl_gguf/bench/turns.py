@@ -25,7 +25,7 @@ from ..models.named import resolve
 from ..native.bindings import llama_cpp
 from ..native.model import ContextOptions, Model
 
-_KINDS = ("q8_0", "q4_0")
+_KINDS = ("q8_0",)
 _ANSWER_TOKENS = 16
 _TURN_TOKENS = 128
 """at most, of a question and its answer"""

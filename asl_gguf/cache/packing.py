@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ModelError, OptionError
 
-KINDS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+KINDS = ("q8_0",)
 """ggml types that rows may be packed in"""
 
 _CACHE_TYPES = (0, 1, 30)

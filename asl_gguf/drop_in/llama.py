@@ -72,8 +72,8 @@ class Llama(StatefulLlama):
             down, and the hidden states after it. Prompts that start alike, such as the next question about a document,
             select anew and run their other tokens alone up to there (default False). A prompt that was cut down
             nowhere is kept in all layers, and what follows it is not cut down either. Policies that run kept tokens a
-            second time (gemfilter, asl-two-pass) keep nothing there. "q8_0", "q5_1", "q5_0", "q4_1" or "q4_0" quantise
-            the K/V there: half the memory of an f16 cache or less, and what is selected from them is rounded.
+            second time (gemfilter, asl-two-pass) keep nothing there. "q8_0" quantises
+            the K/V there: half the memory of an f16 cache, and what is selected from them is rounded.
         asl_progress: called as (done, total) in token-layers during a prefill; False cancels it.
         **kwargs: those of llama_cpp.Llama.
 

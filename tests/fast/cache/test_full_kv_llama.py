@@ -295,9 +295,7 @@ def test_close_gives_the_memory_back(llm_full):
 @pytest.mark.parametrize("value", [None, 1, 0, "yes", "Q8_0", "f16", [True]])
 def test_other_values_are_errors(tiny_model, value):
     for budget in (0.2, None):
-        with pytest.raises(
-            OptionError, match=r"asl_full_kv: expected True, False or one of q8_0, q5_1, q5_0, q4_1, q4_0, got "
-        ):
+        with pytest.raises(OptionError, match=r"asl_full_kv: expected True, False or one of q8_0, got "):
             Llama(str(tiny_model("llama")), asl_budget=budget, asl_full_kv=value)
 
 

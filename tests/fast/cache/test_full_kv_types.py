@@ -24,8 +24,8 @@ F32, F16, BF16, Q8_0 = 0, 1, 30, 8
 SIZES = {F32: 4, F16: 2, BF16: 2}
 ROUNDING = {F32: 0.0, F16: 2**-11, BF16: 2**-8}
 """of a value in the cache, relative"""
-BLOCK_BYTES = {"q8_0": 34, "q5_1": 24, "q5_0": 22, "q4_1": 20, "q4_0": 18}
-STEPS = {"q8_0": 127, "q5_1": 15.5, "q5_0": 16, "q4_1": 7.5, "q4_0": 8}
+BLOCK_BYTES = {"q8_0": 34}
+STEPS = {"q8_0": 127}
 """of half the range of a block's values, roughly"""
 WIDTHS = ((64, 96), (32, 32))
 
@@ -61,7 +61,7 @@ def test_values_are_rounded_to_the_steps_of_their_block(kind, type_k, type_v):
             before, after = (as_floats(x[:, part], cached).reshape(50, -1, 32) for x in (rows, found))
             peak = np.abs(before).max(axis=-1, keepdims=True)
             # a half step; a whole one at the end that asymmetric types have no value for; scales are f16
-            step = peak / STEPS[kind] * (0.5 if kind in ("q8_0", "q5_1", "q4_1") else 1.0)
+            step = peak / STEPS[kind] * 0.5
             allowed = step * 1.001 + peak * (2**-10 + ROUNDING[cached])
             errors = np.abs(after - before)
             assert (errors <= allowed).all()
@@ -118,24 +118,13 @@ def test_a_past_of_rounded_rows(contexts, packed, kind):
     # layer 0 of the new tokens depends on no other token
     assert np.array_equal(found.keys[0][N_BORDER:N_TOKENS], plain.keys[0][N_BORDER:N_TOKENS])
     difference = np.abs(contexts[0].logits() - contexts[1].logits()).max()
-    assert 0 < difference < {"q8_0": 0.2, "q5_1": 1.5, "q5_0": 1.5, "q4_1": 3, "q4_0": 3}[kind]
-
-
-def test_more_bits_are_closer(contexts, packed):
-    errors = {}
-    keep(contexts[0], HostKV(), Full())
-    for kind in ("q8_0", "q5_0", "q4_0"):
-        kept = packed(kind)
-        keep(contexts[1], kept, Full(), EARLIER)
-        keep(contexts[1], kept, Full())
-        errors[kind] = float(np.mean((contexts[0].logits() - contexts[1].logits()) ** 2))
-    assert errors["q8_0"] < errors["q5_0"] < errors["q4_0"]
+    assert 0 < difference < 0.2
 
 
 # in `Llama`
 
 
-@pytest.fixture(params=["q8_0", "q4_1"])
+@pytest.fixture(params=["q8_0"])
 def kind(request) -> str:
     return request.param
 
@@ -182,7 +171,7 @@ def test_a_saved_prompt_holds_what_is_in_memory(llm_full, kind, tmp_path):
     assert all(map(np.array_equal, llm._sequence.host.layers, other._sequence.host.layers))
 
 
-@pytest.mark.parametrize("ours, theirs", [(True, "q8_0"), ("q8_0", True), ("q8_0", "q4_0"), (False, "q8_0")])
+@pytest.mark.parametrize("ours, theirs", [(True, "q8_0"), ("q8_0", True), (False, "q8_0")])
 def test_states_of_another_type_are_refused(llm_full, tmp_path, ours, theirs):
     llm, other = llm_full(asl_full_kv=ours), llm_full(asl_full_kv=theirs)
     other.prefill(OTHER)
@@ -196,12 +185,12 @@ def test_states_of_another_type_are_refused(llm_full, tmp_path, ours, theirs):
 
 @pytest.mark.parametrize("duplicate", [copy.copy, lambda llm: pickle.loads(pickle.dumps(llm))], ids=["copy", "pickle"])
 def test_copies_keep_the_type(llm_full, duplicate):
-    llm = llm_full(asl_full_kv="q4_0")
+    llm = llm_full(asl_full_kv="q8_0")
     llm.prefill(OTHER)
     with closing(duplicate(llm)) as other:
         other.prefill(OTHER)
         assert other.last_prefill.full_kv_bytes == llm.last_prefill.full_kv_bytes
-        assert other._sequence.host.layers[0].shape == (len(OTHER), 128 // 32 * BLOCK_BYTES["q4_0"])
+        assert other._sequence.host.layers[0].shape == (len(OTHER), 128 // 32 * BLOCK_BYTES["q8_0"])
 
 
 @pytest.mark.parametrize("types", [{"type_k": F32}, {"type_k": BF16, "type_v": F32, "flash_attn": True}], ids=str)
@@ -267,7 +256,7 @@ def test_a_damaged_file(llm_full, tmp_path):
 def test_on_the_command_line(tiny_model, tmp_path, capsys):
     (tmp_path / "text").write_text("On day 3 the keeper wrote a line about the weather. " * 20)
     model, sizes = str(tiny_model("llama")), []
-    for option in ("--full-kv", "--full-kv=q8_0", "--full-kv=q4_0"):
+    for option in ("--full-kv", "--full-kv=q8_0"):
         arguments = ["run", "-m", model, "-f", str(tmp_path / "text"), "-n", "2", "-t", "1", "--json", option]
         assert main(arguments) == 0
         sizes.append(json.loads(capsys.readouterr().out)["report"]["full_kv_bytes"])
