@@ -18,6 +18,7 @@ def add_parser(commands: Any) -> None:
     for name, budget, tokens, text in (
         ("prefill", "0.2", 2048, "seconds of a prefill, unpruned and pruned"),
         ("decode", "0.1", 4096, "tokens per second after a pruned prefill"),
+        ("slices", "0.2", 4096, "seconds of one slice of a prefill, and what slicing costs"),
         ("memory", "0.2", 8000, "peak resident memory of a prefill"),
         ("saved", "0.1", 4096, "a pruned prompt on disk: bytes, seconds to load"),
         ("turns", "0.1", 2048, "chats about a document: right answers and seconds by turn (--runs chats)"),
@@ -48,6 +49,7 @@ def bench(args: argparse.Namespace) -> int:
     from ..bench.memory import bench_memory
     from ..bench.prefill import bench_prefill
     from ..bench.saved import bench_saved
+    from ..bench.slices import bench_slices
     from ..bench.turns import bench_turns
     from ..models.named import resolve
     from ..native.model import ContextOptions, Model
@@ -70,6 +72,8 @@ def bench(args: argparse.Namespace) -> int:
         model = Model(str(resolve(args.model)), options)
         if args.kind == "prefill":
             result = bench_prefill(model, runs=args.runs, **shared)
+        elif args.kind == "slices":
+            result = bench_slices(model, runs=args.runs, **shared)
         else:
             result = bench_decode(model, runs=args.runs, n_decode=args.decode, **shared)
         model.close()

@@ -241,13 +241,13 @@ def test_widths_that_the_header_does_not_say():
 
 
 def test_a_damaged_file(llm_full, tmp_path):
-    """Rows that are not one for each token."""
+    """Its rows are not one for each token; the digest says so before anything is read."""
     llm = llm_full(asl_full_kv="q8_0")
     llm.prefill(OTHER)
     llm.save_prompt(tmp_path / "prompt.npz")
     with np.load(tmp_path / "prompt.npz") as arrays:
         np.savez(tmp_path / "short.npz", **{**arrays, "full_1": arrays["full_1"][1:]})
-    with pytest.raises(StateError, match="ValueError: K/V that are not one row of bytes for each of 208 tokens"):
+    with pytest.raises(StateError, match="ValueError: a file without a digest at its end"):
         llm.load_prompt(tmp_path / "short.npz")
     llm.prefill(OTHER[:-32] + QUESTIONS[0])
     assert llm.last_prefill.reused_tokens == len(OTHER) - 32

@@ -48,6 +48,8 @@ COMMANDS = [
     "bench memory",
     "bench saved",
     "bench turns",
+    "bench agents",
+    "bench slices",
     "chat",
     "doctor",
 ]
@@ -292,6 +294,27 @@ def test_bench_saved(capsys, model):
     assert 0 < found["pruned_bytes"] < found["stock_bytes"]
     steps = ("prefill", "save", "load")
     assert all(found[f"{name}_{step}_seconds"] > 0 for name in ("pruned", "stock") for step in steps)
+
+
+def test_bench_slices(capsys, model):
+    arguments = ["--tokens", "300", "--runs", "1", "-t", "1", "--n-ubatch", "64", "--dequant", "off", "--json"]
+    assert main(["bench", "slices", "-m", model, *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    n_layer, n_chunks = 6, 5
+    assert n_layer < found["slices"] <= n_layer * n_chunks + 2
+    assert 0 < found["median_slice"] <= found["longest_slice"] and found["sliced_to_unsliced"] > 0
+
+
+def test_bench_agents(capsys, model):
+    arguments = ["--tokens", "600", "--turns", "2", "--turn-tokens", "400", "--runs", "1", "-t", "1", "--json"]
+    assert main(["bench", "agents", "-m", model, *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for way in ("full_cache", "pruned", "pruned_full_kv"):
+        assert len(found[way]["seconds_by_turn"]) == 3 and min(found[way]["seconds_by_turn"]) > 0
+        assert 0 <= found[way]["right_older"] <= 1
+    assert found["pruned"]["kv_bytes"] < 0.5 * found["full_cache"]["kv_bytes"]
+    later = found["pruned"]["seconds_by_turn"][1:], found["full_cache"]["seconds_by_turn"][1:]
+    assert found["pruned"]["seconds_to_full_later_turns"] == pytest.approx(sum(later[0]) / sum(later[1]))
 
 
 def test_bench_prefill(capsys, model):
