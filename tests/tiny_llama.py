@@ -65,3 +65,14 @@ def chat(text: str) -> list[dict[str, str]]:
 def n_kept(n_tokens: int) -> int:
     """Tokens that the budget keeps of a prompt that is pruned."""
     return n_tokens * 2 // 5
+
+
+def forget(llm: Any) -> Any:
+    """Makes an object as good as new: cells are empty, and no K/V on the host round those of the next prompt."""
+    llm.reset()
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llm.ctx), True)
+    llm.set_cache(None)
+    llm.set_progress(None)
+    if llm._sequence and llm._sequence.host:
+        llm._sequence.host.clear()
+    return llm

@@ -20,6 +20,7 @@ from asl_gguf.policies import FastKV, Full, Policy, PyramidInfer, SnapKV, TwoPas
 from asl_gguf.report import PrefillReport
 from full_kv_prompts import EARLIER, N_BORDER, N_CTX, N_KEPT, N_TOKENS, TOKENS, keep
 from harness import KVState, assert_same, prompt
+from pairs import all_pairs
 from prefills import POLICIES as REPLAYED
 from prefills import Interrupt, untimed
 from tiny_llama import SETTLES
@@ -160,9 +161,9 @@ def selecting_at(layer: int) -> FastKV:
     return FastKV(window=8, tsp_layer=layer)
 
 
-@with_flash
-@pytest.mark.parametrize("before", range(N_LAYER - 1))
-@pytest.mark.parametrize("layer", range(N_LAYER - 1))
+@pytest.mark.parametrize(
+    "contexts, before, layer", all_pairs([False, True], range(N_LAYER - 1), range(N_LAYER - 1)), indirect=["contexts"]
+)
 def test_any_layer_after_any_other(contexts, layer, before):
     """A later layer: as without a past. An earlier one: rows of the selected tokens, dropped where the record ends."""
     context, other = contexts

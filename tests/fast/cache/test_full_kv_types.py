@@ -260,8 +260,8 @@ def test_on_the_command_line(tiny_model, tmp_path, capsys):
         arguments = ["run", "-m", model, "-f", str(tmp_path / "text"), "-n", "2", "-t", "1", "--json", option]
         assert main(arguments) == 0
         sizes.append(json.loads(capsys.readouterr().out)["report"]["full_kv_bytes"])
-    exact, *packed = sizes
-    assert exact > packed[0] > packed[1] > 0 and (exact - packed[0]) * (64 - 18) == (exact - packed[1]) * (64 - 34)
+    exact, packed = sizes
+    assert exact > packed > 0
     for command in ("run", "chat"):
         with pytest.raises(SystemExit) as raised:
             main([command, "-m", model, "--full-kv", "q9_9"])

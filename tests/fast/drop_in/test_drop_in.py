@@ -23,13 +23,13 @@ LOOKED_UP = """
 class Chat:
     def __init__(self, model_path, model_kwargs={}):
         from llama_cpp import Llama
-        self.client = Llama(model_path, n_threads=1, verbose=False, n_parts=-1, **model_kwargs)
+        self.client = Llama(model_path, n_threads=1, n_threads_batch=1, verbose=False, n_parts=-1, **model_kwargs)
 """
 BOUND = """
 from llama_cpp import Llama
 class Chat:
     def __init__(self, model_path, model_kwargs={}):
-        self.client = Llama(model_path=model_path, n_threads=1, verbose=False, **model_kwargs)
+        self.client = Llama(model_path=model_path, n_threads=1, n_threads_batch=1, verbose=False, **model_kwargs)
 """
 
 
@@ -103,7 +103,10 @@ def test_what_makes_no_llama_is_refused(path):
     """A silent answer from the full cache would be the worst of outcomes."""
     made: list[Any] = []
     with pytest.raises(OptionError, match=r"pruned: expected a callable that makes a llama_cpp.Llama, .*made none"):
-        pruned(lambda: made.append(llama_cpp.llama.Llama(path, n_threads=1, verbose=False)), asl_budget=0.2)()
+        pruned(
+            lambda: made.append(llama_cpp.llama.Llama(path, n_threads=1, n_threads_batch=1, verbose=False)),
+            asl_budget=0.2,
+        )()
     made[0].close()
 
 

@@ -11,6 +11,7 @@ from asl_gguf.engine.prefill import prefill
 from asl_gguf.native.session import Session
 from asl_gguf.policies import REGISTRY, make_policy
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Model, Options, assert_same, prompt
+from pairs import pairs
 from tiny_gguf import ARCHITECTURES
 
 ANSWER = [70, 71, 72, 73]
@@ -48,9 +49,7 @@ def test_none_is_stock(load_tiny, architecture, flash, kv):
     check_lengths(load_tiny(architecture), Options(n_batch=N_UBATCH, n_ubatch=N_UBATCH, flash=flash, kv=kv), lengths)
 
 
-@with_kv
-@with_flash
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pairs(architecture=ARCHITECTURES, flash=[False, True], kv=[F16, Q8_0])
 def test_batch_is_no_multiple_of_ubatch(load_tiny, architecture, flash, kv):
     lengths = (N_BATCH - 1, N_BATCH + 1, 2 * N_BATCH + N_UBATCH + 1)
     check_lengths(load_tiny(architecture), Options(n_batch=N_BATCH, n_ubatch=N_UBATCH, flash=flash, kv=kv), lengths)
@@ -105,9 +104,7 @@ def run_keeping_all(session: Session, tokens: list[int], last_layer: int) -> Non
     session.finish()
 
 
-@with_kv
-@with_flash
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pairs(architecture=ARCHITECTURES, flash=[False, True], kv=[F16, Q8_0])
 def test_selection_of_all_tokens(load_tiny, architecture, flash, kv):
     model = load_tiny(architecture)
     options = Options(n_batch=N_BATCH, n_ubatch=N_UBATCH, flash=flash, kv=kv)

@@ -19,6 +19,7 @@ from asl_gguf.inspect.inspection import Question, inspect_prompt
 from asl_gguf.native.session import sliding_layers
 from asl_gguf.policies import ASL, REGISTRY, FastKV, Full, PyramidInfer, SnapKV, SpanASL, parse_policy, ranking
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
+from pairs import pairs
 from tiny_gguf import SLIDING, SLIDING_WINDOW
 from tiny_llama import greedy, logits
 from twins import relative_error
@@ -73,10 +74,7 @@ def test_layers(model):
     assert sliding_layers(model.handle) == tuple(layer not in FULL_LAYERS for layer in range(N_LAYER))
 
 
-@with_cells
-@with_kv
-@with_flash
-@pytest.mark.parametrize("chunks", [(64, 64), (40, 24)], ids=str)
+@pairs(chunks=[(64, 64), (40, 24)], flash=[False, True], kv=[F16, Q8_0, F32], swa_full=[True, False])
 def test_nothing_pruned_is_stock(model, chunks, flash, kv, swa_full):
     n_batch, n_ubatch = chunks
     options = Options(n_batch=n_batch, n_ubatch=n_ubatch, flash=flash, kv=kv, swa_full=swa_full)
@@ -89,9 +87,7 @@ def test_nothing_pruned_is_stock(model, chunks, flash, kv, swa_full):
             assert_as_stock(context, stock, n_tokens, swa_full)
 
 
-@with_cells
-@with_flash
-@pytest.mark.parametrize("layer", range(1, N_LAYER))
+@pairs(layer=range(1, N_LAYER), flash=[False, True], swa_full=[True, False])
 def test_all_tokens_kept_at_any_layer_is_stock(model, layer, flash, swa_full):
     options = Options(flash=flash, swa_full=swa_full)
     with model.context(options) as stock, model.context(options) as context:
@@ -126,9 +122,7 @@ def test_scores_equal_the_twin(model, tiny_model, architecture, flash, kv):
                 assert relative_error(session.scores(), twin) < 1e-5
 
 
-@with_cells
-@with_flash
-@pytest.mark.parametrize("n_layer", [2, 3, 5])
+@pairs(n_layer=[2, 3, 5], flash=[False, True], swa_full=[True, False])
 def test_one_full_layer_and_sliding_ones_at_the_end(load_tiny, architecture, n_layer, flash, swa_full):
     """Layers behind the last that a policy is asked about: nothing pruned is stock, and a pruned prompt goes on."""
     model, options = load_tiny(architecture, n_layer=n_layer), Options(flash=flash, swa_full=swa_full)
@@ -163,8 +157,7 @@ def test_cells_and_chunks_change_nothing(model, flash):
         np.testing.assert_allclose(values, results[0][1], atol=0.05 if flash else 1e-4)
 
 
-@with_cells
-@pytest.mark.parametrize("name", [name for name in REGISTRY if name != "none"])
+@pairs(name=[name for name in REGISTRY if name != "none"], architecture=SLIDING, swa_full=[True, False])
 def test_every_policy(model, name, swa_full):
     """Kept rows of full layers are within the budget; the work done is what the report says."""
     calls: list[int] = []
@@ -251,8 +244,7 @@ def test_the_report_does_not_depend_on_the_cells(model):
     assert reports[0].kv_bytes_prompt == reports[1].kv_bytes_prompt < reports[0].kv_bytes_prompt_full
 
 
-@with_cells
-@pytest.mark.parametrize("policy", [SELECTS, SnapKV(window=WINDOW)], ids=["in-the-head", "uneven"])
+@pairs(policy=[SELECTS, SnapKV(window=WINDOW)], architecture=SLIDING, swa_full=[True, False])
 def test_an_abort_callback_cancels(model, context, policy, swa_full):
     """Of the decode context: it computes the output head."""
     stop = llama_cpp.ggml_abort_callback(lambda _: True)
@@ -268,11 +260,10 @@ def test_an_abort_callback_cancels(model, context, policy, swa_full):
         assert_same(context.continuation(ANSWER), stock.continuation(ANSWER))
 
 
-@with_cells
-@pytest.mark.parametrize(
-    "policy",
-    [SELECTS, SpanASL(), SnapKV(), FastKV(tsp_layer=2, cache_k="all"), PyramidInfer(min_context=12)],
-    ids=lambda policy: policy.name,
+@pairs(
+    policy=[SELECTS, SpanASL(), SnapKV(), FastKV(tsp_layer=2, cache_k="all"), PyramidInfer(min_context=12)],
+    architecture=SLIDING,
+    swa_full=[True, False],
 )
 def test_a_record_of_layers(model, context, policy, swa_full):
     prune(context, policy=policy)
@@ -282,11 +273,10 @@ def test_a_record_of_layers(model, context, policy, swa_full):
     assert_same(context.continuation(ANSWER), expected)
 
 
-@with_cells
-@pytest.mark.parametrize(
-    "policy",
-    [SELECTS, SnapKV(window=WINDOW), FastKV(tsp_layer=3, cache_k=80), PyramidInfer(min_context=12)],
-    ids=lambda policy: policy.name,
+@pairs(
+    policy=[SELECTS, SnapKV(window=WINDOW), FastKV(tsp_layer=3, cache_k=80), PyramidInfer(min_context=12)],
+    architecture=SLIDING,
+    swa_full=[True, False],
 )
 def test_a_past_on_the_host(model, context, policy, swa_full):
     """A question that selects again does as its prompt alone."""

@@ -85,40 +85,40 @@ def test_any_counter_and_length(name, n_tokens):
 
 
 @every_task
-@pytest.mark.parametrize("index", range(5))
-def test_answers_stand_in_the_context_alone(name, index):
-    made = example(name, index)
-    context, rest = context_and_rest(made)
-    assert [context.count(answer) for answer in made.references] == ANSWERS_IN_CONTEXT.get(name, [1])
-    assert [made.prompt.count(answer) for answer in made.references] == ANSWERS_IN_CONTEXT.get(name, [1])
-    assert not any(answer in rest for answer in made.references)
-    assert made.question in rest or made.prompt.endswith(made.question)
+def test_answers_stand_in_the_context_alone(name):
+    for index in range(5):
+        made = example(name, index)
+        context, rest = context_and_rest(made)
+        assert [context.count(answer) for answer in made.references] == ANSWERS_IN_CONTEXT.get(name, [1])
+        assert [made.prompt.count(answer) for answer in made.references] == ANSWERS_IN_CONTEXT.get(name, [1])
+        assert not any(answer in rest for answer in made.references)
+        assert made.question in rest or made.prompt.endswith(made.question)
 
 
 @every_task
-@pytest.mark.parametrize("index", range(6))
-@pytest.mark.parametrize("n_tokens", [700, 3000])
-def test_depths_are_as_stated(name, index, n_tokens):
-    made = example(name, index, n_tokens)
-    context, rest = context_and_rest(made)
-    for shot in rest.split("\n")[:-1] if name in IN_JSON else ():
-        context = context.replace(shot, "")
-    for other in re.findall(r"One of the [^.]*\d{7}\.", context) if name == "multikey" else ():
-        context = context.replace(other, other if made.references[0] in other else "")
-    if name in IN_JSON:
-        facts = [next(pair for pair in re.findall(r'"[^"]+": "[^"]+"', context) if made.references[0] in pair)]
-    elif name == "tracking":
-        facts = [re.search(rf"VAR {variable} = .*", context)[0] for variable in made.references]
-    elif name in IN_NOISE:
-        facts = [re.search(rf".*{made.references[0]}.*", context)[0]]
-    else:
-        facts = [re.search(rf"One of the [^.]*{number}\.", context)[0] for number in made.references]
-    filler = len(context) - sum(map(len, facts))
-    a_unit = 130 / filler  # the longest sentence
-    assert len(made.depths) == len(made.references)
-    for i, (fact, depth) in enumerate(zip(facts, made.depths)):
-        before = context.index(fact) - sum(map(len, facts[:i]))
-        assert before / filler == pytest.approx(depth, abs=a_unit)
+def test_depths_are_as_stated(name):
+    for n_tokens in [700, 3000]:
+        for index in range(6):
+            made = example(name, index, n_tokens)
+            context, rest = context_and_rest(made)
+            for shot in rest.split("\n")[:-1] if name in IN_JSON else ():
+                context = context.replace(shot, "")
+            for other in re.findall(r"One of the [^.]*\d{7}\.", context) if name == "multikey" else ():
+                context = context.replace(other, other if made.references[0] in other else "")
+            if name in IN_JSON:
+                facts = [next(pair for pair in re.findall(r'"[^"]+": "[^"]+"', context) if made.references[0] in pair)]
+            elif name == "tracking":
+                facts = [re.search(rf"VAR {variable} = .*", context)[0] for variable in made.references]
+            elif name in IN_NOISE:
+                facts = [re.search(rf".*{made.references[0]}.*", context)[0]]
+            else:
+                facts = [re.search(rf"One of the [^.]*{number}\.", context)[0] for number in made.references]
+            filler = len(context) - sum(map(len, facts))
+            a_unit = 130 / filler  # the longest sentence
+            assert len(made.depths) == len(made.references)
+            for i, (fact, depth) in enumerate(zip(facts, made.depths)):
+                before = context.index(fact) - sum(map(len, facts[:i]))
+                assert before / filler == pytest.approx(depth, abs=a_unit)
 
 
 @every_task
@@ -215,14 +215,14 @@ def test_prompt_ends_where_the_answer_starts(name):
     assert count_tokens(made.reference_text) < made.max_new_tokens
 
 
-@pytest.mark.parametrize("index", range(4))
 @pytest.mark.parametrize("name", SHOT_FORM)
-def test_shots_repeat_two_other_facts(name, index):
-    context, rest = context_and_rest(example(name, index))
-    *shots, question = rest.strip("\n").split("\n")
-    assert len(shots) == len(set(shots)) == 2
-    assert all(context.count(shot) == 1 for shot in shots)
-    assert context.count(question) == 1 and not any(shot.startswith(question) for shot in shots)
+def test_shots_repeat_two_other_facts(name):
+    for index in range(4):
+        context, rest = context_and_rest(example(name, index))
+        *shots, question = rest.strip("\n").split("\n")
+        assert len(shots) == len(set(shots)) == 2
+        assert all(context.count(shot) == 1 for shot in shots)
+        assert context.count(question) == 1 and not any(shot.startswith(question) for shot in shots)
 
 
 @pytest.mark.parametrize("name", IN_JSON)
@@ -261,21 +261,21 @@ def test_multivalue_lists_the_numbers_as_they_come():
 
 
 @pytest.mark.parametrize("hops", [1, 2, 4])
-@pytest.mark.parametrize("index", range(3))
-def test_following_the_chain_gives_the_answer(hops, index):
-    made = VariableTracking(count_tokens, 900, 3, 0, hops=hops).get_example(index)
-    worked, context = made.prompt.split("Memorize and track")[1:]
-    for text in (worked, context):
-        value = re.search(r"assigned the value (\d{5}) in", text)[1]
-        found = {value: value}
-        for variable, source in re.findall(r"VAR ([A-Z]+) = (?:VAR )?(\w+)", text):
-            found[variable] = found[source]
-        variables = [variable for variable in found if variable != value]
-        assert len(variables) == hops + 1
-        if text is worked:
-            assert text.endswith(f"they are: {' '.join(variables)}\n\n")
-        else:
-            assert tuple(variables) == made.references and made.reference_text == " " + " ".join(variables)
+def test_following_the_chain_gives_the_answer(hops):
+    for index in range(3):
+        made = VariableTracking(count_tokens, 900, 3, 0, hops=hops).get_example(index)
+        worked, context = made.prompt.split("Memorize and track")[1:]
+        for text in (worked, context):
+            value = re.search(r"assigned the value (\d{5}) in", text)[1]
+            found = {value: value}
+            for variable, source in re.findall(r"VAR ([A-Z]+) = (?:VAR )?(\w+)", text):
+                found[variable] = found[source]
+            variables = [variable for variable in found if variable != value]
+            assert len(variables) == hops + 1
+            if text is worked:
+                assert text.endswith(f"they are: {' '.join(variables)}\n\n")
+            else:
+                assert tuple(variables) == made.references and made.reference_text == " " + " ".join(variables)
 
 
 def test_number_strings_repeat_digits():

@@ -59,7 +59,7 @@ def test_what_is_written_out_stands(model, written, policy):
     ids=str,
 )
 def test_llama(model, options, layer, summary):
-    llm = Llama(model, n_ctx=512, n_threads=1, asl_budget=0.3, **options)
+    llm = Llama(model, n_ctx=512, n_threads=1, n_threads_batch=1, asl_budget=0.3, **options)
     complete(llm, prompt(300), 1)
     llm.close()
     assert (llm.last_prefill.selection_layer, llm.last_prefill.calibration) == (layer, summary)

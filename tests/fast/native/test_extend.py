@@ -14,6 +14,7 @@ from asl_gguf.errors import ContextFullError, NativeError, OptionError, PrefillC
 from asl_gguf.native.session import Session
 from asl_gguf.policies import PyramidInfer, SnapKV, SpanASL
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
+from pairs import pairs
 from sequences import Sequences
 from tiny_gguf import ARCHITECTURES, SLIDING
 
@@ -70,9 +71,7 @@ def kept_of(n_tokens: int, n_kept: int = 30) -> np.ndarray:
     return np.concatenate([np.sort(rest), np.arange(n_tokens - WINDOW, n_tokens)]).astype(np.int32)
 
 
-@with_flash
-@with_past
-@pytest.mark.parametrize("architecture", ARCHITECTURES + SLIDING)
+@pairs(architecture=ARCHITECTURES + SLIDING, policy=POLICIES.values(), flash=[False, True])
 def test_nothing_dropped_is_stock(load_tiny, architecture, policy, flash):
     """Bit for bit what llama_decode of the turn gives in that context, pruned or not: same cells, same sums."""
     options = replace(OPTIONS, flash=flash)

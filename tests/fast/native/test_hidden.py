@@ -10,6 +10,7 @@ import pytest
 from asl_gguf.errors import AslError, NativeError, OptionError
 from asl_gguf.native.session import Session
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, prompt
+from pairs import pairs
 from tiny_gguf import ARCHITECTURES
 
 N_LAYER = 6
@@ -66,9 +67,7 @@ def go_through(session: Session, depth: int, kept: np.ndarray | None) -> None:
     session.finish()
 
 
-@with_kv
-@with_flash
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pairs(architecture=ARCHITECTURES, flash=[False, True], kv=[F16, Q8_0, F32])
 def test_nothing_dropped_is_stock(load_tiny, architecture, flash, kv):
     model, options = load_tiny(architecture), Options(flash=flash, kv=kv)
     with model.context(options) as context, model.context(options) as stock:
@@ -81,9 +80,7 @@ def test_nothing_dropped_is_stock(load_tiny, architecture, flash, kv):
             assert_same(context.continuation(ANSWER), expected, f"depth {depth}")
 
 
-@with_kv
-@with_flash
-@pytest.mark.parametrize("depth", DEPTHS)
+@pairs(depth=DEPTHS, flash=[False, True], kv=[F16, Q8_0, F32])
 def test_dropped_tokens_are_those_of_a_prefill(load_tiny, depth, flash, kv):
     model, options = load_tiny("llama"), Options(flash=flash, kv=kv)
     with model.context(options) as context, model.context(options) as other:

@@ -12,6 +12,7 @@ from asl_gguf.errors import ContextFullError, OptionError
 from asl_gguf.native import moving
 from asl_gguf.policies import PyramidInfer, SnapKV, SpanASL
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
+from pairs import pairs
 from sequences import Sequences, plain_state
 from tiny_gguf import ARCHITECTURES, SLIDING
 
@@ -52,10 +53,12 @@ def fill(shared: Context, holes: bool = False) -> Sequences:
     return live
 
 
-@with_flash
-@with_streams
-@pytest.mark.parametrize("holes", [False, True], ids=["", "holes"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "phi3", "gemma3", "gpt-oss", "cohere2"])
+@pairs(
+    architecture=["llama", "qwen3", "phi3", "gemma3", "gpt-oss", "cohere2"],
+    unified=[True, False],
+    flash=[False, True],
+    holes=[False, True],
+)
 def test_move(load_tiny, architecture, unified, flash, holes):
     """Rows and positions byte for byte, logits and answer; others and the source are left as they were."""
     model = load_tiny(architecture)

@@ -11,6 +11,7 @@ from asl_gguf.errors import AslError, NativeError, OptionError
 from asl_gguf.native import bindings
 from asl_gguf.native.session import Session
 from harness import F16, F32, KV_NAMES, Q8_0, Context, KVState, Options, assert_same, llama_cpp, prompt
+from pairs import pairs
 from tiny_gguf import ARCHITECTURES
 from twins import relative_error
 
@@ -59,9 +60,7 @@ def check_chain(context: Context, stock: Context, lengths: Sequence[int]) -> lis
     return rows
 
 
-@with_kv
-@with_flash
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pairs(architecture=ARCHITECTURES, flash=[False, True], kv=[F16, Q8_0, F32])
 def test_loaded_tokens_are_decoded_tokens(load_tiny, architecture, flash, kv):
     model, options = load_tiny(architecture), options_of("one", flash, kv)
     with model.context(options) as context, model.context(options) as stock:

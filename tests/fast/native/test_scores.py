@@ -13,6 +13,7 @@ import pytest
 from asl_gguf.native.session import Session
 from asl_gguf.policies import ranking
 from harness import F16, F32, KV_NAMES, Q8_0, Options, prompt
+from pairs import pairs
 from tiny_gguf import ARCHITECTURES
 from twins import HEAD_DIM, TOLERANCE, kq_scale, relative_error
 
@@ -35,9 +36,7 @@ def check_layer(session: Session, architecture: str, what: str) -> float:
     return error
 
 
-@with_kv
-@with_flash
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pairs(architecture=ARCHITECTURES, flash=[False, True], kv=[F16, Q8_0, F32])
 def test_scores_equal_the_twin(load_tiny, architecture, flash, kv):
     model, worst = load_tiny(architecture), 0.0
     with model.context(Options(n_batch=40, n_ubatch=24, flash=flash, kv=kv)) as context:

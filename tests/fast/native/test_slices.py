@@ -13,6 +13,7 @@ import pytest
 from asl_gguf.errors import NativeError, OptionError, PrefillCancelled
 from asl_gguf.native.session import Session
 from harness import F16, KV_NAMES, Q8_0, Context, Options, assert_same, prompt
+from pairs import pairs
 from tiny_gguf import ARCHITECTURES, SLIDING
 
 OPTIONS = Options(n_ctx=256, n_batch=40, n_ubatch=24)
@@ -97,9 +98,7 @@ def assert_equal(found: dict[str, object], expected: dict[str, object]) -> None:
     assert_same(found["logits"], expected["logits"])
 
 
-@with_flash
-@with_runs
-@pytest.mark.parametrize("architecture", ["llama", "llama-moe", "gemma3", "gpt-oss"])
+@pairs(architecture=["llama", "llama-moe", "gemma3", "gpt-oss"], run=RUNS.values(), flash=[False, True])
 def test_slices_change_nothing(load_tiny, architecture, run, flash):
     """K/V rows and logits, with another context that decodes between any two slices and is not disturbed either."""
     model = load_tiny(architecture)
