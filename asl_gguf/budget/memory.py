@@ -82,7 +82,7 @@ class MemoryRule(BudgetRule):
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of the prefill KV buffers at n_ctx tokens."""
+        """Of the prefill context's KV buffers under the longest prompt."""
         return round_cells(self.context.n_ctx) * self.memory.bytes_slot
 
     @property

@@ -84,7 +84,7 @@ class BudgetRule(ABC):
         """
 
     def extends(self, n_new: int, n_held: int) -> bool:
-        """True: append a turn of n_new tokens after n_held unpruned ones unpruned. False: prune the whole prompt anew."""
+        """Whether n_new tokens after n_held unpruned ones are evaluated as they are, and not pruned with them."""
         return self.kept(n_new) == n_new
 
     def measure(

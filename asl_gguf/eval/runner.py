@@ -124,7 +124,7 @@ def _check_lengths(jobs: Sequence[_Job], results: Results) -> None:
 
 
 def _jobs(model: Model, plan: Plan, chat: ChatFormat) -> Iterator[_Job]:
-    """By length, then example by example of all tasks, so that an interrupted run covers every task."""
+    """By length, then example by example of all tasks: what is there when it ends early is of all tasks."""
     policies = [text for text in plan.policies if text != FULL]
     wanted: tuple[Wanted, ...] = ((FULL, None), *((text, budget) for text in policies for budget in plan.budgets))
     for length in plan.lengths:

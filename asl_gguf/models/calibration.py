@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +185,30 @@ def load(model_path: str | Path, policy_name: str) -> Calibration | None:
         raise error
     for name in corrupt:
         logger.warning("%s is corrupt, and not of this model; delete it: %s", name, config_dir() / name)
-    found = next((store for store in stores if store.sha256 == sha256), None)
-    return found.calibrations.get(policy_name) if found else None
+    store = next((store for store in stores if store.sha256 == sha256), None)
+    found = store.calibrations.get(policy_name) if store else None
+    if found is not None and (n_layer := _n_layer(path)) is not None and found.min_layer >= n_layer:
+        raise _damaged(
+            config_dir() / _file_name(sha256), f"min_layer {found.min_layer} for a model with layers 0 to {n_layer - 1}"
+        )
+    return found
+
+
+def _n_layer(path: Path) -> int | None:
+    """Layers of a model; None where its header does not say."""
+    from .gguf_header import n_layer
+
+    try:
+        return n_layer(str(path))
+    except ModelError:  # whoever loads it says so
+        return None
+
+
+def _damaged(path: Path, what: object) -> ModelError:
+    return ModelError(
+        f"expected a calibration of format {_FORMAT} in {path}, got {what}; "
+        "run `asl-gguf calibrate` for this model again, or delete the file"
+    )
 
 
 def save(model_path: str | Path, calibration: Calibration) -> Path:
@@ -245,30 +269,63 @@ def _read_all(folder: Path) -> tuple[list[_Store], dict[str, ModelError]]:
 
 def _read(path: Path) -> _Store:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
         if data["format"] != _FORMAT:
             raise ValueError(f"format {data['format']}")
         if _file_name(data["sha256"]) != path.name:
             raise ValueError(f"the sha256 of another model, {data['sha256']}")
-        files = [{name: entry[name] for name in ("name", "size", "mtime_ns", "sha256")} for entry in data["files"]]
+        files = [{name: entry[name] for name in _FILE_ENTRY} for entry in data["files"]]
+        for entry in files:
+            _check_types(_FILE_ENTRY, entry)
+        _check_types({"size": "int"}, data)
         calibrations = {name: _calibration(name, entry) for name, entry in data["calibrations"].items()}
-        return _Store(data["sha256"], int(data["size"]), files, calibrations)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"expected a calibration of format {_FORMAT} in {path}, got {type(error).__name__}: {error}; "
-            "run `asl-gguf calibrate` for this model again, or delete the file"
-        ) from error
+        return _Store(data["sha256"], data["size"], files, calibrations)
+    # Whatever is wrong with one file: other models are not stopped by it.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
 
 def _calibration(name: str, entry: dict[str, Any]) -> Calibration:
-    """Raises ValueError, KeyError or TypeError for what `save` would not have written."""
+    """Raises ValueError, LookupError or TypeError for what `save` would not have written."""
     parts: dict[str, Any] = {"before": Means, "after": Means, "profile": MeanProfile}
     made = {key: make(**_with_tuples(entry[key])) for key, make in parts.items()}
     found = Calibration(**(_with_tuples(entry) | made))
+    for part in (found, *made.values()):
+        _check_types({field.name: str(field.type) for field in fields(part)}, vars(part))
     ASL(min_layer=found.min_layer, obs_layers=found.settings["obs_layers"], tau=found.tau)  # checks both
+    if found.min_layer >= found.profile.n_layer:
+        raise ValueError(f"min_layer {found.min_layer} of a model with layers 0 to {found.profile.n_layer - 1}")
     if found.policy != name:
         raise ValueError(f"a calibration of {found.policy!r} under {name!r}")
     return found
+
+
+_FILE_ENTRY = {"name": "str", "size": "int", "mtime_ns": "int", "sha256": "str"}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "float": (int, float), "float | int": (int, float), "dict[str, Any]": (dict,)
+}  # fmt: skip
+_PARTS = {"Means": Means, "MeanProfile": MeanProfile}
+
+
+def _check_types(expected: dict[str, str], values: Mapping[str, Any]) -> None:
+    """Raises TypeError for a value of another type than its annotation."""
+    for name, kind in expected.items():
+        if kind in _PARTS:
+            continue
+        is_tuple = kind.startswith("tuple[")
+        types = _TYPES[kind.removeprefix("tuple[").removesuffix(", ...]")]
+        if is_tuple and not isinstance(values[name], tuple):
+            raise TypeError(f"{name} {values[name]!r:.80}")
+        for value in values[name] if is_tuple else (values[name],):
+            if not isinstance(value, types) or isinstance(value, bool):
+                raise TypeError(f"{name} {value!r:.80}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text}")
+    return value
 
 
 def _with_tuples(entry: dict[str, Any]) -> dict[str, Any]:

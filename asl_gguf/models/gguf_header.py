@@ -49,6 +49,16 @@ def n_ctx_train(path: str, overrides: Mapping[str, object] | None = None) -> int
     return length[0]
 
 
+def n_layer(path: str) -> int | None:
+    """Layers of a model; None where the header does not say.
+
+    Raises:
+        ModelError: the file is no readable GGUF.
+    """
+    with _opened(path, None) as header:
+        return next(iter(header.numbers("block_count")), None)
+
+
 def kv_widths(path: str, overrides: Mapping[str, object] | None = None) -> list[tuple[int, int]]:
     """Elements of K and of V that a token has in each layer; empty if the header does not say.
 

@@ -83,7 +83,7 @@ class ASL(SelectingPolicy):
             # of layers that all attend to the whole prompt, those further below than obs_layers are compared with none
             if prompt.full_layers or scores.layer > min_layer - self.obs_layers:
                 history.append(ranking.ranks(per_token))
-            # in shallow models earlier layers serve as the reference too; the first full-attention layer has no earlier reference
+            # of a few layers, earlier ones serve as the reference too, and the first of all has none to wait for
             if scores.layer < min_layer and (len(history) < 2 or not prompt.full_layers):
                 return Decision(rows)
             alone = base is None and bool(prompt.full_layers) and self.tau > 0
