@@ -86,6 +86,8 @@ class Llama(StatefulLlama):
         PruningDisabledWarning: the model or the use cannot be pruned; answers come from the full cache.
     """
 
+    _asl_takes_unknown = False
+    """arguments that the parent does not know either are dropped, as it drops them"""
     last_decode: DecodeReport | None
     """speed of the last answer; None before the first one"""
 
@@ -122,7 +124,8 @@ class Llama(StatefulLlama):
             "asl_progress": asl_progress,
         } | {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("asl_")}  # unknown ones are refused
         self._asl = AslOptions.parse(asl_budget, given)
-        check_names(kwargs, ("model_path", "n_ctx"))
+        if not self._asl_takes_unknown:
+            check_names(kwargs, ("model_path", "n_ctx"))
         self._asl_session: Session | None = None
         self._sequence: Sequence | None = None
         self._text = Transcript(0)

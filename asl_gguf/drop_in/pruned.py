@@ -47,6 +47,8 @@ _in_use: Counter[tuple[str, str]] = Counter()
 class DropInLlama(Llama):
     """`Llama` with options from the scope it is made in; the caller's own `asl_*` options come first."""
 
+    _asl_takes_unknown = True  # packages pass arguments of other versions, such as LangChain's n_parts
+
     def __init__(self, model_path: str, **kwargs: Any) -> None:
         scope = _scope.get()
         super().__init__(model_path, **((scope.options if scope else {}) | kwargs))

@@ -16,6 +16,7 @@ from ..errors import (
     LibraryError,
     ModelError,
     OptionError,
+    OptionTypeError,
     PrefillCancelled,
     PromptError,
     StateError,
@@ -148,7 +149,11 @@ INIT = {
     "spm_infill": works(),
     "verbose": works("False unless given"),
     "kwargs": works(
-        "ignored, as by the parent", {OptionError: "an unknown `asl_*` name, or a value out of its domain"}
+        "through `pruned`, names that the parent does not know are ignored, as by the parent",
+        {
+            OptionTypeError: "a name that neither class knows; the nearest ones are named",
+            OptionError: "an unknown `asl_*` name, or a value out of its domain",
+        },
     ),
 }
 

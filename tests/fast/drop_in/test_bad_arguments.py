@@ -107,5 +107,5 @@ def test_arguments_that_the_parent_takes_are_not_refused(make):
     """Types are looked at only after the parent has failed."""
     import numpy as np
 
-    llm = make(asl_budget=0.2, n_batch=np.int64(64), n_threads=np.int32(1), rope_freq_base=0, n_parts=-1, f16_kv=True)
+    llm = make(asl_budget=0.2, n_batch=np.int64(64), n_threads=np.int32(1), rope_freq_base=0)
     assert isinstance(llm, Llama) and greedy(llm, prompt(300))

@@ -85,7 +85,6 @@ WORKS: dict[str, list[dict[str, Any]]] = {
     "type_v": [{"type_k": Q8_0, "type_v": Q8_0, "flash_attn": True}],
     "spm_infill": [{"spm_infill": True}],
     "verbose": [{"verbose": True}],
-    "kwargs": [{"of_another_version": 1}],
 }
 """keyword -> arguments to try it with"""
 
@@ -151,7 +150,7 @@ _PLAIN: dict[Callable[[Any], Any], Any] = {}
 
 
 def test_every_argument_that_works_is_tried():
-    elsewhere = {"n_threads", "n_threads_batch", "numa"}
+    elsewhere = {"n_threads", "n_threads_batch", "numa", "kwargs"}  # kwargs: test_arguments.py, test_drop_in.py
     assert set(WORKS) | elsewhere == {name for name, row in INIT.items() if row.status == surface.WORKS}
 
 
