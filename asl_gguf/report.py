@@ -21,7 +21,7 @@ class PrefillReport:
     """what a budget written as a goal (`fit:`, `ttft:`) chose for this prompt, and why; None for other budgets, and where
     the cache had the start of the prompt"""
     selection_layer: int | None = None
-    """last layer that saw all tokens; None: every layer did"""
+    """where the policy selected, the last layer that saw all tokens; None: it selected nowhere"""
     selected: tuple[int, ...] = ()
     """prompt tokens that the deepest layers saw, where tokens were dropped"""
     rows_by_layer: tuple[int, ...] = ()

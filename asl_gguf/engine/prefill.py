@@ -62,6 +62,10 @@ class _Trace:
     def drop(self, layer: int, tokens: Indices) -> None:
         """Only these of the current tokens go on."""
         self.current = self.current[tokens]
+        self.select(layer)
+
+    def select(self, layer: int) -> None:
+        """The policy chose tokens here, if it did not before."""
         self.selection_layer = layer if self.selection_layer is None else self.selection_layer
 
     def rows_by_layer(self, sliding: Sequence[bool], n_sliding: int) -> tuple[int, ...]:
@@ -144,7 +148,7 @@ def _run(
     layers: Layers, tokens: Sequence[int], policy: Policy, prompt: Prompt, trace: _Trace, guard: float | None
 ) -> Generator[None, None, None]:
     with trace.phase("setup"):
-        layers.begin(tokens, policy.window)
+        layers.begin(tokens, min(policy.window, len(tokens)))
     try:
         if (yield from _run_layers(layers, policy, prompt, trace, guard)):
             _begin_again(layers, tokens, trace)
@@ -244,6 +248,9 @@ def _run_layers(
         with trace.phase("policy"):
             scores = _read_scores(layers, layer, window, prompt, trace.current, with_scores, with_keys)
             decision = observe(scores)
+            if not isinstance(decision, Decision):
+                raise OptionError(f"policy {policy.name}, layer {layer}: expected a Decision, got {decision!r:.60}")
+            decision.check(policy.name, layer, trace.current.size)
             trace.add(scores, decision)
         if guard is not None and layer >= prompt.n_layer // 3:
             trace.check(guard)
@@ -252,11 +259,15 @@ def _run_layers(
             return True
         with trace.phase("rows"):
             trace.rows.append(layers.keep_rows(decision.rows))
-        if decision.tokens is not None and layer < prompt.n_layer - 1:
-            layers.keep_tokens(decision.tokens)
-            trace.drop(layer, decision.tokens)
-            if not decision.keep_asking:
-                return False
+        if decision.tokens is None:
+            continue
+        if layer == prompt.n_layer - 1:  # no layer is left that could do without the other tokens
+            trace.select(layer)
+            continue
+        layers.keep_tokens(decision.tokens)
+        trace.drop(layer, decision.tokens)
+        if not decision.keep_asking:
+            return False
     return False
 
 

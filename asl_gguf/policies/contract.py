@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import OptionError
 from .parameters import require_int, scaled_layer
 
 Floats = npt.NDArray[np.float32]
@@ -74,6 +75,25 @@ class Decision:
     """with tokens: deeper layers are asked about as well; else they keep all rows they see"""
     second_pass: bool = False
     """with tokens: run them again from layer 0 as a prompt of their own, and keep all of that"""
+
+    def check(self, policy: str, layer: int, n_current: int) -> None:
+        """Raises OptionError for rows or tokens that are no increasing indices of the current tokens."""
+        for name, index, dimensions in (("rows", self.rows, (1, 2)), ("tokens", self.tokens, (1,))):
+            if index is None:
+                continue
+            array = np.asarray(index)
+            if array.ndim not in dimensions or array.dtype.kind not in "iu" or not array.size:
+                got = f"{array.dtype} {list(array.shape)}"
+            elif array.min() < 0 or array.max() >= n_current:
+                got = f"indices from {array.min()} to {array.max()}"
+            elif (np.diff(array.astype(np.int64)) <= 0).any():
+                got = "indices that do not increase"
+            else:
+                continue
+            shape = "int32 [k]" if name == "tokens" else "int32 [k] or [n_head_kv, k]"
+            raise OptionError(
+                f"policy {policy}, layer {layer}: expected {name} as {shape}, increasing indices of {n_current} tokens, got {got}"
+            )
 
 
 Observer = Callable[[LayerScores], Decision]

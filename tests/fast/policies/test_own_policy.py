@@ -89,3 +89,51 @@ def test_by_name_through_llama(make, registered, name):
 def test_a_name_that_is_gone():
     with pytest.raises(OptionError, match="policy: expected one of asl-span, .* got 'first-tokens'"):
         make_policy("first-tokens")
+
+
+@dataclass(frozen=True)
+class Answering(Policy):
+    """Answers in layer 2 what it is told to."""
+
+    name: ClassVar[str] = "answering"
+    answer: object = None
+
+    def needs_scores(self, layer: int, n_layer: int) -> bool:
+        return True
+
+    def start(self, prompt: Prompt):
+        kept = np.arange(prompt.n_tokens - prompt.n_kept, prompt.n_tokens, dtype=np.int32)
+        return lambda scores: self.answer if scores.layer == 2 else Decision(kept)
+
+
+ROWS = np.arange(N_KEPT, dtype=np.int32)
+WRONG = {
+    "beyond the prompt": Decision(ROWS + N_TOKENS),
+    "one beyond": Decision(np.append(ROWS, N_TOKENS)),
+    "negative": Decision(ROWS - 1),
+    "backwards": Decision(ROWS[::-1].copy()),
+    "twice": Decision(np.sort(np.append(ROWS, 3))),
+    "floats": Decision(ROWS.astype(np.float32)),
+    "a mask": Decision(np.arange(N_TOKENS) < N_KEPT),
+    "none at all": Decision(ROWS[:0]),
+    "three dimensions": Decision(ROWS[None, None]),
+    "another number of heads": Decision(np.tile(ROWS, (3, 1))),
+    "a list": Decision([[0, 1], [0]]),
+    "a text": Decision("all"),
+    "tokens by head": Decision(ROWS, np.tile(ROWS, (2, 1))),
+    "tokens beyond": Decision(ROWS, ROWS + N_TOKENS),
+    "nothing": None,
+    "rows alone": ROWS,
+}
+
+
+@pytest.mark.parametrize("answer", WRONG.values(), ids=WRONG)
+def test_a_wrong_answer_is_a_typed_error(load_tiny, answer):
+    """That names the policy and the layer; the next prompt runs."""
+    with load_tiny("llama").context(Options(n_ctx=512)) as context:
+        session = context.session()
+        with pytest.raises(
+            OptionError, match=r"policy answering, layer 2: expected|rows: expected shape \[k\] or \[2, k\]"
+        ):
+            prefill(session, prompt(N_TOKENS), Answering(window=8, answer=answer), N_KEPT)
+        assert prefill(session, prompt(N_TOKENS), FirstTokens(window=8), N_KEPT).pruned
