@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import os
 import re
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -15,9 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError, ModelError, OptionError, OptionTypeError
+from ..models import gguf_header
 from ..native.bindings import llama_cpp
 
-_MAX_N_CTX = 2**31 - 1  # positions are int32
+_INT32 = range(-(2**31), 2**31)
+_RANGES = {
+    "n_batch": range(1, 2**31), "n_ubatch": range(2**31), "n_threads": range(-(2**31), 513),
+    "n_threads_batch": range(-(2**31), 513), "n_gpu_layers": _INT32, "split_mode": _INT32, "main_gpu": _INT32,
+    "rope_scaling_type": _INT32, "pooling_type": _INT32, "attention_type": _INT32, "yarn_orig_ctx": range(2**32),
+    "last_n_tokens_size": _INT32,
+}  # fmt: skip
+"""integers that ctypes would cut to C's without a word; ggml has no more than 512 threads"""
+_CACHE_TYPES = (0, 1, 2, 3, 6, 7, 8, 20, 30)
+"""ggml types of a cache that llama.cpp's own programs offer; it ends the process under most others"""
+_FEW_CELLS = 2**20
+"""fewer are not worth a look at the model's header"""
+_SPARE_FACTOR = 2
+"""a header may say more K/V than an architecture keeps, but not twice as much"""
 _ANNOTATED: dict[str, tuple[type, ...]] = {
     "int": (Integral,),
     "float": (Real,),
@@ -35,30 +50,62 @@ _TYPES |= {30: "BF16", 34: "TQ1_0", 35: "TQ2_0"}  # llama_cpp does not name thes
 
 
 def check(n_ctx: object, arguments: Mapping[str, Any]) -> None:
-    """Checks what the parent would crash on.
+    """Checks what the parent would crash on, or take for another number.
 
     Raises:
-        OptionError: n_ctx, n_batch, type_k or type_v is outside its domain.
+        OptionError: an integer, type_k or type_v is outside its domain.
         AdapterError: there is no file at lora_path.
     """
-    if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or not 0 <= n_ctx <= _MAX_N_CTX:
+    if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or n_ctx not in range(2**31):
         raise OptionError(
             f"n_ctx: expected a number of tokens below 2**31, or 0 for the model's training context, got {n_ctx!r}"
         )
-    n_batch = arguments.get("n_batch")
-    if isinstance(n_batch, int) and n_batch < 1:
-        raise OptionError(f"n_batch: expected at least 1 token, got {n_batch}")
+    for name, allowed in _RANGES.items():
+        value = arguments.get(name)
+        if isinstance(value, Integral) and int(value) not in allowed:
+            raise OptionError(f"{name}: expected an integer from {allowed[0]} to {allowed[-1]}, got {value}")
     for name in ("type_k", "type_v"):
         kind = arguments.get(name)
-        if isinstance(kind, int) and kind not in _TYPES:
-            raise OptionError(
-                f"{name}: expected a ggml type such as llama_cpp.GGML_TYPE_F16 or GGML_TYPE_Q8_0, got {kind}"
-            )
+        if isinstance(kind, Integral) and kind not in _CACHE_TYPES:
+            known = ", ".join(f"{_TYPES[each]} ({each})" for each in _CACHE_TYPES)
+            raise OptionError(f"{name}: expected one of the ggml types {known}, got {_TYPES.get(int(kind), kind)}")
+    for key, value in _overrides(arguments).items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise OptionError(f"kv_overrides: expected integers of 64 bits, got {value} for {key}")
     lora = arguments.get("lora_path")
     if lora is not None and not isinstance(lora, str):
         raise OptionTypeError(f"lora_path: expected a path as a str, or None, got {lora!r:.60}")
     if lora and not Path(lora).is_file():
         raise AdapterError(f"lora_path: expected a GGUF file with a LoRA adapter, got {lora}, which is no file")
+
+
+def _overrides(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = arguments.get("kv_overrides")
+    return found if isinstance(found, Mapping) else {}
+
+
+def check_cells(path: str, n_cells: int, arguments: Mapping[str, Any]) -> None:
+    """Refuses a context that this machine could not hold, where memory is promised before it is there.
+
+    Raises:
+        OptionError: n_cells are more than C counts, or their K/V take more than the machine has.
+    """
+    if n_cells not in range(2**31):
+        raise OptionError(f"expected fewer than 2**31 KV cells, got {n_cells}; lower asl_decode_ctx, asl_room or n_ctx")
+    if arguments.get("n_gpu_layers") or arguments.get("swa_full") is False or n_cells < _FEW_CELLS:
+        return
+    try:
+        widths = gguf_header.cache_widths(path, arguments)
+        n_bytes_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ModelError, AttributeError, OSError, ValueError):  # whoever loads the model says so; Windows does not say
+        return
+    types = [arguments.get(name) or llama_cpp.GGML_TYPE_F16 for name in ("type_k", "type_v")]
+    n_bytes = n_cells * sum(sum(map(gguf_header.row_bytes, types, pair)) for pair in widths)
+    if n_bytes > _SPARE_FACTOR * n_bytes_machine:
+        raise OptionError(
+            f"expected a context within the {n_bytes_machine / 2**30:.0f} GiB of this machine, got {n_cells} KV cells of "
+            f"{n_bytes / 2**30:.0f} GiB; lower n_ctx, asl_budget or asl_decode_ctx, or take a smaller type_k"
+        )
 
 
 def without_adapter(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +144,10 @@ def translated(error: Exception, path: str, n_ctx: int, arguments: Mapping[str, 
         arguments: the other keyword arguments.
     """
     text = str(error)
+    if isinstance(error, MemoryError):
+        return OptionError(
+            f"expected memory for n_ctx {n_ctx} and n_batch {arguments.get('n_batch', 512)}: {text}; lower them"
+        )
     if isinstance(error, ValueError):
         return _of_value(text, path, n_ctx, arguments)
     if isinstance(error, (TypeError, AttributeError)):

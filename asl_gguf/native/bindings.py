@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 from collections.abc import Callable
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,29 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
+_RANGES = {c_int32: range(-(2**31), 2**31), c_int64: range(-(2**63), 2**63), c_uint32: range(2**32)}
+
+
+def _exact(name: str, function: Any, arguments: list[Any]) -> Callable[..., Any]:
+    """The function, with integers that are not C's refused: ctypes would cut them to size without a word."""
+    integers = [(i, _RANGES[kind]) for i, kind in enumerate(arguments) if kind in _RANGES]
+    if not integers:
+        return function
+
+    def call(*values: Any) -> Any:
+        given = list(values)
+        for i, allowed in integers:
+            try:
+                given[i] = operator.index(values[i])
+            except TypeError:
+                raise OptionError(f"{name}: expected an integer, got {values[i]!r:.80}") from None
+            if given[i] not in allowed:
+                raise OptionError(f"{name}: expected an integer from {allowed[0]} to {allowed[-1]}, got {given[i]}")
+        return function(*given)
+
+    return call
+
+
 class _Functions:
     """The functions of asl.h as attributes, without their prefix."""
 
@@ -126,7 +150,7 @@ class _Functions:
             function = getattr(library, name)
             function.restype = result
             function.argtypes = arguments
-            setattr(self, name.removeprefix("asl_"), function)
+            setattr(self, name.removeprefix("asl_"), _exact(name, function, arguments))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         raise AttributeError(f"asl.h has no function asl_{name}")

@@ -32,7 +32,7 @@ REFUSED: list[tuple[dict[str, Any], type[AslError], str]] = [
     ({"type_v": Q8_0}, OptionError, "type_v: expected flash_attn=True with the quantised type Q8_0, got False"),
     ({"type_k": Q4_0, "type_v": Q4_0}, OptionError, "type_v: expected flash_attn=True with the quantised type Q4_0"),
     ({"type_k": "q8_0"}, OptionTypeError, r"type_k: expected Optional\[int\], got 'q8_0'"),
-    ({"n_batch": 0}, OptionError, "n_batch: expected at least 1 token, got 0"),
+    ({"n_batch": 0}, OptionError, "n_batch: expected an integer from 1 to 2147483647, got 0"),
     ({"n_batch": "512"}, OptionTypeError, "n_batch: expected int, got '512'"),
     ({"n_threads": 2.0}, OptionTypeError, r"n_threads: expected Optional\[int\], got 2.0"),
     ({"n_gpu_layers": "all"}, OptionTypeError, "n_gpu_layers: expected int, got 'all'"),
@@ -40,10 +40,10 @@ REFUSED: list[tuple[dict[str, Any], type[AslError], str]] = [
     ({"lora_path": 3}, OptionTypeError, "lora_path: expected a path as a str, or None, got 3"),
 ]
 ENDS_THE_PROCESS: list[tuple[dict[str, Any], type[AslError], str]] = [
-    ({"type_k": 99}, OptionError, "type_k: expected a ggml type such as .*GGML_TYPE_Q8_0, got 99"),
-    ({"type_v": -1}, OptionError, "type_v: expected a ggml type .*, got -1"),
-    ({"type_k": 5}, OptionError, "type_k: expected a ggml type .*, got 5"),  # a type that ggml has given up
-    ({"n_batch": -1}, OptionError, "n_batch: expected at least 1 token, got -1"),
+    ({"type_k": 99}, OptionError, r"type_k: expected one of the ggml types F32 \(0\), .*Q8_0 \(8\), .*, got 99"),
+    ({"type_v": -1}, OptionError, "type_v: expected one of the ggml types .*, got -1"),
+    ({"type_k": 5}, OptionError, "type_k: expected one of the ggml types .*, got 5"),  # a type that ggml has given up
+    ({"n_batch": -1}, OptionError, "n_batch: expected an integer from 1 to 2147483647, got -1"),
     ({"n_ctx": 2**31}, OptionError, r"n_ctx: expected a number of tokens below 2\*\*31, .*, got 2147483648"),
     (
         {"lora_path": "missing.gguf"},
