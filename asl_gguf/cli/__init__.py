@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
-import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from .._version import __version__
 from ..errors import AslError, OptionError, PromptError
 from . import bench, calibrate, chat, compare, demo, doctor, evaluate, inspect, models, run
-from .options import check_counts
+from .options import check_numbers
+from .streams import drop_output, open_streams
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its help on a full disk is an error, which argparse would drop."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message and file is sys.stdout:
+            print(message, end="", flush=True)
+        else:
+            super()._print_message(message, file)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="asl-gguf", description="Long prompts on quantised GGUF models, pruned while they are prefilled."
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -27,24 +39,35 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns 0, 1 (it failed), 2 (wrong use) or 130 (Ctrl-C)."""
+    try:
+        return _run(argv)
+    except (OptionError, PromptError) as err:
+        return _failed(err, 2)
+    except AslError as err:
+        return _failed(err, 1)
+    except KeyboardInterrupt:
+        return _failed("cancelled", 130)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has enough: nothing more may be written
+        drop_output()
+        return 1
+    except OSError as err:  # a full disk, a folder that cannot be written: the file's name is in it where there is one
+        drop_output()
+        return _failed(f"expected a file that can be read or written, got {err}", 1)
+    except MemoryError as err:
+        return _failed(f"expected more memory than this machine has left: {err or 'none is left'}", 1)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    open_streams()
     args = make_parser().parse_args(argv)
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
-    try:
-        check_counts(args)
-        code = int(args.run(args))
-        sys.stdout.flush()
-        return code
-    except (OptionError, PromptError) as err:
-        print(f"asl-gguf: {err}", file=sys.stderr)
-        return 2
-    except AslError as err:
-        print(f"asl-gguf: {err}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("asl-gguf: cancelled", file=sys.stderr)
-        return 130
-    except (
-        BrokenPipeError
-    ):  # whoever read the output, such as `head`, has enough: nothing more may be written, not even at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    check_numbers(args)
+    code = int(args.run(args))
+    sys.stdout.flush()
+    return code
+
+
+def _failed(why: object, code: int) -> int:
+    with contextlib.suppress(OSError):  # standard error may be as full as standard output
+        print(f"asl-gguf: {why}", file=sys.stderr, flush=True)
+    return code

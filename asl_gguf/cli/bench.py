@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from ..errors import OptionError
 from .options import KV_TYPES, add_model_options, add_pruning_options, parse_fixed_budget
+from .streams import print_json
 
 
 def add_parser(commands: Any) -> None:
@@ -77,7 +77,10 @@ def bench(args: argparse.Namespace) -> int:
         else:
             result = bench_decode(model, runs=args.runs, n_decode=args.decode, **shared)
         model.close()
-    print(json.dumps(result) if args.json else "\n".join(_lines(result)))
+    if args.json:
+        print_json(result)
+    else:
+        print("\n".join(_lines(result)))
     return 0
 
 

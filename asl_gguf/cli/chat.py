@@ -15,6 +15,7 @@ from ..errors import AslError, ModelError, OptionError, PromptError
 from ..models.calibration import config_dir
 from .options import BUDGET_HELP, add_full_kv_option, add_model_options, add_pruning_options, llama_kwargs, parse_budget
 from .progress import ProgressBar
+from .streams import standard_input
 
 if TYPE_CHECKING:
     from ..report import DecodeReport, PrefillReport
@@ -70,6 +71,7 @@ def add_parser(commands: Any) -> None:
 
 
 def chat(args: argparse.Namespace) -> int:
+    standard_input()
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     session = _make_session(args)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from ..policies import REGISTRY, Full, parse_policy
 from .inspect import add_prompt_options, make_question
 from .options import BUDGET_HELP, add_model_options, parse_budget, parse_fixed_budget
 from .progress import ProgressBar
+from .streams import print_json
 
 if TYPE_CHECKING:
     from ..inspect.comparison import Answer
@@ -62,7 +62,7 @@ def compare(args: argparse.Namespace) -> int:
         bar.clear()
     if args.json:
         result = {"measured": args.measure, "budget": budget, "answers": [answer.to_dict() for answer in answers]}
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
     else:
         print("\n".join(_lines(answers)))
     return 0

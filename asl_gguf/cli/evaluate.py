@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -115,11 +116,16 @@ def run_eval(args: argparse.Namespace) -> int:
 
     files = Files(args.haystack, args.squad, args.hotpotqa, args.infinitebench)
     parts, left_out = plans(args.suite, _overrides(args), files)
+    if not 0 <= args.record_gib < math.inf:
+        raise OptionError(f"--record-gib: expected a number of GiB from 0 on, got {args.record_gib}")
+    try:
+        results = Results(args.out)
+    except OSError as err:
+        raise OptionError(f"--out: expected a folder that can be made and written, got {args.out}: {err}") from None
     if left_out:
         print(f"left out, for want of --squad, --hotpotqa, --infinitebench: {', '.join(left_out)}", file=sys.stderr)
     options = ContextOptions(args.threads or 2, args.n_ubatch, args.flash_attn, KV_TYPES[args.kv_type], args.gpu_layers)
     model = Model(str(resolve(args.model)), options)
-    results = Results(args.out)
     n_before = len(results.rows)
     try:
         run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 from ..budget.targets import FORMS, BudgetValue, Target, is_target
@@ -58,12 +59,25 @@ def parse_fixed_budget(text: str, why: str) -> float | int:
     return budget
 
 
-def check_counts(args: argparse.Namespace) -> None:
-    """Raises OptionError for a number of tokens, cells, threads or runs below 1."""
-    for name in ("threads", "n_ubatch", "n_ctx", "decode_ctx", "max_tokens", "tokens", "runs", "decode"):
+_COUNTS = (
+    "n_ubatch", "n_ctx", "decode_ctx", "max_tokens", "tokens", "runs", "decode", "turns", "turn_tokens", "samples", "step"
+)  # fmt: skip
+_LARGEST = 2**31 - 1
+_RANGES = {
+    **dict.fromkeys(_COUNTS, (1, _LARGEST)), "threads": (1, 512), "gpu_layers": (-1, _LARGEST), "seed": (0, 2**32 - 1)
+}  # fmt: skip
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raises OptionError for a number of tokens, cells, threads or runs below 1, and for others outside their range."""
+    for name, (least, most) in _RANGES.items():
         value = getattr(args, name, None)
-        if value is not None and value < 1:
-            raise OptionError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+        if isinstance(value, int) and not least <= value <= most:
+            expected = f"at least {least}" if value < least else f"at most {most}"
+            raise OptionError(f"--{name.replace('_', '-')}: expected {expected}, got {value}")
+    temperature = getattr(args, "temp", None)
+    if temperature is not None and not 0 <= temperature < math.inf:
+        raise OptionError(f"--temp: expected a number from 0 on, got {temperature}")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

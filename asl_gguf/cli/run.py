@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from ..errors import PromptError
 from .options import add_full_kv_option, add_model_options, add_pruning_options, llama_kwargs, parse_budget
 from .progress import ProgressBar
+from .streams import print_json, standard_input
 
 _TEMPLATE_TOKENS = 256
 """room for what the chat template adds to a prompt"""
@@ -54,7 +53,7 @@ def read_prompt(args: argparse.Namespace) -> str:
             args.prompt.encode("utf-8")  # bytes that are no UTF-8 arrive from the shell as lone surrogates
             text = args.prompt
         else:
-            text = args.file.read_text(encoding="utf-8") if args.file else sys.stdin.buffer.read().decode("utf-8")
+            text = args.file.read_text(encoding="utf-8") if args.file else standard_input().read().decode("utf-8")
     except (OSError, UnicodeError) as err:
         raise PromptError(f"expected readable UTF-8 text, got {source}: {err}") from err
     if not text.strip():
@@ -123,5 +122,5 @@ def run(args: argparse.Namespace) -> int:
             "decode_tokens_per_second": llm.last_decode.tokens_per_second,
             "report": report,
         }
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
     return 0

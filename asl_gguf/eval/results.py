@@ -14,6 +14,16 @@ FULL = "none"
 TIMES = frozenset({"full_seconds", "prefill_seconds", "prefill_spent", "decode_seconds", "seconds"})
 """columns that no two runs have alike"""
 
+_NUMBER, _OR_NONE = (int, float), (int, float, type(None))
+_REQUIRED: dict[str, Any] = {
+    "task": str, "policy": str, "model": str, "length": int, "index": int, "seed": int, "budget": _OR_NONE,
+    "score": _NUMBER, "nll": _NUMBER, "selection_layer": _OR_NONE, "prefill_share": _NUMBER, "kv_share": _NUMBER,
+}  # fmt: skip
+_KINDS = _REQUIRED | dict.fromkeys(
+    (*TIMES, "kl", "top1_agreement", "kv_bytes", "n_layer", "attention_mass", "budget_tokens", "prompt_tokens", "decode_tokens"),
+    _OR_NONE,
+)  # fmt: skip
+
 Row = dict[str, Any]
 Key = tuple[str, int, int, int, str, float | int | None]
 
@@ -67,7 +77,23 @@ def read_rows(path: Path, *, repair: bool = False) -> list[Row]:
     whole = data[: data.rfind(b"\n") + 1]
     if repair and len(whole) < len(data):
         path.write_bytes(whole)
-    try:
-        return [json.loads(line) for line in whole.decode("utf-8").splitlines()]
-    except ValueError as err:
-        raise OptionError(f"expected one JSON result per line in {path}: {err}") from None
+    rows = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            rows.append(_checked(json.loads(line)))
+        except (ValueError, RecursionError) as err:
+            raise OptionError(f"expected one JSON result per line in {path}, got in line {number}: {err}") from None
+    return rows
+
+
+def _checked(row: Any) -> Row:
+    """A line that `asl-gguf eval` of any version may have written. Raises ValueError for another."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{row!r:.80}, which is no object")
+    if missing := [name for name in _REQUIRED if name not in row]:
+        raise ValueError(f"an object without {missing[0]}")
+    for name, value in row.items():
+        kinds = _KINDS.get(name)
+        if kinds and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise ValueError(f"{value!r:.80} as {name}")
+    return row

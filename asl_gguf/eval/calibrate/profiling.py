@@ -42,8 +42,10 @@ def make_cases(
     """Examples of these tasks, of at most n_tokens tokens each, from the development seed.
 
     Raises:
-        OptionError: a task is unknown, or n_tokens or samples is too small.
+        OptionError: a task is unknown or both easy and hard, or n_tokens or samples is too small.
     """
+    if both := sorted({*easy} & {*hard}):
+        raise OptionError(f"expected each task as easy or as hard, got {both[0]} as both; name it once")
     cases = []
     for name in (*easy, *hard):
         task = make_task(name, lambda text: len(model.tokenize(text)), n_tokens, samples, DEVELOPMENT_SEED)

@@ -18,6 +18,7 @@ from asl_gguf.cli import main, progress
 from asl_gguf.models import named
 from chats import command, environment
 from harness import prompt  # noqa: F401  (silences llama.cpp's log in this process)
+from patience import PATIENCE
 from tiny_llama import TEXT
 
 RUN_KEYS = {"text", "prompt_tokens", "completion_tokens", "decode_tokens_per_second", "report"}
@@ -31,28 +32,10 @@ REPORT_KEYS = {
     "variance",
 }
 COMMANDS = [
-    "inspect",
-    "compare",
-    "calibrate",
-    "eval",
-    "report",
-    "demo",
-    "run",
-    "models",
-    "models list",
-    "models pull",
-    "models path",
-    "bench",
-    "bench prefill",
-    "bench decode",
-    "bench memory",
-    "bench saved",
-    "bench turns",
-    "bench agents",
-    "bench slices",
-    "chat",
-    "doctor",
-]
+    "inspect", "compare", "calibrate", "eval", "report", "demo", "run", "models", "models list", "models pull",
+    "models path", "bench", "bench prefill", "bench decode", "bench memory", "bench saved", "bench turns",
+    "bench agents", "bench slices", "chat", "doctor",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -280,7 +263,7 @@ def test_doctor_finds_a_missing_library(tmp_path):
         env=environment() | {"LLAMA_CPP_LIB_PATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert re.search(r"problem: expected .*, found none. Unset LLAMA_CPP_LIB_PATH", done.stdout)
@@ -372,12 +355,16 @@ def test_the_command_itself(model, document):
         command("run", "-m", model, "-f", document, "-n", 6, "--json"),
         env=environment(),
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert set(json.loads(done.stdout)) == RUN_KEYS
     done = subprocess.run(
-        command("run", "-m", "missing.gguf", "-p", "a"), env=environment(), capture_output=True, text=True, timeout=60
+        command("run", "-m", "missing.gguf", "-p", "a"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
 

@@ -158,11 +158,10 @@ def test_a_line_that_is_no_result_is_an_error(tmp_path):
 
 def test_a_cut_off_line_is_left_out_and_removed_only_for_writing(tmp_path):
     path = tmp_path / "results.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"a"')
-    assert read_rows(path) == [{"a": 1}]
-    assert path.read_bytes() == b'{"a": 1}\n{"a"'
-    assert read_rows(path, repair=True) == [{"a": 1}]
-    assert path.read_bytes() == b'{"a": 1}\n'
+    whole, found = json.dumps(row("asl", 0.2, 0.5)).encode() + b"\n", [row("asl", 0.2, 0.5)]
+    path.write_bytes(whole + b'{"a"')
+    assert read_rows(path) == found and path.read_bytes() == whole + b'{"a"'
+    assert read_rows(path, repair=True) == found and path.read_bytes() == whole
 
 
 def row(policy: str, budget: float | None, score: float, index: int = 0, **values: Any) -> dict[str, Any]:
