@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import re
@@ -34,6 +35,8 @@ from ..policies.protect import Protected
 from ..report import DecodeReport, PrefillReport
 from . import init_errors
 from .arguments import LlamaArguments, check_names, joined_signature
+from .completion import as_called, check_response_format, check_token_ids, end_at_first_stop
+from .gate import Gate, gated
 from .generation import Call, Tokens, current_call, known, known_to, timed, undisturbed, until_full
 from .options import AslOptions, unprunable_use
 from .state import StatefulLlama
@@ -90,6 +93,8 @@ class Llama(StatefulLlama):
     """arguments that the parent does not know either are dropped, as it drops them"""
     last_decode: DecodeReport | None
     """speed of the last answer; None before the first one"""
+    _generating = False
+    """the parent makes a token"""
 
     def __init__(
         self,
@@ -109,7 +114,7 @@ class Llama(StatefulLlama):
         asl_progress: Progress | None = None,
         **llama_arguments: Unpack[LlamaArguments],
     ) -> None:
-        self._stack = contextlib.ExitStack()  # close() needs it, however early this fails
+        self._stack, self._gate = contextlib.ExitStack(), Gate()  # close() needs them, however early this fails
         kwargs: dict[str, Any] = {**llama_arguments}
         given = {
             "asl_policy": asl_policy,
@@ -155,10 +160,14 @@ class Llama(StatefulLlama):
             warnings.warn(f"not pruning: {self._asl_reason}", PruningDisabledWarning, stacklevel=2)
 
     def _init_parent(self, path: str, n_ctx: int, kwargs: dict[str, Any]) -> None:
+        init_errors.check_cells(path, n_ctx, kwargs)
+        self._gate.closed = False  # where a first try was given up
         # llama.cpp logs every context it makes, and each pruned prompt makes one
         kwargs = {"verbose": False, **kwargs}
         try:
             super().__init__(path, n_ctx=n_ctx, **init_errors.without_adapter(kwargs))
+            if kwargs.get("seed") == 0:  # which the parent takes for none
+                self.set_seed(0)
             if lora_path := kwargs.get("lora_path"):
                 init_errors.attach_adapter(self, lora_path)
         except BaseException as err:
@@ -187,7 +196,7 @@ class Llama(StatefulLlama):
             self._stack.callback(host.clear)
         rule.bind(session.info())
         session.set_dequant(self._asl.dequant)
-        session.set_progress(self._asl.progress)
+        session.set_progress(self._gate.reporting(self._asl.progress))
         # for its users this object has n_ctx tokens; only the KV cache is smaller
         self._n_ctx = self.context_params.n_ctx = n_ctx
         self._text = Transcript(n_ctx)
@@ -201,7 +210,7 @@ class Llama(StatefulLlama):
     def set_progress(self, progress: Progress | None) -> None:
         """Replaces `asl_progress`."""
         if self._asl_session is not None:
-            self._asl_session.set_progress(progress)
+            self._asl_session.set_progress(self._gate.reporting(progress))
 
     def n_ctx(self) -> int:
         """Longest prompt + answer in tokens. (llama_n_ctx of the decode context is its KV cells.)"""
@@ -210,9 +219,22 @@ class Llama(StatefulLlama):
     @property
     def n_cells(self) -> int:
         """KV cells of the decode context."""
+        self._gate.check_open()
         return super().n_ctx()
 
+    def close(self) -> None:
+        """Frees the model and its contexts. Calls that need them are errors from then on."""
+        with self._gate.entered(closed=True):
+            self._gate.closed = True
+            super().close()
+
     def reset(self) -> None:
+        """Forgets what was evaluated, and K/V of all tokens on the host too: weights may have changed."""
+        self._forget()
+        if self._sequence is not None and self._sequence.host is not None and not self._generating:
+            self._sequence.host.clear()
+
+    def _forget(self) -> None:
         super().reset()
         self._text.clear()
         if self._sequence is not None:
@@ -239,8 +261,10 @@ class Llama(StatefulLlama):
             PrefillCancelled: the progress callback returned False.
             StateError: another prompt came between two tokens of this answer: what it went on from is gone.
         """
-        answer = self._generate(list(tokens), args, kwargs)
-        yield from answer if self._sequence is None else undisturbed(answer, lambda: self._text.turn)
+        tokens = list(tokens)  # now, not when the first token is asked for
+        check_token_ids(tokens)
+        answer = self._generate(tokens, args, kwargs)
+        return answer if self._sequence is None else undisturbed(answer, lambda: self._text.turn)
 
     def _generate(self, tokens: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tokens:
         self._text.turn += 1
@@ -251,8 +275,22 @@ class Llama(StatefulLlama):
             raise PromptError("expected at least one token, got an empty prompt")
         call = current_call()
         self.last_prefill = self._prefill(tokens, call)
-        answer = timed(super().generate(tokens, *args, **kwargs), self._answer_started, self._answer_goes_on)
+        answer = self._of_parent(super().generate(tokens, *args, **kwargs))
+        answer = timed(answer, self._answer_started, self._answer_goes_on)
         yield from until_full(answer, call.max_tokens or 0)
+
+    def _of_parent(self, answer: Tokens) -> Tokens:
+        """The same tokens; a reset while one is made is the parent's own."""
+        sent = None
+        while True:
+            self._generating = True
+            try:
+                token = answer.send(sent)
+            except StopIteration:
+                return
+            finally:
+                self._generating = False
+            sent = yield token
 
     def _prefill(self, tokens: list[int], call: Call) -> PrefillReport:
         """Runs a prompt as far as it runs layer by layer; the parent evaluates what is left."""
@@ -299,13 +337,26 @@ class Llama(StatefulLlama):
 
         @functools.wraps(llama_cpp.Llama.create_chat_completion)
         def create_chat_completion(self, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
-            with known(messages=tuple(messages)):
+            check_response_format(kwargs.get("response_format"))
+            with known(messages=tuple(copy.deepcopy(messages))):
                 return super().create_chat_completion(messages, *args, **kwargs)
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         max_tokens = kwargs.get("max_tokens", 16)
         call = replace(current_call(), max_tokens=max_tokens if max_tokens is not None and max_tokens > 0 else None)
-        return self._completion(known_to(super()._create_completion(*args, **kwargs), call))
+        kwargs = as_called(kwargs)
+        chunks = self._completion(known_to(super()._create_completion(*args, **kwargs), call))
+        return chunks if kwargs.get("stream") else self._ended_at_first_stop(chunks, kwargs)
+
+    def _ended_at_first_stop(self, results: Iterator[Any], kwargs: dict[str, Any]) -> Iterator[Any]:
+        stop = kwargs.get("stop")
+        for result in results:
+            choice = result["choices"][0]
+            if isinstance(stop, list) and len(stop) > 1 and choice["finish_reason"] == "stop":
+                tokens, n_answer = self._text.text(), result["usage"]["completion_tokens"]
+                whole = self.detokenize(tokens[-n_answer:], prev_tokens=tokens[:-n_answer]) if n_answer else b""
+                end_at_first_stop(choice, whole, stop, kwargs.get("suffix") or "")
+            yield result
 
     def _completion(self, chunks: Iterator[Any]) -> Iterator[Any]:
         try:
@@ -318,4 +369,5 @@ class Llama(StatefulLlama):
             raise PromptError.too_long(int(too_long[1]), self._n_ctx) from err
 
 
+gated(Llama)
 Llama.__init__.__signature__ = joined_signature(Llama.__init__)  # type: ignore[attr-defined]

@@ -36,6 +36,10 @@ class StatefulLlama(llama_cpp.Llama):
     last_prefill: PrefillReport | None
     """what happened to the last prompt; None before the first one"""
 
+    def _forget(self) -> None:
+        """`reset`, apart from K/V on the host."""
+        raise NotImplementedError
+
     # The parent's attributes are the transcript's.
 
     @property
@@ -139,7 +143,7 @@ class StatefulLlama(llama_cpp.Llama):
                 f"expected a state that save_state has made, got another: {err}; prefill the prompt again"
             ) from err
         held = saved.held
-        self.reset()
+        self._forget()
         if not context.put_cells(self.ctx, saved.llama_state, held.first_cells, held.logits):
             raise StateError(
                 f"expected a state of this model that fits {llama_cpp.llama_n_ctx(self.ctx)} KV cells, llama.cpp refuses the "

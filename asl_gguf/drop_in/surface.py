@@ -66,7 +66,7 @@ _LOGPROBS = fallback("logits_all", "needs logits_all=True, as the parent's")
 
 METHODS = {
     "__call__": works("as create_completion"),
-    "close": works(),
+    "close": works("calls that need the model are a StateError from then on"),
     "create_chat_completion": works(),
     "create_chat_completion_openai_v1": works("needs openai, as the parent's; checked with a stand-in"),
     "create_completion": works(),
@@ -90,7 +90,7 @@ METHODS = {
     "n_embd": works(),
     "n_vocab": works(),
     "pooling_type": works(),
-    "reset": works(),
+    "reset": works("forgets the K/V of `asl_full_kv` too"),
     "sample": works("after generate its sampler counts, not the keywords, as with the parent"),
     "save_state": works("", {StateError: _LESS_BY_HAND}),
     "set_cache": works(),
@@ -112,7 +112,7 @@ INIT = {
     "use_mmap": works(),
     "use_mlock": works(),
     "kv_overrides": works("", {OptionError: "a key or value that llama_cpp cannot hand on"}),
-    "seed": works(),
+    "seed": works("0 too, which the parent takes for none"),
     "n_ctx": works("longest prompt + answer; the KV cache is smaller", {OptionError: "not a number of tokens"}),
     "n_batch": works("the prefill's chunks, too", {OptionError: "less than 1"}),
     "n_ubatch": works("the prefill's chunks, too"),
@@ -177,14 +177,16 @@ _COMPLETION = {
     **_SAMPLING,
     "temperature": works(),
     "max_tokens": works("", _ANSWER_TOO_LONG),
-    "stop": works(),
+    "stop": works(
+        "the first one in the text ends it, as the parent's streams; its plain answers end at the first of the list"
+    ),
     "stream": works(
         "prefills when the first chunk is asked for, as the parent",
         {StateError: "another prompt, a reset or a state came between two chunks"},
     ),
     "seed": works(),
     "model": works(),
-    "logit_bias": works("together with logits_processor both are dropped, as by the parent"),
+    "logit_bias": works("together with logits_processor too; the parent drops both then"),
     "logprobs": _LOGPROBS,
 }
 
@@ -211,7 +213,9 @@ KEYWORDS: dict[str, dict[str, Row]] = {
         "function_call": works(),
         "tools": works(),
         "tool_choice": works(),
-        "response_format": works(),
+        "response_format": works(
+            "a schema that no grammar can be made of is an OptionError; the parent takes any JSON then"
+        ),
         "top_logprobs": _LOGPROBS,
         **_COMPLETION,
     },
@@ -297,7 +301,13 @@ that need a model to be downloaded.
 
 With `asl_budget=None` everything is the parent's, except that `verbose` is False and that the errors of `Llama(...)` are
 typed: `ModelError`, `AdapterError`, `OptionError`, and `OptionTypeError` for an argument of the wrong type. Each is an
-instance of what the parent raises, too.
+instance of what the parent raises, too. What a row says of `stop`, `seed`, `logit_bias`, `response_format` and `close`
+holds there as well.
+
+One call runs at a time: other threads wait for it, and come in between two chunks of a stream, which then ends with a
+`StateError`. A call from within `asl_progress` is a `StateError`; the model's own methods (`tokenize`, `n_vocab` and
+their like) may be called there. Messages, tokens and options are those at the time of the call, whenever a stream's first
+chunk is read.
 """
 
 

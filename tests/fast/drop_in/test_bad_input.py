@@ -27,6 +27,7 @@ from asl_gguf import (
 )
 from asl_gguf.native.loading import library_file
 from harness import llama_cpp, prompt
+from patience import PATIENCE
 from tiny_gguf import N_VOCAB
 from tiny_llama import N_CTX, TEXT, chat, complete, greedy
 
@@ -325,7 +326,9 @@ def run_python(code: str, **env: str) -> str:
     """Runs code in a new interpreter with this one's search path; returns the last line that it prints."""
     environment = {name: value for name, value in os.environ.items() if name != "LLAMA_CPP_LIB_PATH"}
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     return (done.stdout + done.stderr).strip().splitlines()[-1]
 
 

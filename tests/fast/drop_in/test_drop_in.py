@@ -16,6 +16,7 @@ import pytest
 from asl_gguf import Llama, OptionError, pruned
 from asl_gguf.drop_in.pruned import DropInLlama, replaced
 from harness import llama_cpp, prompt
+from patience import PATIENCE
 from tiny_llama import complete
 
 STOCK = llama_cpp.Llama
@@ -132,12 +133,12 @@ def test_another_thread_gets_stock_behaviour(package, path):
     def other() -> None:
         with replaced(package.Chat, asl_budget=0.5):
             entered.set()
-            leave.wait(60)
+            leave.wait(PATIENCE)
 
     thread = threading.Thread(target=other)
     thread.start()
     try:
-        assert entered.wait(60)
+        assert entered.wait(PATIENCE)
         chat = package.Chat(path)
         complete(chat.client, prompt(400), 1)
         assert chat.client.last_prefill.reason == "no budget"
@@ -162,5 +163,5 @@ def test_tasks_of_a_server(package, path):
 
 def test_an_import_replaces_nothing():
     code = "import asl_gguf.drop_in, llama_cpp; print(llama_cpp.Llama.__module__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.strip() == "llama_cpp.llama", done.stderr

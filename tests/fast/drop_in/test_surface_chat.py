@@ -32,7 +32,12 @@ def test_a_keyword_with_nothing_pruned(shared, plain, name):
     assert (theirs != plain) == (name not in NO_EFFECT)
     for options in (UNPRUNED, LAYERED):
         llm = shared(**options)
-        assert answer(llm, **WORKS[name]) == theirs and not llm.last_prefill.pruned
+        found = answer(llm, **WORKS[name])
+        assert not llm.last_prefill.pruned
+        if name == "stop":  # the parent's plain answer ends at the first of the list: test_completion.py
+            assert found[1:] == theirs[1:]
+        else:
+            assert found == theirs
 
 
 @pytest.mark.parametrize("name", WORKS)
@@ -44,7 +49,6 @@ def test_a_keyword_with_a_pruned_prompt(shared, name):
     assert usage["total_tokens"] == report.prompt_tokens + usage["completion_tokens"]
     parts = [part["choices"][0] for part in completed(llm, stream=True, **WORKS[name])]
     streamed, whole = "".join(text_of(part["delta"]) for part in parts), text_of(choice["message"])
-    # of several stop strings the parent cuts a whole answer at the first in the list, a stream at the first in the text
-    assert streamed == whole or (name == "stop" and whole.startswith(streamed))
+    assert streamed == whole
     # a streamed function call always ends with "tool_calls", in the parent too
     assert parts[-1]["finish_reason"] in (choice["finish_reason"], "tool_calls")

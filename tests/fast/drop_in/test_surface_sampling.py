@@ -10,7 +10,7 @@ import pytest
 
 from asl_gguf.drop_in import surface
 from harness import llama_cpp
-from surface_cases import BASE, LAYERED, PRUNED, SAMPLING, TOKENS, UNPRUNED, add_readable_bias, completed
+from surface_cases import LAYERED, PRUNED, SAMPLING, TOKENS, UNPRUNED, completed
 
 GENERATE = {
     **SAMPLING,
@@ -89,16 +89,6 @@ def test_callbacks_see_the_whole_prompt(make):
     assert [len(ids) for ids in seen["processor"]] == lengths
     assert [len(ids) for ids in seen["criteria"]] == [*lengths, lengths[-1]]  # once more for the finish reason
     assert all(ids[: len(TOKENS)] == TOKENS for calls in seen.values() for ids in calls)
-
-
-def test_a_processor_and_a_bias_together_are_dropped_as_by_the_parent(make, stock):
-    """LogitsProcessorList.extend returns None, which the parent takes for the list."""
-    found = []
-    for llm in (make(**LAYERED), stock(), make(**PRUNED)):
-        both = llama_cpp.LogitsProcessorList([add_readable_bias])
-        found.append(llm.create_completion(**{**BASE, "logits_processor": both})["choices"])
-    assert found[0] == found[1]
-    assert found[2] == llm.create_completion(**{**BASE, "logit_bias": None})["choices"]
 
 
 def test_seeds(make, stock):

@@ -1,0 +1,82 @@
+"""What the parent gets wrong about the arguments of a completion, made right before and after it runs."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import OptionError, PromptError
+from ..native.bindings import llama_cpp
+
+
+def as_called(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments as they are now: a stream reads them when its first chunk is asked for.
+
+    Raises:
+        PromptError: a token id is no integer.
+    """
+    found = {name: copy.copy(value) if isinstance(value, (list, dict)) else value for name, value in arguments.items()}
+    if isinstance(prompt := found.get("prompt"), list):
+        check_token_ids(prompt)
+    return with_bias(found)
+
+
+def check_token_ids(tokens: list[Any]) -> None:
+    """Raises PromptError for what is no integer; True is none."""
+    for token in tokens:
+        if isinstance(token, (bool, np.bool_)) or not isinstance(token, (int, np.integer)):
+            raise PromptError(f"expected integers as token ids, got {token!r:.60}")
+
+
+def with_bias(arguments: dict[str, Any]) -> dict[str, Any]:
+    """logit_bias as the last of the logits processors, where there are others: the parent loses both then."""
+    bias, processors = arguments.get("logit_bias"), arguments.get("logits_processor")
+    if bias is None or processors is None:
+        return arguments
+    biases = {int(token): float(value) for token, value in bias.items()}
+
+    def add(_ids: Any, scores: Any) -> Any:
+        result = np.copy(scores)
+        for token, value in biases.items():
+            result[token] += value
+        return result
+
+    both = llama_cpp.LogitsProcessorList([*processors, add])
+    return arguments | {"logits_processor": both, "logit_bias": None}
+
+
+def check_response_format(response_format: Any) -> None:
+    """Raises OptionError for a schema that no grammar can be made of: the parent takes any JSON then."""
+    if not isinstance(response_format, Mapping) or response_format.get("type") != "json_object":
+        return
+    if (schema := response_format.get("schema")) is None:
+        return
+    try:
+        llama_cpp.LlamaGrammar.from_json_schema(json.dumps(schema), verbose=False)
+    except Exception as err:  # whatever the parent's converter stumbles over
+        raise OptionError(
+            f"response_format: expected a JSON schema that llama_cpp can make a grammar of, got {schema!r:.80}: "
+            f"{type(err).__name__}: {err}"
+        ) from err
+
+
+def end_at_first_stop(choice: dict[str, Any], whole: bytes, stop: list[str], suffix: str) -> None:
+    """Cuts the text of a choice where the first of the stop strings begins, as streams do.
+
+    The parent cuts at the first one of the list that occurs.
+
+    Args:
+        whole: all that was generated.
+        suffix: what the parent has put behind the text.
+    """
+    found = [whole.index(one) for one in (each.encode("utf-8") for each in stop) if one in whole]
+    if not found:
+        return
+    cut = whole[: found[0]].decode("utf-8", "ignore") + suffix
+    if choice["text"].endswith(cut):
+        begin = choice["text"][: len(choice["text"]) - len(cut)]
+        choice["text"] = begin + whole[: min(found)].decode("utf-8", "ignore") + suffix
