@@ -10,7 +10,7 @@ import select
 import signal
 import time
 
-TIMEOUT_SECONDS = 20
+from patience import PATIENCE
 
 
 class Terminal:
@@ -34,7 +34,7 @@ class Terminal:
 
     def wait(self, pattern: str) -> str:
         """What is drawn up to the end of a match, after what was waited for before."""
-        deadline = time.monotonic() + TIMEOUT_SECONDS
+        deadline = time.monotonic() + PATIENCE
         while (found := re.compile(pattern.encode()).search(self.drawn, self._read_to)) is None:
             ready, _, _ = select.select([self._end], [], [], max(0.0, deadline - time.monotonic()))
             assert ready, (pattern, self.drawn[self._read_to :])

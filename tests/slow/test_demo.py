@@ -7,11 +7,13 @@ import re
 import subprocess
 import sys
 
+from patience import PATIENCE
+
 
 def test_demo(smollm2):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     arguments = [sys.executable, "-m", "asl_gguf", "demo", "--tokens", "1000", "-t", "2"]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     lines = done.stdout.splitlines()
     expected = re.search(r"^Expected: (\d{7})$", done.stdout, re.MULTILINE)[1]

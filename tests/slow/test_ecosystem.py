@@ -20,6 +20,7 @@ import pytest
 from asl_gguf.eval.demo_text import DemoDocument, make_document
 from asl_gguf.native.vocabulary import tokenize, vocabulary
 from harness import llama_cpp
+from patience import PATIENCE
 
 PAGE = Path(__file__).parents[2] / "docs" / "INTEGRATIONS.md"
 INSTALL = "not installed; to run these tests: pip install -e '.[test,ecosystem]'"
@@ -128,22 +129,22 @@ def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(600):
+        while True:
             assert process.poll() is None, (folder / "log").read_text()
             try:
-                urllib.request.urlopen(f"{address}/v1/models", timeout=10).close()
+                urllib.request.urlopen(f"{address}/v1/models", timeout=PATIENCE).close()
                 break
             except OSError:
                 time.sleep(0.1)
         yield address, folder / "log"
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(PATIENCE)
 
 
 def post(address: str, **body: Any) -> str:
     request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=240) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         return response.read().decode()
 
 

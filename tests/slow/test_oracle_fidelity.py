@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from patience import PATIENCE
+
 CASES = Path(__file__).parent.parent / "oracle"
 QUICK = ("short", "niah_sf_d50")
 
@@ -36,7 +38,7 @@ def test_every_setting_agrees(smollm2, cases, tmp_path):
     try:
         done = subprocess.run(
             [sys.executable, "-m", "asl_gguf.bench.oracle", *arguments],
-            env=environment, capture_output=True, text=True, timeout=1800,
+            env=environment, capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
     finally:
         shutil.rmtree(cache, ignore_errors=True)

@@ -6,6 +6,7 @@ import time
 
 from asl_gguf.bench.memory import Peak
 from asl_gguf.native import devices
+from patience import PATIENCE
 
 
 def test_the_peak_is_over_the_beginning():
@@ -21,7 +22,7 @@ def test_it_is_watched_while_something_runs():
     peak = Peak(lambda: used[0])
     with peak.watched(seconds=0.001):
         used[0] = 250
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while peak.bytes != 150 and time.monotonic() < deadline:
             time.sleep(0.001)
         used[0] = 110

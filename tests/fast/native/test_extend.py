@@ -13,7 +13,7 @@ from asl_gguf.engine.prefill import prefill
 from asl_gguf.errors import ContextFullError, NativeError, OptionError, PrefillCancelled
 from asl_gguf.native.session import Session
 from asl_gguf.policies import PyramidInfer, SnapKV, SpanASL
-from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
+from harness import F16, F32, Q8_0, Context, Options, assert_same, llama_cpp, prompt
 from pairs import pairs
 from sequences import Sequences
 from tiny_gguf import ARCHITECTURES, SLIDING
@@ -29,9 +29,6 @@ POLICIES = {
     "selected": SpanASL(window=WINDOW, min_layer=2, obs_layers=2, tau=2.0),
     "by-head": SnapKV(window=WINDOW),
 }
-
-with_flash = pytest.mark.parametrize("flash", [False, True], ids=["plain", "flash"])
-with_past = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 
 
 def give_past(context: Context, policy) -> Session:
@@ -93,8 +90,7 @@ def test_nothing_dropped_is_stock(load_tiny, architecture, policy, flash):
             assert_same(context.continuation(ANSWER), stock.continuation(ANSWER))
 
 
-@with_flash
-@pytest.mark.parametrize("kv", [F16, Q8_0, F32], ids=KV_NAMES.get)
+@pairs(kv=[F16, Q8_0, F32], flash=[False, True])
 def test_types(load_tiny, kv, flash):
     """Two turns, the second after rows that were kept."""
     options = replace(OPTIONS, kv=kv, flash=flash)
@@ -111,8 +107,7 @@ def test_types(load_tiny, kv, flash):
         assert_same(context.continuation(ANSWER), stock.continuation(ANSWER))
 
 
-@with_past
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "cohere2"])
+@pairs(architecture=["llama", "gemma3", "cohere2"], policy=POLICIES.values())
 def test_a_pruned_turn(load_tiny, architecture, policy):
     """Its kept tokens have cells of their own, at their positions; the past's rows and cells are what they were."""
     with load_tiny(architecture).context(OPTIONS) as context:
@@ -179,8 +174,7 @@ def test_chunks_change_nothing(load_tiny, architecture):
         np.testing.assert_allclose(found, results[0], atol=1e-3)
 
 
-@pytest.mark.parametrize("swa_full", [True, False], ids=["all-cells", "window-cells"])
-@pytest.mark.parametrize("architecture", SLIDING)
+@pairs(architecture=SLIDING, swa_full=[True, False])
 def test_sliding_cells(load_tiny, architecture, swa_full):
     """Turns longer than the cells of sliding layers, and short ones, one after another, against llama_decode."""
     options = replace(OPTIONS, n_ctx=1024, swa_full=swa_full, kv=F32)
@@ -213,8 +207,7 @@ def snapshot(context: Context) -> dict[str, object]:
     return {"state": state, "logits": logits}
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-@pytest.mark.parametrize("how", ["abort", "cancel", "begin again"])
+@pairs(architecture=["llama", "gemma3"], how=["abort", "cancel", "begin again"])
 def test_whatever_ends_it_early(load_tiny, architecture, how):
     """In every slice: the past is what it was, state bytes, logits and greedy continuation."""
     model = load_tiny(architecture)
