@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,38 @@ def check_response_format(response_format: Any) -> None:
         ) from err
 
 
+def whole_characters(
+    chunks: Iterator[dict[str, Any]], made: Callable[[], object], whole: Callable[[], str]
+) -> Iterator[dict[str, Any]]:
+    """A stream whose text is that of the plain answer.
+
+    The parent gives out what it held back for a stop string token by token, and drops characters of several tokens then.
+    From the first of these on, the text comes with the last chunk.
+
+    Args:
+        made: another value after every token.
+        whole: all text so far, up to a stop string.
+    """
+    given, before, held = "", None, False
+    for chunk in chunks:
+        choice = chunk["choices"][0]
+        if choice["finish_reason"] is None:
+            now = made()
+            held = held or not choice["text"] or (now == before and not whole().startswith(given + choice["text"]))
+            before = now
+            choice["text"] = "" if held else choice["text"]
+            given += choice["text"]
+        elif held:
+            choice["text"] = whole().removeprefix(given)
+        yield chunk
+
+
+def up_to_stop(text: bytes, stop: list[str]) -> str:
+    """The text before the first of the stop strings."""
+    begins = [text.index(one) for one in (each.encode("utf-8") for each in stop) if one in text]
+    return text[: min(begins, default=len(text))].decode("utf-8", "ignore")
+
+
 def end_at_first_stop(choice: dict[str, Any], whole: bytes, stop: list[str], suffix: str) -> None:
     """Cuts the text of a choice where the first of the stop strings begins, as streams do.
 
@@ -73,10 +105,7 @@ def end_at_first_stop(choice: dict[str, Any], whole: bytes, stop: list[str], suf
         whole: all that was generated.
         suffix: what the parent has put behind the text.
     """
-    found = [whole.index(one) for one in (each.encode("utf-8") for each in stop) if one in whole]
-    if not found:
-        return
-    cut = whole[: found[0]].decode("utf-8", "ignore") + suffix
-    if choice["text"].endswith(cut):
-        begin = choice["text"][: len(choice["text"]) - len(cut)]
-        choice["text"] = begin + whole[: min(found)].decode("utf-8", "ignore") + suffix
+    occurring = [one for one in stop if one.encode("utf-8") in whole]
+    cut = up_to_stop(whole, occurring[:1]) + suffix
+    if occurring and choice["text"].endswith(cut):
+        choice["text"] = choice["text"][: len(choice["text"]) - len(cut)] + up_to_stop(whole, occurring) + suffix

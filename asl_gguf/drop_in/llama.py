@@ -35,7 +35,14 @@ from ..policies.protect import Protected
 from ..report import DecodeReport, PrefillReport
 from . import init_errors
 from .arguments import LlamaArguments, check_names, joined_signature
-from .completion import as_called, check_response_format, check_token_ids, end_at_first_stop
+from .completion import (
+    as_called,
+    check_response_format,
+    check_token_ids,
+    end_at_first_stop,
+    up_to_stop,
+    whole_characters,
+)
 from .gate import Gate, gated
 from .generation import Call, Tokens, current_call, known, known_to, timed, undisturbed, until_full
 from .options import AslOptions, unprunable_use
@@ -346,16 +353,26 @@ class Llama(StatefulLlama):
         call = replace(current_call(), max_tokens=max_tokens if max_tokens is not None and max_tokens > 0 else None)
         kwargs = as_called(kwargs)
         chunks = self._completion(known_to(super()._create_completion(*args, **kwargs), call))
-        return chunks if kwargs.get("stream") else self._ended_at_first_stop(chunks, kwargs)
+        given = kwargs.get("stop") or []
+        stop = [given] if isinstance(given, str) else given
+        if not kwargs.get("stream"):
+            return self._ended_at_first_stop(chunks, stop, kwargs.get("suffix") or "")
+        if kwargs.get("logprobs") is not None:
+            return chunks
+        return whole_characters(chunks, lambda: (self.n_tokens, self._text.sampled), lambda: self._answer(stop))
 
-    def _ended_at_first_stop(self, results: Iterator[Any], kwargs: dict[str, Any]) -> Iterator[Any]:
-        stop = kwargs.get("stop")
+    def _answer(self, stop: list[str]) -> str:
+        """The text after the last prompt, up to a stop string."""
+        tokens, n_prompt = self._text.text(), self.last_prefill.prompt_tokens if self.last_prefill else 0
+        return up_to_stop(self.detokenize(tokens[n_prompt:], prev_tokens=tokens[:n_prompt]), stop)
+
+    def _ended_at_first_stop(self, results: Iterator[Any], stop: list[str], suffix: str) -> Iterator[Any]:
         for result in results:
-            choice = result["choices"][0]
-            if isinstance(stop, list) and len(stop) > 1 and choice["finish_reason"] == "stop":
-                tokens, n_answer = self._text.text(), result["usage"]["completion_tokens"]
-                whole = self.detokenize(tokens[-n_answer:], prev_tokens=tokens[:-n_answer]) if n_answer else b""
-                end_at_first_stop(choice, whole, stop, kwargs.get("suffix") or "")
+            choice, n_answer = result["choices"][0], result["usage"]["completion_tokens"]
+            if len(stop) > 1 and choice["finish_reason"] == "stop" and n_answer:
+                tokens = self._text.text()
+                whole = self.detokenize(tokens[-n_answer:], prev_tokens=tokens[:-n_answer])
+                end_at_first_stop(choice, whole, stop, suffix)
             yield result
 
     def _completion(self, chunks: Iterator[Any]) -> Iterator[Any]:

@@ -181,7 +181,7 @@ _COMPLETION = {
         "the first one in the text ends it, as the parent's streams; its plain answers end at the first of the list"
     ),
     "stream": works(
-        "prefills when the first chunk is asked for, as the parent",
+        "prefills when the first chunk is asked for, as the parent; has the plain answer's text, where the parent drops characters",
         {StateError: "another prompt, a reset or a state came between two chunks"},
     ),
     "seed": works(),

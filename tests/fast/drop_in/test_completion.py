@@ -118,3 +118,31 @@ def test_they_stop_alike_with_an_echo(make):
     stop = [answer[5:7], answer[1:3]]
     cut = llm.create_completion(text, max_tokens=12, temperature=0.0, logit_bias=READABLE, echo=True, stop=stop)
     assert cut["choices"][0]["text"] == text + answer[: min(map(answer.index, stop))]
+
+
+def spelling(text: bytes) -> llama_cpp.LogitsProcessorList:
+    """Makes a model write these bytes, a token each, after a prompt of TOKENS."""
+
+    def force(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        scores[:] = -100.0
+        scores[FIRST_BYTE + text[min(len(ids) - len(TOKENS), len(text) - 1)]] = 100.0
+        return scores
+
+    return llama_cpp.LogitsProcessorList([force])
+
+
+@with_budget
+@pytest.mark.parametrize(
+    "text", ["naïve 雪雪!", "雪", "aé雪é", "é" * 9, "\U0001f600\U0001f600x", "plain text", "xé\xe9y"]
+)
+def test_a_stream_has_the_characters_of_the_plain_answer(make, options, text):
+    """Those of several tokens too, when they were held back as the beginning of a stop string."""
+    llm, data = make(**options), text.encode()
+    for stop in ([], [text + "?"], [text[-2:] + "??", text[-1:] + "!?"], [text[len(text) // 2 :]], text[-1:]):
+        given = {"logits_processor": spelling(data), "logit_bias": None, "stop": stop}
+        plain = complete(llm, TOKENS, len(data), **given)["choices"][0]
+        chunks = list(complete(llm, TOKENS, len(data), stream=True, **given))
+        assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == plain["text"], stop
+        assert chunks[-1]["choices"][0]["finish_reason"] == plain["finish_reason"]
+        if not stop:
+            assert plain["text"] == text and len(chunks) > len(text) // 2
