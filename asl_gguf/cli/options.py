@@ -99,9 +99,10 @@ def check_numbers(args: argparse.Namespace) -> None:
     for name, (least, most) in _RANGES.items():
         value = getattr(args, name, None)
         if isinstance(value, (int, float)) and not (least <= value <= most and value < math.inf):
-            expected = (
-                f"at most {most}" if value > most else f"at least {least}" if value < least else "a finite number"
-            )
+            if isinstance(value, int):
+                expected = f"at least {least}" if value < least else f"at most {most}"
+            else:
+                expected = f"a number from {least:g} {f'to {most:g}' if most == 1 else 'on'}"
             raise OptionError(f"--{name.replace('_', '-')}: expected {expected}, got {value}")
     parallel = getattr(args, "parallel", None)
     if parallel is not None and parallel != 1:
