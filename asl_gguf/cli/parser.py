@@ -14,9 +14,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         given = list(sys.argv[1:] if args is None else args)
-        for argument in given:  # -temp would be -t emp
-            if f"-{argument}" in self._option_string_actions and argument not in self._option_string_actions:
-                self.refuse([argument])
+        if self._subparsers is None:
+            self._check_names(given)
         parsed, left = super().parse_known_args(given, namespace)
         if left:  # of a subcommand: argparse would leave them to the command's parser, which knows none of its options
             self.refuse(left)
@@ -27,6 +26,17 @@ class Parser(argparse.ArgumentParser):
             print(message, end="", flush=True)
         else:
             super()._print_message(message, file)
+
+    def _check_names(self, given: Sequence[str]) -> None:
+        """Refuses unknown options before argparse takes the values behind them for arguments, or -temp for -t emp."""
+        known = self._option_string_actions
+        for argument in given:
+            if argument == "--":
+                return
+            name = argument.partition("=")[0]
+            is_long = name.startswith("--") and " " not in name and not any(one.startswith(name) for one in known)
+            if is_long or (f"-{argument}" in known and argument not in known):
+                self.refuse([argument])
 
     def refuse(self, left: Sequence[str]) -> NoReturn:
         """Ends the program with a message about arguments that nobody knows."""

@@ -158,6 +158,7 @@ def test_a_few_tokens_may_have_been_per_cent(capsys):
     "command, unknown, near",
     [
         ("run", "--tmep", "--temp"),
+        ("run", "--tmep 1", "--temp"),
         ("run", "--budgte=0.1", "--budget"),
         ("chat", "--Seed", "--seed"),
         ("inspect", "--full_kv", "see asl-gguf inspect --help"),
@@ -168,7 +169,7 @@ def test_a_few_tokens_may_have_been_per_cent(capsys):
 )
 def test_unknown_options_name_the_nearest(capsys, command, unknown, near):
     with pytest.raises(SystemExit) as err:
-        main([*command.split(), "-o", "x", unknown] if command == "inspect" else [*command.split(), unknown])
+        main([*command.split(), *unknown.split()])
     assert err.value.code == 2
     assert re.search(f"error: expected an option of asl-gguf {command}, got .*; .*{near}", capsys.readouterr().err)
 
