@@ -18,6 +18,7 @@ from .documents import read_document
 from .options import (
     BUDGET_HELP,
     add_answer_options,
+    add_context_options,
     add_full_kv_option,
     add_keeping_options,
     add_llama_options,
@@ -66,22 +67,8 @@ def add_parser(commands: Any) -> None:
         help="a document (text, HTML, PDF or DOCX) to put in front of the first question; may be repeated",
     )  # fmt: skip
     parser.add_argument("--system", help="system message")
-    parser.add_argument(
-        "-c",
-        "--ctx-size",
-        "--n-ctx",
-        dest="n_ctx",
-        type=int,
-        default=None,
-        help=f"longest conversation + answer (0, and default: the model's training context; by default at most "
-        f"{_N_CTX:,}, more if --file needs it)",
-    )
-    parser.add_argument(
-        "--decode-ctx",
-        type=int,
-        default=None,
-        help=f"KV cells of the decode context (default: budget + {_ROOM_ANSWERS} answers)",
-    )
+    n_usual = f"the model's training context, at most {_N_CTX:,}; more if --file needs it"
+    add_context_options(parser, "conversation + answer", n_usual, cells=f"budget + {_ROOM_ANSWERS} answers")
     add_answer_options(parser, max_tokens=512)
     parser.set_defaults(run=chat)
 

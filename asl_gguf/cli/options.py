@@ -158,6 +158,23 @@ def add_llama_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-np", "--parallel", type=int, default=None, help=argparse.SUPPRESS)
 
 
+def add_context_options(parser: argparse.ArgumentParser, longest: str, default: str, cells: str) -> None:
+    """--ctx-size and --decode-ctx.
+
+    Args:
+        longest: what --ctx-size is the length of.
+        default: of --ctx-size.
+        cells: what the default of --decode-ctx consists of.
+    """
+    parser.add_argument(
+        "-c", "--ctx-size", "--n-ctx", dest="n_ctx", metavar="N", type=int, default=None,
+        help=f"longest {longest} in tokens; 0: the model's training context (default: {default})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--decode-ctx", type=int, default=None, help=f"KV cells of the decode context (default: {cells})"
+    )
+
+
 def add_answer_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     """Length of the answer, and how its tokens are sampled."""
     parser.add_argument(

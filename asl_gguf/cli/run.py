@@ -10,6 +10,7 @@ from typing import Any
 from ..drop_in.progress import ProgressBar
 from .options import (
     add_answer_options,
+    add_context_options,
     add_full_kv_option,
     add_keeping_options,
     add_llama_options,
@@ -41,13 +42,7 @@ def add_parser(commands: Any) -> None:
     add_pruning_options(parser, budget="0.2")
     add_keeping_options(parser)
     add_full_kv_option(parser, "later prompts select from them; this command's only one runs as without it")
-    parser.add_argument(
-        "-c", "--ctx-size", "--n-ctx", dest="n_ctx", type=int, default=None,
-        help="longest prompt + answer; 0: the model's training context (default: what this prompt needs)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--decode-ctx", type=int, default=None, help="KV cells of the decode context (default: budget + answer)"
-    )
+    add_context_options(parser, "prompt + answer", default="what this prompt needs", cells="budget + answer")
     add_answer_options(parser, max_tokens=256)
     parser.add_argument("--report", action="store_true", help="say more than a line about what was kept, on stderr")
     parser.add_argument("--json", action="store_true", help="print one JSON object with the answer and the report")

@@ -90,10 +90,7 @@ class Session:
             self.close()
 
     def set_progress(self, progress: Progress | None) -> None:
-        """Calls `progress` between chunks. What it raises cancels the prefill and comes out of the call.
-
-        The total is what is left if every layer sees the current tokens, or what `expect` makes of it.
-        """
+        """Calls `progress` between chunks (`expect` corrects totals). What it raises cancels the prefill and comes out."""
 
         def report(_user_data: int, done: int, total: int) -> bool:
             try:
@@ -107,11 +104,11 @@ class Session:
         self._check(lib.session_set_progress(self._handle, self._progress, None))
 
     def expect(self, n_kept: int, layer: int) -> None:
-        """For the progress callback: layers after this one will see n_kept tokens. Until tokens are dropped."""
+        """Until tokens are dropped, progress counts n_kept of them in the layers after this one."""
         self._expected = n_kept, layer
 
     def _expected_more(self) -> int:
-        """Token-layers to add to the native total, which knows nothing of a policy: mostly fewer than none."""
+        """Token-layers to add to the native total, which knows of no policy."""
         if self._expected is None:
             return 0
         n_kept, layer = self._expected
