@@ -26,6 +26,7 @@ from .errors import (
     PromptError,
     PruningDisabledWarning,
     StateError,
+    UnaskedWarning,
     UnsupportedModelError,
 )
 from .native import loading
@@ -68,6 +69,7 @@ __all__ = [
     "PromptError",
     "PruningDisabledWarning",
     "StateError",
+    "UnaskedWarning",
     "UnsupportedModelError",
     "__version__",
     "pruned",

@@ -76,5 +76,9 @@ class NativeError(AslError, RuntimeError):
     """A native call failed for a reason outside the caller's control (memory, backend)."""
 
 
+class UnaskedWarning(UserWarning):
+    """A question goes on from K/V that were chosen before it was known; the text says what to do."""
+
+
 class PruningDisabledWarning(UserWarning):
     """This model or this use answers from the full KV cache; the text says why."""

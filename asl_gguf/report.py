@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import asdict, dataclass, field
 
 
@@ -85,6 +86,75 @@ class PrefillReport:
         """The fields and `pruned`, as JSON types."""
         return {**asdict(self), "pruned": self.pruned}
 
+    def __str__(self) -> str:
+        """One line: what was kept, what it takes beside the full cache of this prompt, and how long it took."""
+        return "; ".join(filter(None, (self._kept(), self._memory(), self._time())))
+
+    def _kept(self) -> str:
+        if not self.pruned:
+            return f"kept all {self.prompt_tokens:,} tokens{f' ({self.reason})' if self.reason else ''}"
+        layer = "" if self.selection_layer is None else f" at layer {self.selection_layer} of {self.n_layer}"
+        note = f" ({self.reason})" if self.reason else ""
+        return f"kept {self.kept_tokens:,} of {self.prompt_tokens:,} tokens{layer}{note}"
+
+    def _memory(self) -> str:
+        if not self.kv_bytes_prompt_full:  # a model without K/V
+            return ""
+        full = _mib(self.kv_bytes_prompt_full)
+        return f"K/V {_mib(self.kv_bytes_prompt)} of {full} MiB" if self.pruned else f"K/V {full} MiB"
+
+    def _time(self) -> str:
+        if not self.prefill_seconds:
+            return ""
+        digits = 1 if self.prefill_seconds >= 1 else 2
+        return f"first token {self.prefill_seconds:.{digits}f} s"
+
+    def rows(self, speed: DecodeReport | None = None) -> dict[str, str]:
+        """What there is to say in more than a line, by name.
+
+        Args:
+            speed: of the answer to this prompt.
+        """
+        n_new = self.prompt_tokens - self.reused_tokens
+        rates = [f"{self.prefill_seconds:.2f} s"]
+        if self.prefill_seconds > 0:
+            rates.append(f"{n_new / self.prefill_seconds:.0f} tokens/s")
+        if self.reused_tokens:
+            place = "in host memory" if self.token_layers else "in the cache"
+            rates.append(f"{self.reused_tokens} tokens were {place}")
+        rows = {
+            "kept tokens": f"{self.kept_tokens} of {self.prompt_tokens} ({self.policy}, budget {self.budget_tokens})",
+            "selection layer": "-" if self.selection_layer is None else f"{self.selection_layer} of {self.n_layer}",
+            "prefill": ", ".join(rates),
+            "answer": str(speed) if speed and speed.tokens_per_second else "-",
+            "K/V MiB": f"{_mib(self.kv_bytes_prompt)} of {_mib(self.kv_bytes_prompt_full)} for this prompt; "
+            f"{_mib(self.kv_bytes)} allocated, with room for answers",
+            "attention mass": "-" if self.attention_mass is None else f"{self.attention_mass:.3f}",
+        }
+        optional = {
+            "host MiB": f"{_mib(self.full_kv_bytes)}, K/V of all tokens for the next question"
+            if self.full_kv_bytes
+            else None,
+            "protected tokens": str(self.protected_tokens) if self.protected_tokens else None,
+            "budget": self.budget_choice,
+            "calibration": self.calibration,
+            "note" if self.pruned else "nothing pruned": self.reason,
+        }
+        return rows | {name: text for name, text in optional.items() if text is not None}
+
+    def lines(self, speed: DecodeReport | None = None) -> list[str]:
+        """`rows`, each as a line."""
+        return [f"{name:16} {text}" for name, text in self.rows(speed).items()]
+
+    def _repr_html_(self) -> str:
+        """A table, for Jupyter."""
+        cells = "".join(
+            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
+            f'<td style="text-align:left">{html.escape(text)}</td></tr>'
+            for name, text in self.rows().items()
+        )
+        return f"<table><caption>{html.escape(str(self))}</caption>{cells}</table>"
+
 
 @dataclass(frozen=True)
 class DecodeReport:
@@ -98,3 +168,13 @@ class DecodeReport:
     def tokens_per_second(self) -> float | None:
         """None if the answer was a single token."""
         return self.tokens / self.seconds if self.tokens and self.seconds > 0 else None
+
+    def __str__(self) -> str:
+        rate = self.tokens_per_second
+        return f"{self.tokens + 1} tokens" + (f", {rate:.1f} tokens/s" if rate else "")
+
+
+def _mib(n_bytes: int) -> str:
+    """Bytes as a number of MiB, with two or more digits that count."""
+    mib = n_bytes / 2**20
+    return f"{mib:,.0f}" if mib >= 10 else f"{mib:.1f}" if mib >= 1 else f"{mib:.2g}"

@@ -7,27 +7,17 @@ import contextlib
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from .._version import __version__
 from ..errors import AslError, OptionError, PromptError
 from . import bench, calibrate, chat, compare, demo, doctor, evaluate, inspect, models, run
 from .options import check_numbers
+from .parser import Parser
 from .streams import drop_output, open_streams
 
 
-class _Parser(argparse.ArgumentParser):
-    """Its help on a full disk is an error, which argparse would drop."""
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        if message and file is sys.stdout:
-            print(message, end="", flush=True)
-        else:
-            super()._print_message(message, file)
-
-
 def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="asl-gguf", description="Long prompts on quantised GGUF models, pruned while they are prefilled."
     )
     parser.add_argument("--version", action="version", version=__version__)

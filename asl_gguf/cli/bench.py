@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..errors import OptionError
-from .options import KV_TYPES, add_model_options, add_pruning_options, parse_fixed_budget
+from .options import add_model_options, add_pruning_options, context_kwargs, parse_fixed_budget
 from .streams import print_json
 
 
@@ -57,7 +57,7 @@ def bench(args: argparse.Namespace) -> int:
     budget = parse_fixed_budget(args.budget, "stock is compared with a known number of kept tokens")
     if args.tokens < 64:
         raise OptionError(f"--tokens: expected at least 64, got {args.tokens}")
-    options = ContextOptions(args.threads or 2, args.n_ubatch, args.flash_attn, KV_TYPES[args.kv_type], args.gpu_layers)
+    options = ContextOptions(**context_kwargs(args))
     shared = {"n_tokens": args.tokens, "budget": budget, "policy": args.policy, "dequant": args.dequant}
     if args.kind == "memory":
         result = bench_memory(args.model, options, **shared)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
+from ..drop_in.progress import ProgressBar
 from ..errors import OptionError
 from ..eval.calibrate.picture import picture
 from ..eval.calibrate.tradeoff import EASY, HARD, choose, mean_profile, means
@@ -14,8 +15,7 @@ from ..models import calibration
 from ..models.calibration import Calibration
 from ..policies import ASL, make_policy
 from ..policies.parameters import require_share, scaled_layer
-from .options import KV_TYPES, add_model_options, add_pruning_options, parse_fixed_budget
-from .progress import ProgressBar
+from .options import add_model_options, add_pruning_options, context_kwargs, parse_fixed_budget
 
 if TYPE_CHECKING:
     from ..native.model import Model
@@ -55,7 +55,7 @@ def calibrate(args: argparse.Namespace) -> int:
     require_share(args.tradeoff, "--tradeoff", one=True)
     if args.out is not None and not args.out.parent.is_dir():
         raise OptionError(f"--out: expected a file in a folder that exists, got {args.out}")
-    options = ContextOptions(args.threads or 2, args.n_ubatch, args.flash_attn, KV_TYPES[args.kv_type], args.gpu_layers)
+    options = ContextOptions(**context_kwargs(args))
     model = Model(str(resolve(args.model)), options)
     try:
         found = _measure(model, policy, args)

@@ -11,14 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
+from ..drop_in.progress import ProgressBar
 from ..errors import AslError, ModelError, OptionError, PromptError
 from ..models.calibration import config_dir
-from .options import BUDGET_HELP, add_full_kv_option, add_model_options, add_pruning_options, llama_kwargs, parse_budget
-from .progress import ProgressBar
+from .documents import read_document
+from .options import (
+    BUDGET_HELP,
+    add_answer_options,
+    add_context_options,
+    add_full_kv_option,
+    add_keeping_options,
+    add_llama_options,
+    add_model_options,
+    add_pruning_options,
+    answer_kwargs,
+    keeping_kwargs,
+    llama_kwargs,
+    model_of,
+    parse_budget,
+)
 from .streams import standard_input
 
 if TYPE_CHECKING:
-    from ..report import DecodeReport, PrefillReport
     from .chat_session import ChatSession
 
 _N_CTX = 16384
@@ -44,29 +58,18 @@ def add_parser(commands: Any) -> None:
         "commands. Exit code 1: a line of a script failed.",
     )
     add_model_options(parser)
+    add_llama_options(parser)
     add_pruning_options(parser, budget="0.2")
+    add_keeping_options(parser)
     add_full_kv_option(parser, "every question selects from them again, and runs its own tokens alone")
-    parser.add_argument("-f", "--file", type=Path, help="text to put in front of the first question")
+    parser.add_argument(
+        "-f", "--file", action="append", dest="files", metavar="FILE", default=[],
+        help="a document (text, HTML, PDF or DOCX) to put in front of the first question; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--system", help="system message")
-    parser.add_argument(
-        "-c",
-        "--n-ctx",
-        type=int,
-        default=None,
-        help=f"longest conversation + answer (default: the model's training context, at most {_N_CTX:,}; more if "
-        "--file needs it)",
-    )
-    parser.add_argument(
-        "--decode-ctx",
-        type=int,
-        default=None,
-        help=f"KV cells of the decode context (default: budget + {_ROOM_ANSWERS} answers)",
-    )
-    parser.add_argument(
-        "-n", "--max-tokens", type=int, default=512, help="longest answer in tokens (default %(default)s)"
-    )
-    parser.add_argument("--temp", type=float, default=0.0, help="temperature (default %(default)s: greedy)")
-    parser.add_argument("-s", "--seed", type=int, default=None, help="seed of the sampler")
+    n_usual = f"the model's training context, at most {_N_CTX:,}; more if --file needs it"
+    add_context_options(parser, "conversation + answer", n_usual, cells=f"budget + {_ROOM_ANSWERS} answers")
+    add_answer_options(parser, max_tokens=512)
     parser.set_defaults(run=chat)
 
 
@@ -82,31 +85,33 @@ def chat(args: argparse.Namespace) -> int:
 
 
 def _make_session(args: argparse.Namespace) -> ChatSession:
-    from .chat_session import ChatSession, read_text
+    from .chat_session import ChatSession
 
-    document = read_text(args.file) if args.file else ""
-    llama_options = llama_kwargs(args) | {
-        "n_ctx": args.n_ctx or _default_context(args, document),
+    documents = [read_document(name) for name in args.files]
+    budget, answer_options = parse_budget(args.budget), answer_kwargs(args)
+    llama_options = llama_kwargs(args) | keeping_kwargs(args)
+    model = model_of(args)
+    llama_options |= {
+        "n_ctx": _default_context(model, "\n\n".join(documents), args.max_tokens) if args.n_ctx is None else args.n_ctx,
         "asl_policy": args.policy,
         "asl_dequant": args.dequant,
         "asl_decode_ctx": args.decode_ctx,
         "asl_room": _ROOM_ANSWERS * args.max_tokens,
         "asl_full_kv": args.full_kv,
     }
-    answer_options = {"max_tokens": args.max_tokens, "temperature": args.temp, "seed": args.seed}
-    session = ChatSession(args.model, parse_budget(args.budget), llama_options, answer_options, args.system)
-    if document:
+    session = ChatSession(model, budget, llama_options, answer_options, args.system)
+    for document in documents:
         session.add_document(document)
     return session
 
 
-def _default_context(args: argparse.Namespace, document: str) -> int:
+def _default_context(model: str, document: str, max_tokens: int) -> int:
     from ..models.gguf_header import n_ctx_train
     from ..models.named import resolve
     from .run import needed_context
 
-    n_usual = min(n_ctx_train(str(resolve(args.model))), _N_CTX)
-    return max(n_usual, needed_context(args.model, document, _ROOM_ANSWERS * args.max_tokens)) if document else n_usual
+    n_usual = min(n_ctx_train(str(resolve(model))), _N_CTX)
+    return max(n_usual, needed_context(model, document, _ROOM_ANSWERS * max_tokens)) if document else n_usual
 
 
 @contextlib.contextmanager
@@ -227,9 +232,7 @@ class Chat:
         command.run(self, argument)
 
     def file(self, argument: str) -> None:
-        from .chat_session import read_text
-
-        n_tokens = self._session.add_document(read_text(_path(argument)))
+        n_tokens = self._session.add_document(read_document(_path(argument)))
         self._say(f"{n_tokens} tokens, in front of the next question")
 
     def budget(self, argument: str) -> None:
@@ -238,7 +241,7 @@ class Chat:
 
     def report(self, _argument: str) -> None:
         report = self._session.report
-        print("\n".join(_report_lines(report, self._session.speed)) if report else "no prompt was prefilled yet")
+        print("\n".join(report.lines(self._session.speed)) if report else "no prompt was prefilled yet")
 
     def kept(self, _argument: str) -> None:
         print(self._session.kept_text() or "no prefill dropped tokens of its prompt; /report says more")
@@ -331,29 +334,3 @@ def _path(argument: str) -> Path:
         return Path(argument).expanduser()
     except RuntimeError as err:
         raise OptionError(f"expected a path, got {argument}: {err}") from err
-
-
-def _report_lines(report: PrefillReport, speed: DecodeReport | None) -> list[str]:
-    n_new = report.prompt_tokens - report.reused_tokens
-    rates = [f"{report.prefill_seconds:.2f} s"]
-    if report.prefill_seconds > 0:
-        rates.append(f"{n_new / report.prefill_seconds:.0f} tokens/s")
-    if report.reused_tokens:
-        rates.append(
-            f"{report.reused_tokens} tokens were {'in host memory' if report.token_layers else 'in the cache'}"
-        )
-    rows = {
-        "kept tokens": f"{report.kept_tokens} of {report.prompt_tokens} ({report.policy}, budget {report.budget_tokens})",
-        "selection layer": "-" if report.selection_layer is None else f"{report.selection_layer} of {report.n_layer}",
-        "prefill": ", ".join(rates),
-        "answer": f"{speed.tokens_per_second:.1f} tokens/s" if speed and speed.tokens_per_second else "-",
-        "KV MiB": f"{report.kv_bytes / 2**20:.1f} now, {report.kv_bytes_full / 2**20:.1f} full",
-        "attention mass": "-" if report.attention_mass is None else f"{report.attention_mass:.3f}",
-    }
-    if report.full_kv_bytes:
-        rows["host MiB"] = f"{report.full_kv_bytes / 2**20:.1f}, K/V of all tokens for the next question"
-    if report.budget_choice is not None:
-        rows["budget"] = report.budget_choice
-    if report.reason is not None:
-        rows["note" if report.pruned else "nothing pruned"] = report.reason
-    return [f"{name:16}{value}" for name, value in rows.items()]

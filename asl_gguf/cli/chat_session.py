@@ -21,6 +21,7 @@ from ..models.files import replacing
 from ..native import vocabulary
 from ..native.session import Progress
 from ..report import DecodeReport, PrefillReport
+from .documents import read_plain
 
 _ROLES = ("system", "user", "assistant")
 
@@ -203,7 +204,7 @@ class ChatSession:
         Raises:
             PromptError: the file is missing, or holds something else.
         """
-        text = read_text(path)
+        text = read_plain(path)
         try:
             self.messages = _parse(text)
         except (ValueError, KeyError, TypeError) as err:
@@ -235,20 +236,3 @@ def _parse(text: str) -> list[Message]:
         if message["role"] not in _ROLES or not isinstance(message["content"], str):
             raise ValueError(f"a role that is none of {', '.join(_ROLES)}, or a content that is no text")
     return messages
-
-
-def read_text(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        PromptError: the file is missing, empty or no UTF-8 text.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as err:  # ValueError: no UTF-8, or a path with a null byte
-        raise PromptError(f"expected readable UTF-8 text, got {path}: {err}") from err
-    if "\0" in text:
-        raise PromptError(f"expected readable UTF-8 text, got {path}: it holds null bytes")
-    if not text.strip():
-        raise PromptError(f"expected readable UTF-8 text, got {path}: it is empty")
-    return text

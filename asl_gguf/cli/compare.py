@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..budget.share import Budget
 from ..budget.targets import BudgetValue, check_budget, make_budget
+from ..drop_in.progress import ProgressBar
 from ..policies import REGISTRY, Full, parse_policy
 from .inspect import add_prompt_options, make_question
-from .options import BUDGET_HELP, add_model_options, parse_budget, parse_fixed_budget
-from .progress import ProgressBar
+from .options import ESCAPED_BUDGET_HELP, add_llama_options, add_model_options, parse_budget, parse_fixed_budget
 from .streams import print_json
 
 if TYPE_CHECKING:
@@ -31,11 +31,14 @@ def add_parser(commands: Any) -> None:
         "with --measure each policy has a prefill of its own, which is timed.",
     )
     add_model_options(parser)
+    add_llama_options(parser)
     add_prompt_options(parser)
     parser.add_argument(
         "--policies", default=_POLICIES, help="name or name:parameter=value:..., with commas (default %(default)s)"
     )
-    parser.add_argument("-b", "--budget", default="0.2", help=f"{BUDGET_HELP}, with --measure (default %(default)s)")
+    parser.add_argument(
+        "-b", "--budget", default="0.2", help=f"{ESCAPED_BUDGET_HELP}, with --measure (default %(default)s)"
+    )
     parser.add_argument(
         "--dequant",
         choices=("auto", "off", "all"),

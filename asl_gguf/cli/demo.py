@@ -8,10 +8,10 @@ import textwrap
 from typing import Any
 
 from ..budget.targets import BudgetValue
+from ..drop_in.progress import ProgressBar
 from ..eval.demo_text import DemoDocument, make_document
 from ..models import named
 from .options import add_model_options, add_pruning_options, llama_kwargs, parse_budget
-from .progress import ProgressBar
 
 _MAX_TOKENS = 48
 _CELL_WIDTH = 44
@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--tokens", type=int, default=2000, help="length of the document in tokens (default %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another document (default %(default)s)")
+    parser.add_argument("--demo-seed", type=int, default=0, help="another document (default %(default)s)")
     parser.set_defaults(run=demo)
 
 
@@ -64,7 +64,7 @@ def _document(path: str, args: argparse.Namespace) -> DemoDocument:
     from ..native.vocabulary import tokenize, vocabulary
 
     with vocabulary(path) as model_vocabulary:
-        return make_document(lambda text: len(tokenize(model_vocabulary, text)), args.tokens, seed=args.seed)
+        return make_document(lambda text: len(tokenize(model_vocabulary, text)), args.tokens, seed=args.demo_seed)
 
 
 def _answer(path: str, document: DemoDocument, args: argparse.Namespace, budget: BudgetValue | None) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ def _answer(path: str, document: DemoDocument, args: argparse.Namespace, budget:
         " ".join((result["choices"][0]["message"]["content"] or "").split()),
         f"{report.prefill_seconds:.2f}",
         f"{speed.tokens_per_second:.1f}" if speed.tokens_per_second else "-",
-        f"{report.kv_bytes / 2**20:.1f}",
+        f"{report.kv_bytes_prompt / 2**20:.1f}",
         "-" if report.selection_layer is None else f"{report.selection_layer} of {report.n_layer}",
         f"{report.kept_tokens} of {report.prompt_tokens}",
     )

@@ -112,7 +112,7 @@ def run_eval(args: argparse.Namespace) -> int:
     from ..eval.summary import effort
     from ..models.named import resolve
     from ..native.model import ContextOptions, Model
-    from .options import KV_TYPES
+    from .options import context_kwargs
 
     files = Files(args.haystack, args.squad, args.hotpotqa, args.infinitebench)
     parts, left_out = plans(args.suite, _overrides(args), files)
@@ -124,7 +124,7 @@ def run_eval(args: argparse.Namespace) -> int:
         raise OptionError(f"--out: expected a folder that can be made and written, got {args.out}: {err}") from None
     if left_out:
         print(f"left out, for want of --squad, --hotpotqa, --infinitebench: {', '.join(left_out)}", file=sys.stderr)
-    options = ContextOptions(args.threads or 2, args.n_ubatch, args.flash_attn, KV_TYPES[args.kv_type], args.gpu_layers)
+    options = ContextOptions(**context_kwargs(args))
     model = Model(str(resolve(args.model)), options)
     n_before = len(results.rows)
     try:

@@ -6,11 +6,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..drop_in.progress import ProgressBar
 from ..errors import OptionError
 from ..policies import parse_policy
-from .options import add_model_options, add_pruning_options, llama_kwargs, parse_budget
-from .progress import ProgressBar
-from .run import needed_context, read_prompt
+from .options import (
+    add_llama_options,
+    add_model_options,
+    add_pruning_options,
+    llama_kwargs,
+    model_of,
+    parse_budget,
+)
+from .run import needed_context
+from .source import add_source_options, read_source
 
 
 def add_parser(commands: Any) -> None:
@@ -20,6 +28,7 @@ def add_parser(commands: Any) -> None:
         description="Answers a prompt and writes one HTML page: kept tokens, variance trace, attention mass, rows.",
     )
     add_model_options(parser)
+    add_llama_options(parser)
     add_pruning_options(parser, budget="0.2")
     add_prompt_options(parser)
     parser.add_argument("-o", "--out", type=Path, required=True, help="HTML file to write")
@@ -30,14 +39,12 @@ def add_parser(commands: Any) -> None:
 
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
-    """--file and --question, --prompt-file, --demo, and how the answer is made."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("-f", "--file", type=Path, help="a document, to be asked about with --question")
-    source.add_argument("--prompt-file", type=Path, help="file with the whole prompt")
-    source.add_argument("--demo", action="store_true", help="the document and question of asl-gguf demo")
-    parser.add_argument("-q", "--question", help="asked about --file, after its text")
+    """Documents and question, --demo, and how the answer is made."""
+    add_source_options(parser)
+    parser.add_argument("--prompt-file", action="append", dest="files", help=argparse.SUPPRESS)  # -f without -q
+    parser.add_argument("--demo", action="store_true", help="the document and question of asl-gguf demo")
     parser.add_argument("--tokens", type=int, default=2000, help="length of the demo's document (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another demo document (default %(default)s)")
+    parser.add_argument("--demo-seed", type=int, default=0, help="another demo document (default %(default)s)")
     parser.add_argument("--raw", action="store_true", help="plain completion; default: the model's chat template")
     parser.add_argument(
         "-n", "--max-tokens", type=int, default=48, help="longest answer in tokens (default %(default)s)"
@@ -48,35 +55,29 @@ def make_question(args: argparse.Namespace, progress: ProgressBar) -> Any:
     """The `Question` that the options describe.
 
     Raises:
-        PromptError: a file cannot be read as UTF-8 text, or is empty.
-        OptionError: --question without --file, or the other way round.
+        PromptError, OptionError: as `read_source`.
     """
     from ..inspect.inspection import Question
 
-    text = _prompt_text(args)
+    text = None if args.demo else read_source(args)
     options = llama_kwargs(args) | {"asl_dequant": args.dequant, "asl_progress": progress}
-    n_ctx = needed_context(args.model, text, args.max_tokens)
-    return Question(args.model, text, n_ctx, args.max_tokens, args.raw, options)
+    model = model_of(args)
+    text = _demo_text(model, args) if text is None else text
+    n_ctx = needed_context(model, text, args.max_tokens)
+    return Question(model, text, n_ctx, args.max_tokens, args.raw, options)
 
 
-def _prompt_text(args: argparse.Namespace) -> str:
-    if (args.question is None) != (args.file is None):
-        raise OptionError("--question: expected together with --file, got one of them alone")
-    if args.demo:
-        return _demo_text(args)
-    text = read_prompt(argparse.Namespace(prompt=None, file=args.file or args.prompt_file))
-    if args.question is None:
-        return text
-    return f"{text}\n\n{read_prompt(argparse.Namespace(prompt=args.question, file=None))}"
-
-
-def _demo_text(args: argparse.Namespace) -> str:
+def _demo_text(model: str, args: argparse.Namespace) -> str:
     from ..eval.demo_text import make_document
     from ..models.named import resolve
     from ..native.vocabulary import tokenize, vocabulary
 
-    with vocabulary(str(resolve(args.model))) as model_vocabulary:
-        document = make_document(lambda text: len(tokenize(model_vocabulary, text)), args.tokens, seed=args.seed)
+    if args.files or args.stdin or args.prompt or args.question:
+        raise OptionError(
+            "--demo: expected no -f, -q, -p or - beside it, got one; it has its own document and question"
+        )
+    with vocabulary(str(resolve(model))) as model_vocabulary:
+        document = make_document(lambda text: len(tokenize(model_vocabulary, text)), args.tokens, seed=args.demo_seed)
     return f"{document.text}\n\n{document.question}"
 
 

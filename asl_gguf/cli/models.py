@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..drop_in.progress import ProgressBar
 from ..models import named
-from .progress import ProgressBar
 
 
 def add_parser(commands: Any) -> None:

@@ -1,26 +1,43 @@
-"""Command-line options that several commands share."""
+"""Command-line options that several commands share. Those that llama.cpp has are called and work as they do there."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
+import sys
 from typing import Any
 
 from ..budget.targets import FORMS, BudgetValue, Target, is_target
 from ..cache.packing import KINDS
 from ..errors import OptionError
 from ..policies import DEFAULT
+from ..policies.protect import ROLES
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+KV_TYPES = {
+    "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "iq4_nl": 20, "q5_0": 6, "q5_1": 7
+}  # fmt: skip
+"""the cache types of llama.cpp's own programs -> ggml_type"""
+_PLAIN = ("f32", "f16", "bf16")
+_LAYERS = {"all": -1, "auto": -1}
+_FEW_TOKENS = 100
+"""a budget of fewer tokens may have been meant as a percentage"""
+
+BUDGET_HELP = "0.2 or 20%: share of the prompt; 512: tokens; fit:2GiB: KV memory; ttft:5s: time to the first token"
+ESCAPED_BUDGET_HELP = BUDGET_HELP.replace("%", "%%")
+"""the same for argparse"""
+_FIXED_BUDGET_HELP = ESCAPED_BUDGET_HELP.partition("; fit")[0]
 
 
-_FIXED_BUDGET_HELP = "0.2: share of the prompt; 512: tokens"
-BUDGET_HELP = "0.2: share of the prompt; 512: tokens; fit:2GiB: KV memory; ttft:5s: time to the first token"
+def warn(text: str) -> None:
+    """One line on stderr about what was asked for and will not be."""
+    print(f"asl-gguf: warning: {text}", file=sys.stderr)
 
 
 def parse_budget(text: str, option: str = "--budget") -> BudgetValue | None:
-    """A number with a point is a share, one without is tokens, `none` is the full cache, else it is a goal.
+    """A number with a point or a per cent sign is a share, one without is tokens, `none` is the full cache, else it is a
+    goal. A few tokens are taken, with a warning: per cent may have been meant.
 
     Args:
         option: what messages call it.
@@ -33,14 +50,20 @@ def parse_budget(text: str, option: str = "--budget") -> BudgetValue | None:
     if is_target(text):
         return Target.parse(text, option=option).value
     try:
-        return int(text)
+        n_tokens = int(text)
     except ValueError:
         pass
+    else:
+        if 1 < n_tokens < _FEW_TOKENS:
+            warn(
+                f"{option} {text} keeps {n_tokens} tokens; for a share of the prompt pass {n_tokens}% or {n_tokens / 100}"
+            )
+        return n_tokens
     try:
-        return float(text)
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         raise OptionError(
-            f"{option}: expected a share such as 0.2, a number of tokens such as 512, {FORMS}, or none, got {text!r}"
+            f"{option}: expected a share such as 0.2 or 20%, a number of tokens such as 512, {FORMS}, or none, got {text!r}"
         ) from None
 
 
@@ -60,24 +83,41 @@ def parse_fixed_budget(text: str, why: str) -> float | int:
 
 
 _COUNTS = (
-    "n_ubatch", "n_ctx", "decode_ctx", "max_tokens", "tokens", "runs", "decode", "turns", "turn_tokens", "samples", "step"
+    "n_ubatch", "decode_ctx", "max_tokens", "tokens", "runs", "decode", "turns", "turn_tokens", "samples", "step"
 )  # fmt: skip
 _LARGEST = 2**31 - 1
-_RANGES = {
-    **dict.fromkeys(_COUNTS, (1, _LARGEST)), "threads": (1, 512), "gpu_layers": (-1, _LARGEST), "seed": (0, 2**32 - 1)
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(_COUNTS, (1, _LARGEST)), "n_ctx": (0, _LARGEST), "threads": (1, 512), "gpu_layers": (-1, _LARGEST),
+    "seed": (-1, 2**32 - 1), "demo_seed": (0, 2**32 - 1), "top_k": (0, _LARGEST),
+    "temp": (0.0, math.inf), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "repeat_penalty": (1e-9, 1e9),
 }  # fmt: skip
+"""least and largest value"""
 
 
 def check_numbers(args: argparse.Namespace) -> None:
     """Raises OptionError for a number of tokens, cells, threads or runs below 1, and for others outside their range."""
     for name, (least, most) in _RANGES.items():
         value = getattr(args, name, None)
-        if isinstance(value, int) and not least <= value <= most:
-            expected = f"at least {least}" if value < least else f"at most {most}"
+        if isinstance(value, (int, float)) and not (least <= value <= most and value < math.inf):
+            if isinstance(value, int):
+                expected = f"at least {least}" if value < least else f"at most {most}"
+            else:
+                expected = f"a number from {least:g} {f'to {most:g}' if most == 1 else 'on'}"
             raise OptionError(f"--{name.replace('_', '-')}: expected {expected}, got {value}")
-    temperature = getattr(args, "temp", None)
-    if temperature is not None and not 0 <= temperature < math.inf:
-        raise OptionError(f"--temp: expected a number from 0 on, got {temperature}")
+    parallel = getattr(args, "parallel", None)
+    if parallel is not None and parallel != 1:
+        raise OptionError(
+            f"--parallel: expected 1, got {parallel}: `{args.command}` answers one prompt at a time. Leave -np out, or run a "
+            "server for several clients (docs/INTEGRATIONS.md)"
+        )
+
+
+def _layers(text: str) -> int:
+    """A number of layers, `all` or `auto`."""
+    return _LAYERS[text] if text in _LAYERS else int(text)
+
+
+_layers.__name__ = "number of layers, all or auto"  # what argparse calls it
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -87,16 +127,82 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-t", "--threads", type=int, default=None, help="threads (default: llama-cpp-python's)")
     parser.add_argument(
-        "-ngl", "--gpu-layers", type=int, default=0, help="layers on the GPU, -1 for all (default %(default)s)"
+        "-ngl", "--gpu-layers", "--n-gpu-layers", type=_layers, default=0, metavar="N",
+        help="layers on the GPU: a number, all or auto (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-fa", "--flash-attn", nargs="?", choices=("on", "off"), const="on", default="off", help="use flash attention"
     )
-    parser.add_argument("-fa", "--flash-attn", action="store_true", help="use flash attention")
     parser.add_argument(
         "--kv-type",
         choices=KV_TYPES,
         default="f16",
         help="type of K in the cache, and of V with -fa (default %(default)s)",
     )
-    parser.add_argument("--n-ubatch", type=int, default=512, help="tokens of a chunk (default %(default)s)")
+    parser.add_argument(
+        "-ub", "--n-ubatch", "--ubatch-size", type=int, default=512, help="tokens of a chunk (default %(default)s)"
+    )
+
+
+def add_llama_options(parser: argparse.ArgumentParser) -> None:
+    """What llama.cpp's programs take beside `add_model_options`: a model on Hugging Face, types of K and V."""
+    parser.add_argument(
+        "-hf", "--hf-repo", metavar="USER/REPO[:QUANT]",
+        help="a GGUF model on Hugging Face, in place of -m; needs huggingface_hub (default QUANT: Q4_K_M, then Q8_0)",
+    )  # fmt: skip
+    for flag, name in (("-ctk", "--cache-type-k"), ("-ctv", "--cache-type-v")):
+        needs = "; a quantised one needs -fa" if flag == "-ctv" else ""
+        parser.add_argument(
+            flag, name, choices=KV_TYPES, default=None, help=f"type of {flag[-1].upper()} in the cache{needs}"
+        )
+    parser.add_argument("-np", "--parallel", type=int, default=None, help=argparse.SUPPRESS)
+
+
+def add_context_options(parser: argparse.ArgumentParser, longest: str, default: str, cells: str) -> None:
+    """--ctx-size and --decode-ctx.
+
+    Args:
+        longest: what --ctx-size is the length of.
+        default: of --ctx-size.
+        cells: what the default of --decode-ctx consists of.
+    """
+    parser.add_argument(
+        "-c", "--ctx-size", "--n-ctx", dest="n_ctx", metavar="N", type=int, default=None,
+        help=f"longest {longest} in tokens; 0: the model's training context (default: {default})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--decode-ctx", type=int, default=None, help=f"KV cells of the decode context (default: {cells})"
+    )
+
+
+def add_answer_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
+    """Length of the answer, and how its tokens are sampled."""
+    parser.add_argument(
+        "-n", "--max-tokens", "--predict", "--n-predict", type=int, default=max_tokens,
+        help="longest answer in tokens (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--temp", "--temperature", type=float, default=0.0, help="temperature (default %(default)s: greedy)"
+    )
+    parser.add_argument("--top-k", type=int, default=None, help="sample among the K likeliest tokens (40; 0: all)")
+    parser.add_argument("--top-p", type=float, default=None, help="sample among tokens of this probability (0.95)")
+    parser.add_argument("--min-p", type=float, default=None, help="least probability, to the likeliest token's (0.05)")
+    parser.add_argument("--repeat-penalty", type=float, default=None, help="penalty on repeated tokens (1.0: none)")
+    parser.add_argument("-s", "--seed", type=int, default=None, help="seed of the sampler (default, and -1: random)")
+
+
+def answer_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `create_completion` from the answer's options; a warning for those that change nothing."""
+    given = {name: getattr(args, name) for name in ("top_k", "top_p", "min_p", "repeat_penalty", "seed")}
+    given = {name: value for name, value in given.items() if value is not None}
+    idle = [f"--{name.replace('_', '-')}" for name in given if name != "repeat_penalty"]
+    if args.temp == 0 and idle:
+        warn(
+            f"{', '.join(idle)}: without effect at --temp 0, which takes the likeliest token; pass --temp 0.8 to sample"
+        )
+    if given.get("seed") == -1:
+        del given["seed"]
+    return {"max_tokens": args.max_tokens, "temperature": args.temp, **given}
 
 
 def add_pruning_options(parser: argparse.ArgumentParser, budget: str, targets: bool = True) -> None:
@@ -105,7 +211,7 @@ def add_pruning_options(parser: argparse.ArgumentParser, budget: str, targets: b
         "-b",
         "--budget",
         default=budget,
-        help=f"{f'{BUDGET_HELP}; none: full cache' if targets else _FIXED_BUDGET_HELP} (default %(default)s)",
+        help=f"{f'{ESCAPED_BUDGET_HELP}; none: full cache' if targets else _FIXED_BUDGET_HELP} (default %(default)s)",
     )
     parser.add_argument(
         "--policy", default=DEFAULT, help="what to keep: name or name:parameter=value:... (default %(default)s)"
@@ -115,6 +221,42 @@ def add_pruning_options(parser: argparse.ArgumentParser, budget: str, targets: b
         choices=("auto", "off", "all"),
         default="auto",
         help="expand slow weight types to F16 while their layer runs (default %(default)s)",
+    )
+
+
+def add_keeping_options(parser: argparse.ArgumentParser) -> None:
+    """--protect and --guard."""
+    parser.add_argument(
+        "--protect", action="append", default=None, metavar="WHAT",
+        help=f"keep this whatever its scores: {', '.join(ROLES)}, BEGIN:END (tokens) or /REGULAR EXPRESSION/; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--guard", type=float, default=None, metavar="SHARE",
+        help="least share of the attention that the kept K/V must hold; a prompt that falls short gets a larger budget",
+    )  # fmt: skip
+
+
+def keeping_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `Llama` from --protect and --guard.
+
+    Raises:
+        OptionError: what is to be protected is in none of the forms.
+    """
+    return {"asl_protect": [_protected(text) for text in args.protect or []] or None, "asl_guard": args.guard}
+
+
+def _protected(text: str) -> Any:
+    if text in ROLES:
+        return text
+    if span := re.fullmatch(r"(-?\d+):(-?\d+)", text):
+        return int(span[1]), int(span[2])
+    if len(text) > 2 and text.startswith("/") and text.endswith("/"):
+        try:
+            return re.compile(text[1:-1])
+        except re.error as err:
+            raise OptionError(f"--protect: expected a regular expression between slashes, got {text}: {err}") from None
+    raise OptionError(
+        f"--protect: expected {', '.join(ROLES)}, BEGIN:END in tokens, or /REGULAR EXPRESSION/, got {text!r}"
     )
 
 
@@ -135,18 +277,59 @@ def add_full_kv_option(parser: argparse.ArgumentParser, why: str) -> None:
     )
 
 
+def model_of(args: argparse.Namespace) -> str:
+    """The model's file or name; one on Hugging Face is fetched first, unless it is in that package's cache.
+
+    Raises:
+        ModelError, DownloadError: as `models.hub.fetch`.
+    """
+    if getattr(args, "hf_repo", None) is None:
+        return args.model
+    from ..models.hub import fetch
+
+    return str(fetch(args.hf_repo))
+
+
 def llama_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `Llama` from the model options."""
-    kv_type = KV_TYPES[args.kv_type]
+    """Keyword arguments of `Llama` from the model options; a warning where layers find no GPU.
+
+    Raises:
+        OptionError: V is to be quantised without flash attention.
+    """
+    flash = args.flash_attn == "on"
+    kind_k = getattr(args, "cache_type_k", None) or args.kv_type
+    # llama.cpp quantises V with flash attention only
+    kind_v = getattr(args, "cache_type_v", None) or (args.kv_type if flash or args.kv_type in _PLAIN else "f16")
+    if kind_v not in _PLAIN and not flash:
+        raise OptionError(f"--cache-type-v: expected -fa with the quantised type {kind_v}, got none; add -fa")
+    _check_devices(args)
     return {
         "n_threads": args.threads,
         "n_threads_batch": args.threads,
         "n_gpu_layers": args.gpu_layers,
-        "flash_attn": args.flash_attn,
-        "type_k": kv_type,
-        # llama.cpp quantises V with flash attention only
-        "type_v": kv_type if args.flash_attn else KV_TYPES["f16"],
+        "flash_attn": flash,
+        "type_k": KV_TYPES[kind_k],
+        "type_v": KV_TYPES[kind_v],
         "n_batch": max(512, args.n_ubatch),
         "n_ubatch": args.n_ubatch,
         "verbose": False,
     }
+
+
+def context_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `ContextOptions` from the model options."""
+    _check_devices(args)
+    return {
+        "n_threads": args.threads or 2,
+        "n_ubatch": args.n_ubatch,
+        "flash_attn": args.flash_attn == "on",
+        "kv_type": KV_TYPES[args.kv_type],
+        "n_gpu_layers": args.gpu_layers,
+    }
+
+
+def _check_devices(args: argparse.Namespace) -> None:
+    from ..native import devices
+
+    if args.gpu_layers and not devices.offloads():
+        warn(f"-ngl {args.gpu_layers}: no GPU is there that this build of llama.cpp can use; all layers run on the CPU")

@@ -20,10 +20,10 @@ from ..budget.targets import BudgetValue
 from ..cache.host_kv import HostKV
 from ..engine.place import OwnContext
 from ..engine.plan import Request
-from ..engine.sequence import Sequence
+from ..engine.sequence import UNASKED, Sequence
 from ..engine.stock_report import stock_report
 from ..engine.transcript import Transcript
-from ..errors import PromptError, PruningDisabledWarning, UnsupportedModelError
+from ..errors import PromptError, PruningDisabledWarning, UnaskedWarning, UnsupportedModelError
 from ..models import gguf_header
 from ..models.named import resolve
 from ..native import vocabulary
@@ -46,6 +46,7 @@ from .completion import (
 from .gate import Gate, gated
 from .generation import Call, Tokens, current_call, known, known_to, timed, undisturbed, until_full
 from .options import AslOptions, unprunable_use
+from .progress import progress_of
 from .state import StatefulLlama
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class Llama(StatefulLlama):
             nowhere is kept in all layers, and what follows it is not cut down either. Policies that run kept tokens a
             second time (gemfilter, asl-two-pass) keep nothing there. "q8_0" quantises
             the K/V there: half the memory of an f16 cache, and what is selected from them is rounded.
-        asl_progress: called as (done, total) in token-layers during a prefill; False cancels it.
+        asl_progress: called as (done, total) in token-layers during a prefill; False cancels it. The total is an estimate:
+            it follows the layer from which on fewer tokens run. True shows a bar (tqdm's where it is installed).
         **kwargs: those of llama_cpp.Llama.
 
     Raises:
@@ -94,6 +96,7 @@ class Llama(StatefulLlama):
 
     Warns:
         PruningDisabledWarning: the model or the use cannot be pruned; answers come from the full cache.
+        UnaskedWarning: a question goes on from a document that was prefilled or loaded without `asl_full_kv`.
     """
 
     _asl_takes_unknown = False
@@ -118,7 +121,7 @@ class Llama(StatefulLlama):
         asl_guard: float | None = None,
         asl_calibration: bool = True,
         asl_full_kv: bool | str = False,
-        asl_progress: Progress | None = None,
+        asl_progress: Progress | bool | None = None,
         **llama_arguments: Unpack[LlamaArguments],
     ) -> None:
         self._stack, self._gate = contextlib.ExitStack(), Gate()  # close() needs them, however early this fails
@@ -203,7 +206,7 @@ class Llama(StatefulLlama):
             self._stack.callback(host.clear)
         rule.bind(session.info())
         session.set_dequant(self._asl.dequant)
-        session.set_progress(self._gate.reporting(self._asl.progress))
+        session.set_progress(self._gate.reporting(progress_of(self._asl.progress)))
         # for its users this object has n_ctx tokens; only the KV cache is smaller
         self._n_ctx = self.context_params.n_ctx = n_ctx
         self._text = Transcript(n_ctx)
@@ -214,10 +217,10 @@ class Llama(StatefulLlama):
         self._asl_fingerprint = self._fingerprint_now()
         return None
 
-    def set_progress(self, progress: Progress | None) -> None:
+    def set_progress(self, progress: Progress | bool | None) -> None:
         """Replaces `asl_progress`."""
         if self._asl_session is not None:
-            self._asl_session.set_progress(self._gate.reporting(progress))
+            self._asl_session.set_progress(self._gate.reporting(progress_of(progress)))
 
     def n_ctx(self) -> int:
         """Longest prompt + answer in tokens. (llama_n_ctx of the decode context is its KV cells.)"""
@@ -308,8 +311,11 @@ class Llama(StatefulLlama):
         if plan is None and self._load_cached(tokens):
             plan = self._sequence.plan_on(request)
         self._sequence.run(plan or self._sequence.plan_anew(request))
-        assert self._sequence.report is not None
-        return self._sequence.report
+        report = self._sequence.report
+        assert report is not None
+        if report.reason == UNASKED:
+            warnings.warn(f"{UNASKED} (pass it to Llama, before prefill and save_prompt)", UnaskedWarning, stacklevel=2)
+        return report
 
     def _protected(self, tokens: list[int], call: Call) -> Callable[[], Indices] | None:
         if not self._asl.protect:

@@ -33,7 +33,8 @@ class AslOptions:
     room: int = 1024
     """KV cells beside the budget, for the answer and later turns, unless decode_ctx says otherwise"""
     dequant: str = "auto"
-    progress: Progress | None = None
+    progress: Progress | bool | None = None
+    """True: a bar"""
     protect: Protection = field(default_factory=Protection)
     guard: float | None = None
     use_calibration: bool = True
@@ -174,9 +175,11 @@ def _guard(value: Any, policy: Policy) -> float | None:
     return value
 
 
-def _progress(value: Any) -> Progress | None:
-    if value is not None and not callable(value):
-        raise OptionError(f"asl_progress: expected a callable (done, total) -> bool or None, got {value!r}")
+def _progress(value: Any) -> Progress | bool | None:
+    if value is not None and not isinstance(value, bool) and not callable(value):
+        raise OptionError(
+            f"asl_progress: expected a callable (done, total) -> bool, True for a bar, or None, got {value!r}"
+        )
     return value
 
 

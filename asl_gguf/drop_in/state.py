@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import abc
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..cache import prompt_file
 from ..cache.fingerprint import Fingerprint, check_fingerprint, fingerprint_of, settings_number
@@ -171,22 +171,28 @@ class StatefulLlama(llama_cpp.Llama):
             fields |= self._asl_session.chunks
         return fields
 
-    def prefill(self, prompt: str | abc.Sequence[int]) -> PrefillReport:
+    def prefill(self, prompt: str | abc.Sequence[int] | abc.Sequence[abc.Mapping[str, Any]]) -> PrefillReport:
         """Prefills a prompt under the budget, without an answer: for `save_prompt`, or ahead of a question.
 
-        What is kept is chosen by the prompt's own last tokens. Prompts that go on from it need no prefill of it.
+        What is kept is chosen by the prompt's own last tokens, and no question need be among them. Prompts that go on from
+        it need no prefill of it; with `asl_full_kv` they choose again, and without it an UnaskedWarning says that they do
+        not.
 
         Args:
-            prompt: a text (special tokens are parsed), or token ids.
+            prompt: a text (special tokens are parsed), token ids, or the messages of a chat. Questions of a chat begin as its
+                template does: for those, `prefill([{"role": "user", "content": document}])`.
 
         Raises:
             PromptError, ContextFullError, PrefillCancelled: as `generate`.
         """
-        with known(max_tokens=1):
-            answer = self.generate(self._tokens_of(prompt) if isinstance(prompt, str) else prompt)
-            next(answer)
-        answer.close()
-        self._text.sampled = None
+        if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], abc.Mapping):
+            self.create_chat_completion(cast(Any, prompt), max_tokens=1)
+        else:
+            with known(max_tokens=1):
+                answer = self.generate(self._tokens_of(prompt) if isinstance(prompt, str) else cast(Any, prompt))
+                next(answer)
+            answer.close()
+        self._text.sampled, self._text.unasked = None, bool(self._text.pruned)
         assert self.last_prefill is not None
         return self.last_prefill
 
@@ -199,7 +205,8 @@ class StatefulLlama(llama_cpp.Llama):
     def save_prompt(self, path: str | Path) -> None:
         """Writes what was evaluated last, pruned as it is, to a file that `load_prompt` reads in no time.
 
-        With `asl_full_kv` K/V of all tokens go along: later questions about the prompt select from them.
+        With `asl_full_kv` K/V of all tokens go along: later questions about the prompt select from them. Without it they are
+        answered from what the saved prompt's own last tokens chose, with an UnaskedWarning.
 
         Raises:
             StateError: nothing was evaluated yet, this object does not prune, or n_tokens was set to less than the pruned
@@ -220,6 +227,7 @@ class StatefulLlama(llama_cpp.Llama):
             raise StateError("expected a Llama with asl_budget to load a prompt, got one without; pass asl_budget")
         saved, (tokens, layers, hidden) = prompt_file.load(Path(path), self._asl_fingerprint, self._asl_form())
         self.load_state(saved)
+        self._text.unasked = saved.held.n_pruned > 0
         if self._sequence is not None and self._sequence.host is not None:
             self._sequence.host.put(tokens, 0, layers, hidden)
         return list(saved.held.text_tokens)

@@ -31,6 +31,9 @@ class Layers(Protocol):
     def set_window(self, window: int, weights: Floats | None = None) -> None:
         """Scores come from the last `window` tokens from now on, float32 [window] factors on their queries."""
 
+    def expect(self, n_kept: int, layer: int) -> None:
+        """For the progress callback: layers after this one will see n_kept tokens."""
+
     def running(self, n_layers: int, with_scores: bool) -> Iterator[None]:
         """Runs the next layers over the current tokens; the last of them has scores."""
 

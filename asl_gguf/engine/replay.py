@@ -128,6 +128,10 @@ class Replay:
         self._session.set_window(window, weights)
         self._window, self._weights = window, weights
 
+    def expect(self, n_kept: int, layer: int) -> None:
+        """`Session.expect`"""
+        self._session.expect(n_kept, layer)
+
     def running(self, n_layers: int, with_scores: bool) -> Iterator[None]:
         """`Session.running`, from the record where it has what is wanted."""
         self._layer += n_layers

@@ -54,6 +54,10 @@ class ReusingLayers:
         self._session.set_window(window, weights)
         self._window = (window, weights)
 
+    def expect(self, n_kept: int, layer: int) -> None:
+        """`Session.expect`. No token is dropped before the layer whose hidden states there are."""
+        self._session.expect(n_kept, max(layer, self._kept.depth - 1) if self._n_loading else layer)
+
     def _set_past(self) -> None:
         """Before the first layer runs, when the window is known: its tokens are computed, for their queries choose."""
         window, weights = self._window

@@ -27,6 +27,11 @@ from .turn import TurnLayers
 
 logger = logging.getLogger(__name__)
 
+UNASKED = (
+    "the K/V that this question goes on from were chosen before it was known, and what it needs may be among those that "
+    "were dropped; with asl_full_kv=True every question selects again"
+)
+"""the reason in reports of prompts that go on from `prefill` or `load_prompt` without K/V of all tokens"""
 _MIN_LAYERED = 256
 """shorter prompts that are not pruned gain nothing from running layer by layer"""
 
@@ -159,7 +164,10 @@ class Sequence:
 
     def _plan_append(self, request: Request) -> Plan | None:
         text, tokens = self.transcript, request.tokens
-        plan = Plan("append", tuple(tokens), text.n_common(tokens), reason="the start of the prompt was in the cache")
+        n_common = text.n_common(tokens)
+        unasked = text.unasked and len(tokens) > n_common
+        reason = UNASKED if unasked else "the start of the prompt was in the cache"
+        plan = Plan("append", tuple(tokens), n_common, reason=reason)
         if text.is_start_of(tokens):
             n_new = len(tokens) - text.n_tokens
             small = bool(text.pruned) or self.rule.extends(n_new, text.n_tokens)
@@ -187,7 +195,7 @@ class Sequence:
         n_most = self.n_free - min(request.n_answer, self.n_ctx - len(tokens))
         if n_kept >= n_new or policy.max_rows(n_new, n_kept) > n_most:
             return None
-        return Plan("turn", tuple(tokens), n_past, n_kept, n_most, protected)
+        return Plan("turn", tuple(tokens), n_past, n_kept, n_most, protected, UNASKED if text.unasked else None)
 
     def plan_anew(self, request: Request) -> Plan:
         """What `start` would do with a prompt that begins anew. Only a `ttft:` budget that knows no speed yet runs something.
@@ -323,7 +331,9 @@ class Sequence:
             calibration=self.calibration,
         )
         n_pruned = len(plan.tokens) if report.pruned or turn else 0
+        unasked = turn and self.transcript.unasked
         self.transcript.set(plan.tokens, n_pruned=n_pruned, needs_eval=False)
+        self.transcript.unasked = unasked
         logger.info(
             "prefill: kept %d of %d tokens, selection layer %s",
             report.kept_tokens, report.prompt_tokens, report.selection_layer,

@@ -27,6 +27,7 @@ def stock_report(
         info: of the session; None without one.
     """
     kv_bytes = lib.context_kv_bytes(ctx)
+    bytes_cell = info.kv_bytes_cell if info else kv_bytes / llama_cpp.llama_n_ctx(ctx)
     return PrefillReport(
         prompt_tokens=n_tokens,
         kept_tokens=n_kept,
@@ -38,6 +39,6 @@ def stock_report(
         kv_bytes=kv_bytes,
         kv_bytes_resident=kv_bytes,
         kv_bytes_full=round_cells(n_ctx) * info.kv_bytes_cell if info else kv_bytes,
-        kv_bytes_prompt=n_kept * info.kv_bytes_cell if info else 0,
-        kv_bytes_prompt_full=n_tokens * info.kv_bytes_cell if info else 0,
+        kv_bytes_prompt=round(n_kept * bytes_cell),
+        kv_bytes_prompt_full=round(n_tokens * bytes_cell),
     )

@@ -26,13 +26,15 @@ class Transcript:
         """the tokens up to the end of the last prompt of which K/V were dropped; (): none were"""
         self.sampled: int | None = None
         """last token of the answer, given out but not evaluated; None: there is none, or it is no text"""
+        self.unasked = False
+        """what K/V were dropped was decided before anything was asked, or in another process"""
         self.turn = 0
         """prompts and resets so far"""
 
     def clear(self) -> None:
         """Nothing is evaluated."""
         self.n_tokens, self.needs_eval = 0, True
-        self.pruned, self.sampled = (), None
+        self.pruned, self.sampled, self.unasked = (), None, False
         self.turn += 1
 
     def set(self, tokens: Sequence[int], *, n_pruned: int, needs_eval: bool, sampled: int | None = None) -> None:
@@ -40,7 +42,7 @@ class Transcript:
         self.n_tokens = len(tokens)
         self.ids[: self.n_tokens] = tokens
         self.pruned = tuple(tokens[:n_pruned])
-        self.needs_eval, self.sampled = needs_eval, sampled
+        self.needs_eval, self.sampled, self.unasked = needs_eval, sampled, False
 
     def append(self, tokens: Sequence[int]) -> None:
         """These tokens were evaluated after the others."""

@@ -40,6 +40,10 @@ class TurnLayers:
         """`Session.set_window`"""
         self._session.set_window(window, weights)
 
+    def expect(self, n_kept: int, layer: int) -> None:
+        """`Session.expect`"""
+        self._session.expect(n_kept, layer)
+
     def running(self, n_layers: int, with_scores: bool) -> Iterator[None]:
         """`Session.running`"""
         return self._session.running(n_layers, with_scores)

@@ -8,7 +8,7 @@ from typing import Any
 
 from .bindings import llama_cpp
 
-_GPU = 1  # ggml_backend_dev_type
+_GPU, _INTEGRATED_GPU = 1, 2  # ggml_backend_dev_type
 
 
 def _ggml() -> Any:
@@ -35,6 +35,11 @@ def names() -> Iterator[tuple[str, str]]:
     for index in range(count()):
         device = ggml.ggml_backend_dev_get(index)
         yield ggml.ggml_backend_dev_name(device).decode(), ggml.ggml_backend_dev_description(device).decode()
+
+
+def offloads() -> bool:
+    """Whether layers have anywhere to go but the CPU. (llama_supports_gpu_offload says yes where RPC is built in.)"""
+    return any(_ggml().ggml_backend_dev_by_type(kind) for kind in (_GPU, _INTEGRATED_GPU))
 
 
 def gpu_bytes_used() -> int | None:

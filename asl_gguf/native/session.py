@@ -62,6 +62,7 @@ class Session:
         self._n_embd = llama_cpp.llama_model_n_embd(llama_cpp.llama_get_model(context))
         self._pointer: int | None = lib.session_init(context, ctypes.byref(params), n_ctx, error, len(error))
         self._progress = bindings.progress_callback()  # NULL
+        self._expected: tuple[int, int] | None = None  # tokens of the layers after this one
         self._raised: BaseException | None = None
         self._interrupted = False
         if not self._pointer:
@@ -89,11 +90,11 @@ class Session:
             self.close()
 
     def set_progress(self, progress: Progress | None) -> None:
-        """Calls `progress` between chunks. What it raises cancels the prefill and comes out of the call."""
+        """Calls `progress` between chunks (`expect` corrects totals). What it raises cancels the prefill and comes out."""
 
         def report(_user_data: int, done: int, total: int) -> bool:
             try:
-                goes_on = progress is None or progress(done, total) is not False
+                goes_on = progress is None or progress(done, total + self._expected_more()) is not False
                 return goes_on and not self._interrupted
             except BaseException as err:  # KeyboardInterrupt too: ctypes would print and drop it
                 self._raised = err
@@ -101,6 +102,21 @@ class Session:
 
         self._progress = bindings.progress_callback(report)
         self._check(lib.session_set_progress(self._handle, self._progress, None))
+
+    def expect(self, n_kept: int, layer: int) -> None:
+        """Until tokens are dropped, progress counts n_kept of them in the layers after this one."""
+        self._expected = n_kept, layer
+
+    def _expected_more(self) -> int:
+        """Token-layers to add to the native total, which knows of no policy."""
+        if self._expected is None:
+            return 0
+        n_kept, layer = self._expected
+        info = bindings.session_info()
+        if lib.session_get_info(self._pointer, ctypes.byref(info)) != bindings.OK:
+            return 0
+        n_left = info.n_layer - 1 - max(layer, info.next_layer)
+        return (n_kept - (info.n_current - info.n_past)) * max(0, n_left)
 
     def set_dequant(self, mode: str) -> None:
         """Whether weights without a fast kernel are expanded to F16 once per layer: 'off', 'auto' or 'all'."""
@@ -127,6 +143,7 @@ class Session:
     def begin(self, tokens: Sequence[int], window: int, first_pos: int = 0) -> None:
         """Starts a prefill at position first_pos; what the decode context held is forgotten."""
         ids = _indices("tokens", tokens, (1,))
+        self._expected = None
         self._check(lib.session_begin(self._handle, _int32_p(ids), ids.size, window, first_pos))
 
     def extend(self, tokens: Sequence[int], window: int) -> None:
@@ -136,6 +153,7 @@ class Session:
         tokens. Until the prefill ends the decode context stays as it is; `abort` leaves it so.
         """
         ids = _indices("tokens", tokens, (1,))
+        self._expected = None
         self._check(lib.session_extend(self._handle, _int32_p(ids), ids.size, window))
 
     def set_window(self, window: int, weights: Floats | None = None) -> None:
@@ -310,6 +328,7 @@ class Session:
     def keep_tokens(self, index: Indices) -> None:
         """Deeper layers see only these tokens, int32 [k]."""
         kept = _indices("tokens", index, (1,))
+        self._expected = None
         self._check(lib.session_keep_tokens(self._handle, _int32_p(kept), kept.size))
 
     def save_layer(self) -> np.ndarray:

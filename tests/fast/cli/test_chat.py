@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from asl_gguf import OptionError
-from asl_gguf.cli import chat_session, progress
+from asl_gguf.cli import chat_session
 from asl_gguf.cli.chat_session import ChatSession
+from asl_gguf.drop_in import progress
 from chats import ANSWER_OPTIONS, LLAMA_OPTIONS, N_TOKENS, contents, messages, numbers
 from harness import prompt  # noqa: F401  (silences llama.cpp's log in this process)
 from tiny_llama import TEXT
@@ -70,7 +71,9 @@ def test_a_conversation(chat, document):
     (kept, n_prompt, budget), (kept_more, n_longer, _) = numbers("kept tokens", out)
     assert kept == budget == n_prompt // 5 and n_longer > n_prompt and kept_more == n_longer // 2
     assert numbers("selection layer", out)[0] == [3, 6]
-    (seconds, speed), (now, full), (mass,) = (numbers(row, out)[0] for row in ("prefill", "KV MiB", "attention mass"))
+    (seconds, speed), (now, full, _), (mass,) = (
+        numbers(row, out)[0] for row in ("prefill", "K/V MiB", "attention mass")
+    )
     assert seconds > 0 and speed > 0 and 0 < now < full and 0 < mass < 1
 
 
@@ -112,7 +115,7 @@ def test_errors_leave_a_chat(chat, document, tmp_path):
         "/clear all": "expected /clear alone, got /clear all",
         "/file missing": "expected readable UTF-8 text, got missing: ",
         "/file .": "expected readable UTF-8 text, got ",
-        "/file picture": "expected readable UTF-8 text, got picture: ",
+        "/file picture": "expected readable UTF-8 text, or a PDF, .*, got picture: ",
         "/file archive": "expected readable UTF-8 text, got archive: .*null",
         "/file blank": "expected readable UTF-8 text, got blank: .*empty",
         "/file ~nobody-of-this-name/a": "expected ",
@@ -124,7 +127,7 @@ def test_errors_leave_a_chat(chat, document, tmp_path):
         "/save nowhere/a.json": "expected a file that can be written, got nowhere/a.json: ",
         "/budget": "expected /budget X, got /budget",
         "/budget x": "expected a share such as .*, got 'x'",
-        "/budget 3": "expected at least .* tokens.*, got 3",
+        "/budget 1": "expected at least .* tokens.*, got 1",
         "/budget 1.5": "expected a share .*, got 1.5",
         "word " * 400: "expected fewer than n_ctx = 768 tokens, got a prompt of ",
     }

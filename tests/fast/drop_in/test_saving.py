@@ -8,18 +8,20 @@ import io
 import json
 import pickle
 import re
+import warnings
 from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 import pytest
 
-from asl_gguf import StateError
+from asl_gguf import StateError, UnaskedWarning
 from asl_gguf.cache.fingerprint import describe, settings_number
+from asl_gguf.engine.sequence import UNASKED
 from asl_gguf.policies import PyramidInfer, SnapKV, StreamingLLM
 from harness import llama_cpp, prompt
 from tiny_gguf import FIRST_BYTE
-from tiny_llama import DOCUMENT, EXCLAIM, QUESTIONS, SETTLES, cells, complete, greedy, logits, n_kept
+from tiny_llama import DOCUMENT, EXCLAIM, QUESTIONS, SETTLES, TEXT, cells, complete, greedy, logits, n_kept
 
 OTHER = prompt(200, seed=9)
 PLAIN = {"asl_budget": 0.4, "asl_min_prompt": 80, "asl_policy": SnapKV()}
@@ -374,3 +376,60 @@ def test_settings_do_not_depend_on_the_process(make):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         print(origins[0])
     assert "0x" not in out.getvalue()
+
+
+# questions that were not known
+
+
+@pytest.mark.parametrize("way", ["prefill", "file"])
+def test_a_question_that_was_not_known_is_announced(make, tmp_path, way):
+    """What it goes on from was chosen by the document's own last tokens. With K/V of all tokens it chooses again."""
+    plain, full = make(**PLAIN), make(**PLAIN, asl_full_kv=True)
+    for llm in (plain, full):
+        llm.prefill(DOCUMENT)
+        if way == "file":
+            llm.save_prompt(tmp_path / "prompt")
+            llm.reset()
+            llm.load_prompt(tmp_path / "prompt")
+    with pytest.warns(UnaskedWarning, match="chosen before it was known.*asl_full_kv=True"):
+        greedy(plain, turn := DOCUMENT + QUESTIONS[0])
+    assert plain.last_prefill.reason == UNASKED and plain.last_prefill.reused_tokens == len(DOCUMENT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert greedy(full, turn) == greedy(make(**PLAIN), turn)  # as if it had been asked at once
+        assert "selected again" in full.last_prefill.reason and full.last_prefill.reused_tokens > 0
+
+
+def test_what_was_known_is_not_announced(make):
+    """The prompt itself, turns after an answer, another prompt."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        llm = make(**PLAIN)
+        llm.prefill(DOCUMENT)
+        answered = DOCUMENT + greedy(llm, DOCUMENT)
+        greedy(make(**PLAIN), answered + QUESTIONS[0])
+        llm.prefill(DOCUMENT)
+        greedy(llm, OTHER)
+        greedy(llm, OTHER + greedy(llm, OTHER) + QUESTIONS[0])
+
+
+def test_a_long_turn_is_announced_too(make):
+    """Its own tokens are pruned, over K/V that it did not choose; so are those of the turn after it."""
+    llm = make(**PLAIN)
+    llm.prefill(DOCUMENT)
+    for turn in (DOCUMENT + prompt(200, seed=5), DOCUMENT + prompt(200, seed=5) + prompt(200, seed=6)):
+        with pytest.warns(UnaskedWarning):
+            llm.prefill(turn)
+        assert llm.last_prefill.reused_tokens > 0 and len(llm.last_prefill.turns) > 1
+
+
+def test_a_chat_is_prefilled_ahead(make):
+    """Messages become what their template makes of them; a question about them shares their start."""
+    llm = make(**PLAIN, asl_full_kv=True)
+    report = llm.prefill([{"role": "user", "content": TEXT[:300]}])
+    assert llm.n_tokens == report.prompt_tokens > 150 and report.pruned and llm._text.sampled is None
+    messages = [{"role": "user", "content": f"{TEXT[:300]}\n\nWho wrote?"}]
+    answer = llm.create_chat_completion(messages, max_tokens=8, temperature=0.0)
+    assert llm.last_prefill.reused_tokens > 120
+    again = make(**PLAIN).create_chat_completion(messages, max_tokens=8, temperature=0.0)
+    assert answer["choices"][0]["message"] == again["choices"][0]["message"]

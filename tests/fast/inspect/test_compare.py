@@ -43,10 +43,11 @@ def run(model, tmp_path, capsys):
     """`run(*arguments)`: exit code, stdout and stderr of `asl-gguf compare -m MODEL --file ... --question ...`."""
     document = tmp_path / "document.txt"
     document.write_text(TEXT, encoding="utf-8")
-    fixed = ["compare", "-m", model, "-t", "1", "-n", N_ANSWER, "-f", document, "-q", QUESTION]
+    fixed = ["compare", "-m", model, "-t", "1", "-n", N_ANSWER]
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        code = main([*map(str, fixed), *map(str, arguments)])
+        source = [] if "-p" in arguments else ["-f", document, "-q", QUESTION]
+        code = main([*map(str, [*fixed, *source]), *map(str, arguments)])
         return code, *capsys.readouterr()
 
     return run
@@ -127,11 +128,9 @@ def test_every_policy_by_default(run):
     assert found["answers"][0]["policy"] == "none"
 
 
-def test_a_prompt_that_fits_the_budget(run, tmp_path):
+def test_a_prompt_that_fits_the_budget(run):
     """Nothing is pruned, and the table says why."""
-    short = tmp_path / "short.txt"
-    short.write_text("Short.", encoding="utf-8")
-    code, out, _ = run("--policies", "none,snapkv", "-f", short)
+    code, out, _ = run("--policies", "none,snapkv", "-p", "Short.")
     assert code == 0 and "snapkv: the prompt fits the budget" in out and "none: the prompt" not in out
 
 
@@ -149,7 +148,7 @@ WRONG_USE = {
     "parameter": (["--policies", "snapkv:window=0"], "window: expected .*, got 0"),
     "budget-none": (["-b", "none"], "--budget: expected .*, got none .*"),
     "budget": (["-b", "0"], "expected .*, got 0"),
-    "budget-small": (["-b", "20"], "expected at least 33 tokens .*, got 20; .*"),
+    "budget-small": (["-b", "1"], "expected at least 17 tokens .*, got 1; .*"),
     "file": (["-f", "missing.txt"], "expected readable UTF-8 text, got missing.txt: .*"),
     "max-tokens": (["-n", "0"], "--max-tokens: expected at least 1, got 0"),
 }

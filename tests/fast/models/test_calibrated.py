@@ -95,7 +95,7 @@ def test_inspect(run, tmp_path: Path, policy, layer, shown):
     out = run("inspect", "-o", str(page), "--policy", policy)
     text = page.read_text(encoding="utf-8")
     assert (f"calibration: {SUMMARY}\n" in out, f"<dd>{SUMMARY}</dd>" in text) == (shown, shown)
-    assert f"<dd>{layer} of layers 0 to 11</dd>" in text and f"min_layer={layer}, " in text
+    assert f"<dd>{layer} of layers 0 to 11<small>" in text and f"min_layer={layer}, " in text
 
 
 @pytest.mark.parametrize("kind", [["saved"], ["turns", "--turns", "1"]], ids=lambda kind: kind[0])

@@ -1,0 +1,57 @@
+"""The parser of the command: one that says which option was perhaps meant."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Names the nearest option of its own command where one is unknown. Subcommands get the same class."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        given = list(sys.argv[1:] if args is None else args)
+        if self._subparsers is None:
+            self._check_names(given)
+        parsed, left = super().parse_known_args(given, namespace)
+        if left:  # of a subcommand: argparse would leave them to the command's parser, which knows none of its options
+            self.refuse(left)
+        return parsed, left
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message and file is sys.stdout:  # its help on a full disk is an error, which argparse would drop
+            print(message, end="", flush=True)
+        else:
+            super()._print_message(message, file)
+
+    def _check_names(self, given: Sequence[str]) -> None:
+        """Refuses unknown options before argparse takes the values behind them for arguments, or -temp for -t emp."""
+        known = self._option_string_actions
+        for argument in given:
+            if argument == "--":
+                return
+            name = argument.partition("=")[0]
+            is_long = name.startswith("--") and " " not in name and not any(one.startswith(name) for one in known)
+            if is_long or (f"-{argument}" in known and argument not in known):
+                self.refuse([argument])
+
+    def refuse(self, left: Sequence[str]) -> NoReturn:
+        """Ends the program with a message about arguments that nobody knows."""
+        unknown = next((argument for argument in left if argument.startswith("-")), left[0]).partition("=")[0]
+        if not unknown.startswith("-"):
+            self.error(f"expected options of {self.prog}, got {unknown!r}; quote texts with spaces in them")
+        near = self._nearest(unknown)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"see {self.prog} --help"
+        self.error(f"expected an option of {self.prog}, got the unknown {unknown}; {hint}")
+
+    def _nearest(self, unknown: str) -> list[str]:
+        known = list(self._option_string_actions)
+        folded = {name.lower().replace("_", "-"): name for name in known}
+        same = folded.get(unknown.lower().replace("_", "-"))
+        if same is not None:
+            return [same]
+        as_long = [] if unknown.startswith("--") else [name for name in known if name == f"-{unknown}"]
+        return as_long or difflib.get_close_matches(unknown, known, 2, 0.6)

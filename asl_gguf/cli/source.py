@@ -1,0 +1,57 @@
+"""What a prompt is made of: text given on the command line, documents, and a question about them."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..errors import OptionError, PromptError
+from .documents import STDIN, read_documents
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """-f, -q, -p and `-`."""
+    parser.add_argument(
+        "-f", "--file", action="append", dest="files", metavar="FILE", default=[],
+        help="a document: text, HTML, PDF or DOCX; - for standard input; may be repeated. Without a question it is the prompt",
+    )  # fmt: skip
+    parser.add_argument("-q", "--question", help="asked about the documents, after their text")
+    parser.add_argument("-p", "--prompt", help="the prompt; with -f the question")
+    parser.add_argument("stdin", nargs="?", choices=[STDIN], help="- reads a document from standard input")
+
+
+def read_source(args: argparse.Namespace) -> str:
+    """The prompt's text: the documents, then the question.
+
+    Raises:
+        PromptError: a document cannot be read, or the prompt is empty.
+        OptionError: there is nothing to read, a question without a document, or two of them.
+    """
+    names = [*args.files, *([STDIN] if args.stdin else [])]
+    if names.count(STDIN) > 1:
+        raise OptionError("--file: expected standard input (-) once, got it twice")
+    if args.question is not None and args.prompt is not None:
+        raise OptionError("--question: expected -q or -p, got both; they mean the same beside --file")
+    if args.question is not None and not names:
+        raise OptionError("--question: expected together with --file, got it alone; a prompt without a document is -p")
+    question = _checked("--question" if args.prompt is None else "--prompt", args.question, args.prompt)
+    if not names and question is None:
+        raise OptionError("expected a prompt (-p TEXT), a document (-f FILE -q QUESTION) or -, got none of them")
+    return "\n\n".join([*([read_documents(names)] if names else []), *([question] if question is not None else [])])
+
+
+def _checked(source: str, *texts: str | None) -> str | None:
+    """The text that is given.
+
+    Raises:
+        PromptError: it is blank, or no UTF-8: such bytes arrive from the shell as lone surrogates.
+    """
+    text = next((text for text in texts if text is not None), None)
+    if text is None:
+        return None
+    try:
+        text.encode("utf-8")
+    except UnicodeError as err:
+        raise PromptError(f"expected readable UTF-8 text, got {source}: {err}") from err
+    if not text.strip():
+        raise PromptError(f"expected a prompt with text in it, got an empty one ({source})")
+    return text

@@ -1,0 +1,99 @@
+"""Bars for (done, total): on a terminal, in lines elsewhere, and tqdm's for Python and Jupyter."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:  # the command imports this before it knows whether there is a library
+    from ..native.session import Progress
+
+_WIDTH = 30
+_INTERVAL_SECONDS = 0.1
+LINE_SECONDS = 30.0
+"""between lines where there is no terminal"""
+
+
+class ProgressBar:
+    """Draws (done, total) on one line of a terminal. Elsewhere long work leaves a line every 30 seconds."""
+
+    def __init__(self, label: str, stream: TextIO | None = None) -> None:
+        self._label = label
+        self._stream = sys.stderr if stream is None else stream
+        self._on_terminal = self._stream.isatty()
+        self._started = time.monotonic()
+        self._drawn = float("-inf") if self._on_terminal else self._started
+        self._last = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        if total <= 0:
+            return
+        now = time.monotonic()
+        if done < self._last:
+            self._started = now  # a new job begins
+        self._last = done
+        share = min(1.0, done / total)
+        left = (now - self._started) * (1 / share - 1) if share > 0 else 0.0
+        if self._on_terminal:
+            self._draw(now, share, left)
+        elif now - self._drawn >= LINE_SECONDS and share < 1:
+            self._drawn = now
+            self._stream.write(f"{self._label}: {share:.0%}, {left:.0f} s left\n")
+            self._stream.flush()
+
+    def _draw(self, now: float, share: float, left: float) -> None:
+        if now - self._drawn < _INTERVAL_SECONDS and share < 1:
+            return
+        self._drawn = now
+        filled = round(share * _WIDTH)
+        self._stream.write(
+            f"\r{self._label} [{'#' * filled}{'.' * (_WIDTH - filled)}] {share:4.0%}  {left:4.0f} s left "
+        )
+        if share >= 1:
+            self.clear()
+        self._stream.flush()
+
+    def clear(self) -> None:
+        """Removes the line."""
+        if self._on_terminal:
+            self._stream.write("\r\x1b[2K")
+            self._stream.flush()
+
+
+class TqdmBar:
+    """The same as a bar of tqdm, one for each job. Totals may change meanwhile.
+
+    Args:
+        make: `tqdm.auto.tqdm`, or its like.
+    """
+
+    def __init__(self, make: Any) -> None:
+        self._make = make
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is not None and done < self._bar.n:
+            self._close()
+        if self._bar is None:
+            self._bar = self._make(total=total, desc="prefill", unit=" token-layers", unit_scale=True, leave=False)
+        self._bar.total, self._bar.n = total, done
+        self._bar.update(0)  # draws, if the last time was long enough ago
+        if done >= total:
+            self._close()
+
+    def _close(self) -> None:
+        self._bar.refresh()
+        self._bar.close()
+        self._bar = None
+
+
+def progress_of(value: Progress | bool | None) -> Progress | None:
+    """What `asl_progress` asks for: a callable as it is, True: tqdm's bar where it is installed, else a plain one."""
+    if value is not True:
+        return value or None
+    try:
+        return TqdmBar(importlib.import_module("tqdm.auto").tqdm)
+    except ImportError:
+        return ProgressBar("prefill")

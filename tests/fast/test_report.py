@@ -1,0 +1,48 @@
+"""What a report says of itself: in a line, in rows, as HTML."""
+
+from __future__ import annotations
+
+from asl_gguf.report import DecodeReport, PrefillReport
+
+MIB = 2**20
+PRUNED = PrefillReport(
+    prompt_tokens=2041,
+    kept_tokens=408,
+    policy="asl-span",
+    budget_tokens=408,
+    selection_layer=18,
+    n_layer=30,
+    token_layers=40000,
+    prefill_seconds=5.31,
+    rows_by_layer=(408,) * 30,
+    kv_bytes=20 * MIB,
+    kv_bytes_full=99 * MIB,
+    kv_bytes_prompt=int(10.9 * MIB),
+    kv_bytes_prompt_full=int(50.6 * MIB),
+)
+
+
+def test_a_line():
+    assert str(PRUNED) == "kept 408 of 2,041 tokens at layer 18 of 30; K/V 11 of 51 MiB; first token 5.3 s"
+    whole = PrefillReport(300, 300, "asl-span", 300, reason="the prompt fits the budget", kv_bytes_prompt_full=MIB // 3)
+    assert str(whole) == "kept all 300 tokens (the prompt fits the budget); K/V 0.33 MiB"
+
+
+def test_the_memory_is_that_of_this_prompt():
+    """Not of n_ctx, which nobody asked about."""
+    assert "99" not in str(PRUNED) and "99" not in "".join(PRUNED.lines())
+    assert PRUNED.rows()["K/V MiB"] == "11 of 51 for this prompt; 20 allocated, with room for answers"
+
+
+def test_rows():
+    rows = PRUNED.rows(DecodeReport(9, 0.1))
+    assert rows["kept tokens"] == "408 of 2041 (asl-span, budget 408)" and rows["selection layer"] == "18 of 30"
+    assert rows["answer"] == "10 tokens, 90.0 tokens/s" and "note" not in rows and "host MiB" not in rows
+    assert PRUNED.rows()["answer"] == PRUNED.rows(DecodeReport(0, 0.0))["answer"] == "-"
+
+
+def test_html_is_escaped():
+    report = PrefillReport(9, 9, "<script>", 9, reason="a & <b>")
+    page = report._repr_html_()
+    assert "<script>" not in page and "&lt;script&gt;" in page and "a &amp; &lt;b&gt;" in page
+    assert page.startswith("<table>") and page.count("<tr>") == page.count("</tr>") == len(report.rows())
