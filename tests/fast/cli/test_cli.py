@@ -50,6 +50,7 @@ COMMANDS = [
     "bench turns",
     "bench agents",
     "bench slices",
+    "bench kernels",
     "chat",
     "doctor",
 ]
