@@ -92,10 +92,11 @@ class Sequence:
     @property
     def n_free(self) -> int:
         """Tokens that cells and n_ctx have room for after the evaluated ones; cells of later ones are freed."""
+        if self.transcript.n_tokens > 0:
+            self.trim()
         n_tokens = self.transcript.n_tokens
         if n_tokens == 0:
             return min(self.place.n_cells, self.n_ctx)
-        self.trim()
         return min(self.place.n_cells - self.place.n_used, self.n_ctx - n_tokens)
 
     def trim(self) -> None:
@@ -105,7 +106,8 @@ class Sequence:
         """
         if self.place.n_evaluated > self.transcript.n_tokens:
             self.transcript.needs_eval = True
-        self.place.remove_from(self.transcript.n_tokens)
+        if not self.place.remove_from(self.transcript.n_tokens):
+            self.clear()  # of a hybrid model's state, nothing can be taken back: the next prompt begins anew
 
     def check_append(self, n_tokens: int) -> None:
         """Before n_tokens are evaluated after the ones that were.
@@ -160,6 +162,8 @@ class Sequence:
         if self.transcript.n_tokens == 0:
             return None
         self.trim()
+        if self.transcript.n_tokens == 0:
+            return None
         return self._plan_turn(request) or self._plan_append(request)
 
     def _plan_append(self, request: Request) -> Plan | None:

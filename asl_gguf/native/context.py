@@ -12,6 +12,15 @@ from ..policies.contract import Floats
 from .bindings import lib, llama_cpp
 
 
+def loads_rows(context: int) -> bool:
+    """Whether K/V rows alone restore what layers remember: no recurrent states, no layers that attend to K/V of others.
+
+    Args:
+        context: a `llama_context *`.
+    """
+    return bool(lib.model_can_load_rows(llama_cpp.llama_get_model(context)))
+
+
 def first_cells(ctx: Any) -> tuple[int, ...]:
     """The cell from which on each layer attends."""
     first = (ctypes.c_int32 * llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(ctx)))()
@@ -23,9 +32,9 @@ def n_evaluated(ctx: Any, seq_id: int = 0) -> int:
     return int(llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(ctx), seq_id)) + 1
 
 
-def remove_from(ctx: Any, begin: int, seq_id: int = 0) -> None:
-    """Frees the cells of a sequence from this position on."""
-    llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(ctx), seq_id, begin, -1)
+def remove_from(ctx: Any, begin: int, seq_id: int = 0) -> bool:
+    """Frees the cells of a sequence from this position on. Returns whether it could: recurrent states do not go back."""
+    return bool(llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(ctx), seq_id, begin, -1))
 
 
 def resident_bytes(ctx: Any) -> tuple[int, ...]:
