@@ -41,6 +41,27 @@ def add_parser(commands: Any) -> None:
             )
         if name == "decode":
             kind.add_argument("--decode", type=int, default=64, help="tokens to decode (default %(default)s)")
+    kernels = kinds.add_parser("kernels", help="GF/s of one product for each weight type, and what asl_dequant does")
+    kernels.add_argument("--shape", default="4096x512x4096", help="outputs x tokens x inputs (default %(default)s)")
+    kernels.add_argument("--types", nargs="*", default=[], help="names such as q4_1 (default: all)")
+    kernels.add_argument("-t", "--threads", type=int, default=1, help="threads (default %(default)s)")
+    kernels.add_argument("--json", action="store_true", help="print one JSON object")
+    kernels.set_defaults(run=bench_kernels)
+
+
+def bench_kernels(args: argparse.Namespace) -> int:
+    from ..bench import kernels
+
+    try:
+        n_out, n_tokens, n_in = (int(number) for number in args.shape.split("x"))
+    except ValueError:
+        raise OptionError(f"--shape: expected OUTPUTSxTOKENSxINPUTS such as 4096x512x4096, got {args.shape}") from None
+    if args.threads < 1:
+        raise OptionError(f"--threads: expected at least 1, got {args.threads}")
+    rows = kernels.bench_kernels((n_out, n_tokens, n_in), args.threads, args.types)
+    text = json.dumps({"rule": kernels.rule(), "kernels": kernels.to_json(rows)})
+    print(text if args.json else "\n".join(kernels.lines(rows)))
+    return 0
 
 
 def bench(args: argparse.Namespace) -> int:

@@ -61,6 +61,7 @@ def _check_library() -> Iterator[str]:
     for name, description in devices.names():
         _row("backend", f"{name}: {description}")
     _row("cpu features", llama_cpp.llama_print_system_info().decode())
+    _row("asl_dequant=auto", bindings.lib.kernel_rule().decode())
 
 
 def _check_models() -> Iterator[str]:

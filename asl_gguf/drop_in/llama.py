@@ -61,8 +61,8 @@ class Llama(StatefulLlama):
         asl_decode_ctx: KV cells of the decode context; default: the budget at n_ctx plus asl_room; n_ctx for a time.
         asl_room: cells beside the budget, for the answer and later turns (default 1,024).
         asl_min_prompt: prompts up to this many tokens are not pruned by a share or for a time (default 256).
-        asl_dequant: expand weights without a fast matrix kernel to F16, once per layer and prompt, on
-            CPUs: True or "auto" (default), "all", False or "off" (bit-identical to stock).
+        asl_dequant: expand weights that are faster as F16 on this CPU, once per layer and prompt: True or
+            "auto" (default), "all", False or "off" (bit-identical to stock).
         asl_protect: keep these tokens whatever their scores: "system", "tools" (all before the first user message),
             "question" (the last user message), (begin, end) spans of token indices, compiled regular expressions,
             or a list of these. They count towards the budget.

@@ -71,6 +71,13 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_abi_version": (c_int32, []),
     "asl_model_check": (c_int, [c_void_p, c_char_p, c_size_t]),
     "asl_model_get_sliding": (c_int32, [c_void_p, POINTER(c_bool)]),
+    "asl_kernel_rule": (c_char_p, []),
+    "asl_kernel_type_name": (c_char_p, [c_int32]),
+    "asl_kernel_expands": (c_bool, [c_int32, c_char_p, c_size_t]),
+    "asl_kernel_measure": (
+        c_bool,
+        [c_int32, c_bool, c_int32, c_int32, c_int32, c_int32, POINTER(c_float), c_char_p, c_size_t],
+    ),
     "asl_context_kv_bytes": (c_int64, [c_void_p]),
     "asl_context_get_kv_resident": (c_bool, [c_void_p, POINTER(c_int64)]),
     "asl_session_init": (c_void_p, [c_void_p, _context_params_p, c_uint32, c_char_p, c_size_t]),

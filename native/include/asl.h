@@ -67,7 +67,7 @@ typedef enum asl_status {
 // How weight matrices are held while their layer runs (CPU only; elsewhere ignored).
 typedef enum asl_dequant {
     ASL_DEQUANT_OFF  = 0, // as stored: bit-identical to stock llama.cpp
-    ASL_DEQUANT_AUTO = 1, // types without a fast matrix kernel are expanded to F16, once per layer
+    ASL_DEQUANT_AUTO = 1, // types whose products are faster in F16 on this CPU are expanded, once per layer (asl_kernel_rule)
     ASL_DEQUANT_ALL  = 2, // every quantised matrix in ordinary host memory is expanded
 } asl_dequant;
 
@@ -110,6 +110,23 @@ ASL_API asl_status asl_model_check(const struct llama_model * model, char * reas
 //   sliding   bool [n_layer]
 // Returns the window's tokens; 0, and all false, if there are none.
 ASL_API int32_t asl_model_get_sliding(const struct llama_model * model, bool * sliding);
+
+// Which weight types ASL_DEQUANT_AUTO expands on this machine, in one line.
+ASL_API const char * asl_kernel_rule(void);
+
+// Name of a ggml_type that model weights can have; NULL for any other number.
+ASL_API const char * asl_kernel_type_name(int32_t type);
+
+// Whether ASL_DEQUANT_AUTO expands weights of this ggml_type, and one line that says why.
+ASL_API bool asl_kernel_expands(int32_t type, char * reason, size_t n_reason);
+
+// How fast a product of n_out x n_in weights with n_tokens columns of F32 is on this machine's CPU.
+//   repacked  in the form that llama.cpp brings such weights into when it loads a model, not in host memory as stored
+//   gflops    receives 1e9 operations per second
+//   buffer    receives the name of the buffer type that held the weights, or one line that says what is wrong
+// Returns false if llama.cpp does not repack this type here, or the product cannot be computed.
+ASL_API bool asl_kernel_measure(int32_t type, bool repacked, int32_t n_out, int32_t n_tokens, int32_t n_in, int32_t n_threads,
+                                float * gflops, char * buffer, size_t n_buffer);
 
 // Bytes of the KV (or recurrent state) buffers of any context.
 ASL_API int64_t asl_context_kv_bytes(const struct llama_context * ctx);

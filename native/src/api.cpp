@@ -4,6 +4,7 @@
 #include "asl.h"
 
 #include "cache.h"
+#include "kernels.h"
 #include "move.h"
 #include "pages.h"
 #include "session.h"
@@ -63,6 +64,36 @@ int32_t asl_model_get_sliding(const llama_model * model, bool * sliding) {
         sliding[il] = asl_is_sliding(*model, il);
     }
     return asl_first_layer(*model, true) < 0 ? 0 : model->hparams.n_swa;
+}
+
+const char * asl_kernel_rule(void) {
+    return asl_kernel_rule_line().c_str();
+}
+
+const char * asl_kernel_type_name(int32_t type) {
+    return asl_is_weight_type(type) ? ggml_type_name((ggml_type) type) : nullptr;
+}
+
+bool asl_kernel_expands(int32_t type, char * reason, size_t n_reason) {
+    if (!asl_is_weight_type(type)) {
+        copy_message(reason, n_reason, "no type of model weights");
+        return false;
+    }
+    copy_message(reason, n_reason, asl_kernel_reason((ggml_type) type).c_str());
+    return asl_kernel_pays((ggml_type) type);
+}
+
+bool asl_kernel_measure(int32_t type, bool repacked, int32_t n_out, int32_t n_tokens, int32_t n_in, int32_t n_threads,
+                        float * gflops, char * buffer, size_t n_buffer) {
+    try {
+        std::string name;
+        *gflops = asl_measure_product({ (ggml_type) type, repacked, n_out, n_tokens, n_in, n_threads }, name);
+        copy_message(buffer, n_buffer, *gflops > 0 ? name.c_str() : "not repacked");
+        return *gflops > 0;
+    } catch (const std::exception & err) {
+        copy_message(buffer, n_buffer, err.what());
+        return false;
+    }
 }
 
 int64_t asl_context_kv_bytes(const llama_context * ctx) {

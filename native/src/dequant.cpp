@@ -1,5 +1,7 @@
 #include "dequant.h"
 
+#include "kernels.h"
+
 #include "ggml-backend.h"
 
 #include <algorithm>
@@ -12,20 +14,6 @@
 
 // below this many tokens the expansion costs more than the faster product saves
 static const int64_t N_TOKENS_MIN = 32;
-
-// Measured on x86-64 with AVX2/AVX512 (docs/LOG.md): these run slower than F16 when they lie in ordinary
-// memory. Q4_0, Q5_0, Q8_0 and IQ4_NL have their own matrix kernels.
-static bool is_slow_type(ggml_type type) {
-    switch (type) {
-        case GGML_TYPE_Q4_0:
-        case GGML_TYPE_Q5_0:
-        case GGML_TYPE_Q8_0:
-        case GGML_TYPE_IQ4_NL:
-            return false;
-        default:
-            return ggml_is_quantized(type);
-    }
-}
 
 #if defined(__x86_64__) && defined(__GNUC__)
 // libggml-base, where ggml_fp32_to_fp16_row lives, is compiled without F16C: its loop takes longer than the
@@ -81,7 +69,7 @@ bool asl_dequantiser::is_eligible(const ggml_tensor * node) const {
         ggml_backend_buffer_is_host(w->buffer) &&
         ggml_backend_buffer_get_usage(w->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS &&
         ggml_is_contiguous(w) && n_tokens >= N_TOKENS_MIN &&
-        (mode == ASL_DEQUANT_ALL ? ggml_is_quantized(w->type) : is_slow_type(w->type));
+        (mode == ASL_DEQUANT_ALL ? ggml_is_quantized(w->type) : asl_kernel_pays(w->type));
 }
 
 void asl_dequantiser::prepare(const std::vector<ggml_tensor *> & nodes) {

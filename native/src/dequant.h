@@ -1,8 +1,8 @@
 // Weights expanded to F16 for the time their layer runs.
 //
-// Prefill is matrix products, and formats without a fast matrix kernel (Q4_1, most K-quants that are
-// not repacked) run at about half the speed of F16 on CPUs. Layer by layer, a weight is expanded once
-// for the whole prompt, into one buffer that the next layer reuses.
+// Prefill is matrix products, and those of formats without a fast matrix kernel (Q4_1, Q5_1; which ones is measured,
+// kernels.cpp) run at about half the speed of F16 on CPUs. Layer by layer, a weight is expanded once for the whole
+// prompt, into one buffer that the next layer reuses.
 
 #pragma once
 

@@ -1,0 +1,212 @@
+#include "kernels.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+
+#include <algorithm>
+#include <cstring>
+#include <random>
+#include <set>
+#include <stdexcept>
+#include <vector>
+
+// What was measured (docs/LOG.md, 2026-11-28; `asl-gguf bench kernels` does it again). A row holds where the CPU backend
+// has all its features; the first that does is in force. K and IQ types have products as fast as F16 in every row. Q8_0
+// would gain less than 15 % at 512 tokens, and lose below some 200.
+struct measured_row {
+    const char * name;
+    std::vector<const char *> features; // as ggml_backend_get_features names them
+    std::set<ggml_type> expands;
+};
+
+static const std::vector<measured_row> & table() {
+    static const std::vector<measured_row> rows = {
+        { "AVX-512 VNNI", { "AVX512_VNNI", "LLAMAFILE" },
+            { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4 } },
+        { "AVX2", { "AVX2", "LLAMAFILE" },
+            { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4,
+              GGML_TYPE_NVFP4, GGML_TYPE_Q2_0 } },
+    };
+    return rows;
+}
+
+static ggml_backend_dev_t cpu_device() {
+    return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+}
+
+static std::set<std::string> find_features() {
+    std::set<std::string> result;
+    ggml_backend_dev_t device = cpu_device();
+    auto get = device ? (ggml_backend_get_features_t) ggml_backend_reg_get_proc_address(
+            ggml_backend_dev_backend_reg(device), "ggml_backend_get_features") : nullptr;
+    for (auto * f = get ? get(ggml_backend_dev_backend_reg(device)) : nullptr; f && f->name; ++f) {
+        if (strcmp(f->value, "0") != 0) {
+            result.insert(f->name);
+        }
+    }
+    return result;
+}
+
+// NULL: nothing is known of this CPU
+static const measured_row * row_in_force() {
+    static const measured_row * row = []() -> const measured_row * {
+        const auto features = find_features();
+        for (const measured_row & r : table()) {
+            if (std::all_of(r.features.begin(), r.features.end(), [&](const char * f) { return features.count(f) > 0; })) {
+                return &r;
+            }
+        }
+        return nullptr;
+    }();
+    return row;
+}
+
+bool asl_kernel_pays(ggml_type type) {
+    const measured_row * row = row_in_force();
+    return row && row->expands.count(type) > 0;
+}
+
+std::string asl_kernel_reason(ggml_type type) {
+    const measured_row * row = row_in_force();
+    if (!ggml_is_quantized(type)) {
+        return "as stored: not quantised";
+    }
+    if (!row) {
+        return "as stored: not measured on this CPU";
+    }
+    return std::string(asl_kernel_pays(type) ? "expanded to F16 in host memory, as stored elsewhere: F16 was faster on "
+            : "as stored: F16 was no faster on ") + row->name;
+}
+
+const std::string & asl_kernel_rule_line() {
+    static const std::string line = [] {
+        const measured_row * row = row_in_force();
+        if (!row) {
+            return std::string("nothing is expanded: no measurements for this CPU");
+        }
+        std::string names;
+        for (ggml_type type : row->expands) {
+            names += (names.empty() ? "" : ", ") + std::string(ggml_type_name(type));
+        }
+        return std::string(row->name) + ": " + names + " are expanded to F16, if they lie in host memory";
+    }();
+    return line;
+}
+
+bool asl_is_weight_type(int32_t type) {
+    if (type < 0 || type >= GGML_TYPE_COUNT || type == GGML_TYPE_Q8_1 || type == GGML_TYPE_Q8_K) {
+        return false; // those two hold activations
+    }
+    // types that were removed have blocks of no weights
+    const bool is_float = type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
+    return is_float || (ggml_is_quantized((ggml_type) type) && ggml_blck_size((ggml_type) type) > 0);
+}
+
+// Random weights: a few rows, again and again. How long a product takes does not depend on the values.
+static std::vector<uint8_t> draw_weights(ggml_type type, int64_t n_out, int64_t n_in) {
+    const int64_t n_drawn = std::min<int64_t>(n_out, 8);
+    std::mt19937 rng(0);
+    std::normal_distribution<float> normal(0.0f, 1.0f);
+    std::vector<float> values(n_drawn*n_in);
+    for (float & v : values) {
+        v = normal(rng);
+    }
+    const std::vector<float> importance(n_in, 1.0f); // some types ask for it
+    const size_t n_row = ggml_row_size(type, n_in);
+    std::vector<uint8_t> result(n_out*n_row);
+    if (type == GGML_TYPE_F32) {
+        memcpy(result.data(), values.data(), n_drawn*n_row);
+    } else {
+        ggml_quantize_chunk(type, values.data(), result.data(), 0, n_drawn, n_in, importance.data());
+    }
+    for (int64_t i = n_drawn; i < n_out; ++i) {
+        memcpy(result.data() + i*n_row, result.data() + (i - n_drawn)*n_row, n_row);
+    }
+    return result;
+}
+
+// The buffer type into which llama.cpp brings the weights of this product; NULL if it leaves them alone.
+static ggml_backend_buffer_type_t find_repacked(ggml_tensor * product) {
+    ggml_backend_dev_t device = cpu_device();
+    auto get = (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(
+            ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts");
+    for (auto * buft = get ? get(device) : nullptr; buft && *buft; ++buft) {
+        // as llama.cpp asks when it loads a model: with a buffer of no bytes
+        ggml_backend_buffer_ptr dummy { ggml_backend_buft_alloc_buffer(*buft, 0) };
+        product->src[0]->buffer = dummy.get();
+        const bool fits = dummy && ggml_backend_dev_supports_op(device, product);
+        product->src[0]->buffer = nullptr;
+        if (fits) {
+            return *buft;
+        }
+    }
+    return nullptr;
+}
+
+static ggml_backend_buffer_ptr place(ggml_backend_buffer_type_t buft, ggml_tensor * t) {
+    ggml_backend_buffer_ptr buffer { ggml_backend_buft_alloc_buffer(buft, ggml_backend_buft_get_alloc_size(buft, t)) };
+    if (!buffer) {
+        throw std::runtime_error("cannot allocate a matrix of " + std::to_string(ggml_nbytes(t)) + " bytes");
+    }
+    ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    ggml_backend_tensor_alloc(buffer.get(), t, ggml_backend_buffer_get_base(buffer.get()));
+    return buffer;
+}
+
+// seconds of the quickest run
+static double time_graph(ggml_backend_t backend, ggml_cgraph * gf) {
+    const int64_t N_RUNS = 3;
+    const int64_t N_US   = 400*1000;
+
+    int64_t best  = INT64_MAX;
+    int64_t total = 0;
+    for (int64_t i = -1; i < N_RUNS || total < N_US; ++i) {
+        const int64_t begin = ggml_time_us();
+        if (ggml_backend_graph_compute(backend, gf) != GGML_STATUS_SUCCESS) {
+            throw std::runtime_error("the product failed to compute");
+        }
+        const int64_t taken = std::max<int64_t>(1, ggml_time_us() - begin);
+        if (i >= 0) { // the first one warms up
+            best = std::min(best, taken);
+            total += taken;
+        }
+    }
+    return best/1e6;
+}
+
+double asl_measure_product(const asl_product & p, std::string & buffer_name) {
+    if (!asl_is_weight_type(p.type) || p.n_out < 1 || p.n_tokens < 1 || p.n_in < 1 || p.n_in % ggml_blck_size(p.type) != 0) {
+        throw std::runtime_error("expected sizes of at least 1, and rows of whole blocks of " +
+                std::to_string(asl_is_weight_type(p.type) ? ggml_blck_size(p.type) : 1) + " weights");
+    }
+    ggml_backend_ptr backend { ggml_backend_dev_init(cpu_device(), nullptr) };
+    if (!backend) {
+        throw std::runtime_error("the CPU backend cannot be used");
+    }
+    auto set_threads = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(
+            ggml_backend_dev_backend_reg(cpu_device()), "ggml_backend_set_n_threads");
+    if (set_threads) {
+        set_threads(backend.get(), p.n_threads);
+    }
+    ggml_context_ptr ctx { ggml_init({ 8*ggml_tensor_overhead() + ggml_graph_overhead_custom(8, false), nullptr, true }) };
+    ggml_tensor * w = ggml_new_tensor_2d(ctx.get(), p.type, p.n_in, p.n_out);
+    ggml_tensor * x = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, p.n_in, p.n_tokens);
+    ggml_tensor * y = ggml_mul_mat(ctx.get(), w, x);
+
+    ggml_backend_buffer_type_t buft = p.repacked ? find_repacked(y) : ggml_backend_cpu_buffer_type();
+    if (!buft) {
+        return 0;
+    }
+    buffer_name = ggml_backend_buft_name(buft);
+    const ggml_backend_buffer_ptr weights = place(buft, w);
+    const std::vector<uint8_t> drawn = draw_weights(p.type, p.n_out, p.n_in);
+    ggml_backend_tensor_set(w, drawn.data(), 0, ggml_nbytes(w));
+    const ggml_backend_buffer_ptr in  = place(ggml_backend_cpu_buffer_type(), x);
+    const ggml_backend_buffer_ptr out = place(ggml_backend_cpu_buffer_type(), y);
+    const std::vector<uint8_t> activations = draw_weights(GGML_TYPE_F32, p.n_tokens, p.n_in);
+    ggml_backend_tensor_set(x, activations.data(), 0, ggml_nbytes(x));
+
+    ggml_cgraph * gf = ggml_new_graph_custom(ctx.get(), 8, false);
+    ggml_build_forward_expand(gf, y);
+    return 2e-9*p.n_out*p.n_tokens*p.n_in/time_graph(backend.get(), gf);
+}

@@ -1,0 +1,122 @@
+"""Which weight types `asl_dequant="auto"` expands, and the bench that says how fast each is."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+
+import numpy as np
+import pytest
+from test_bench_gpu_model import script  # noqa: F401
+
+from asl_gguf.bench import kernels
+from asl_gguf.cli import main
+from asl_gguf.engine import prefill
+from asl_gguf.policies import make_policy
+from harness import Model, prompt
+
+SMALL = (64, 40, 256)
+"""outputs, tokens, inputs"""
+TYPES = kernels.type_names()
+MEASURED = "no measurements" not in kernels.rule()
+"""a row of the table holds on this machine"""
+K_AND_IQ = [name for name in TYPES if name.lower().endswith("_k") or name.startswith("iq")]
+FASTER_AS_STORED = [name for name in K_AND_IQ if name != "iq4_nl"]
+
+
+def test_the_types_are_those_of_model_files():
+    assert {"f32", "f16", "bf16", "q4_1", "q6_K", "iq4_nl", "mxfp4"} <= set(TYPES)
+    assert not {"q8_1", "q8_K", "i32"} & set(TYPES)  # activations, integers
+
+
+@pytest.mark.parametrize("name", FASTER_AS_STORED)
+def test_k_and_iq_types_stay_as_stored(name):
+    assert not kernels.expands(TYPES[name])[0]
+
+
+@pytest.mark.skipif(not MEASURED, reason="nothing is known of this CPU, so nothing is expanded")
+@pytest.mark.parametrize("name", ["q4_1", "q5_1"])
+def test_types_without_a_fast_product_are_expanded(name):
+    assert kernels.expands(TYPES[name]) == (True, kernels.expands(TYPES["q4_1"])[1])
+    assert name in kernels.rule()
+
+
+def count_expanded(model: Model, mode: str) -> int:
+    with model.context() as ours:
+        session = ours.session()
+        session.set_dequant(mode)
+        return prefill(session, prompt(110), make_policy("none"), 110).n_dequantised
+
+
+@pytest.mark.skipif(not MEASURED, reason="nothing is known of this CPU, so nothing is expanded")
+def test_auto_expands_q4_1(tiny_model):
+    with closing(Model(tiny_model("llama", weight_type="Q4_1"), repack=False)) as model:
+        assert count_expanded(model, "auto") == count_expanded(model, "all") > 0
+
+
+@pytest.mark.parametrize("mix", ["q4_k", "q6_k"])
+def test_auto_leaves_k_types_alone(script, tmp_path, mix):  # noqa: F811
+    script.write_model(str(tmp_path / "k.gguf"), script.SHAPES["tiny"], mix)
+    with closing(Model(tmp_path / "k.gguf", repack=False)) as model:
+        assert count_expanded(model, "auto") == 0 < count_expanded(model, "all")
+
+
+def test_weights_in_six_bits_keep_the_scale_of_their_input(script):  # noqa: F811
+    import gguf
+
+    weights = gguf.quants.dequantize(script.q6_k(np.random.default_rng(0), 64, 512), gguf.GGMLQuantizationType.Q6_K)
+    assert np.var(weights) == pytest.approx(1 / 512, rel=0.02)
+
+
+def test_a_mix_has_six_bits_where_llama_cpp_puts_them(script):  # noqa: F811
+    more = [layer for layer in range(16) if script.uses_q6_k("q4_k_m", "ffn_down", layer, 16)]
+    assert more == [0, 1, 4, 7, 10, 13, 14, 15]
+    assert not any(script.uses_q6_k("q4_k_m", "attn_q", layer, 16) for layer in range(16))
+
+
+def test_every_type_is_measured():
+    rows = kernels.bench_kernels(SMALL, 1)
+    stored = {row.type: row for row in rows if row.held == "CPU"}
+    assert set(stored) == set(TYPES)
+    assert [row.gflops for row in rows] == sorted((row.gflops for row in rows), reverse=True)
+    assert all(0.001 < row.gflops < 1e5 for row in rows)
+    assert stored["q6_K"].auto.startswith("as stored")
+    assert not MEASURED or stored["q4_1"].auto.startswith("expanded")
+
+
+def test_a_longer_product_takes_longer():
+    """Times are of the product asked for: eight times the outputs, about as many operations a second."""
+    short, long = (kernels.measure(TYPES["f16"], False, (n_out, 64, 1024), 1)[0] for n_out in (256, 2048))
+    assert 0.3 < long / short < 3
+
+
+@pytest.mark.parametrize("shape", [(64, 40, 100), (0, 40, 256), (64, -1, 256)])
+def test_a_bad_shape(shape):
+    with pytest.raises(ValueError, match="--shape: expected positive numbers"):
+        kernels.bench_kernels(shape, 1)
+    assert kernels.measure(TYPES["q4_1"], False, (64, 40, 100), 1) is None
+
+
+def test_an_unknown_type():
+    with pytest.raises(ValueError, match="--types: expected names among f32, .*, got 'q9'"):
+        kernels.bench_kernels(SMALL, 1, ["q9"])
+
+
+def test_the_command(capsys):
+    arguments = ["bench", "kernels", "--shape", "64x40x256", "--types", "q4_1", "f16"]
+    assert main([*arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["rule"] == kernels.rule() and {row["type"] for row in printed["kernels"]} == {"q4_1", "f16"}
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["type", "held", "GF/s", "auto"] and lines[-1] == f"auto here: {kernels.rule()}"
+
+
+def test_a_shape_that_is_none(capsys):
+    assert main(["bench", "kernels", "--shape", "64x40"]) != 0
+    assert "--shape: expected OUTPUTSxTOKENSxINPUTS" in capsys.readouterr().err
+
+
+def test_doctor_names_the_rule(capsys):
+    main(["doctor"])
+    assert kernels.rule() in capsys.readouterr().out
