@@ -18,7 +18,7 @@ export CMAKE_ARGS
 NATIVE := LLAMA_CPP_VERSION CMakeLists.txt models/manifest.json \
           $(wildcard cmake/*.cmake patches/*.patch native/include/* native/src/*)
 
-.PHONY: help demo test test-fast bench small lint types build patch clean FORCE
+.PHONY: help demo test test-fast bench small conformance lint types build patch clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -41,6 +41,13 @@ bench: build ## speed and memory of prefill and decoding
 small: build ## docs/SMALL.md: six policies on unseen prompts (15 to 26 minutes)
 	$(VENV)/bin/asl-gguf eval --suite small -m smollm2-135m-instruct -t 1 --out build/small
 	$(VENV)/bin/asl-gguf report build/small --title 'The small suite' --markdown docs/SMALL.md --figures docs/small
+
+BUILD = $(firstword $(wildcard build/py3-none-*))
+
+conformance: build ## docs/MODELS.md: a random model of every architecture, ours against stock's
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -DASL_BUILD_ARCHS=ON $(BUILD)
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build $(BUILD) --target asl-archs
+	$(PY) tests/conformance/run.py --archs $(BUILD)/bin/asl-archs --out docs/MODELS.md
 
 lint: $(VENV)/.lint ## ruff: rules and format
 	$(PY) -m ruff check

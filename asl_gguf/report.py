@@ -27,7 +27,10 @@ class PrefillReport:
     rows_by_layer: tuple[int, ...] = ()
     """K/V rows that each layer of the decode context holds of the prompt"""
     sliding_layers: tuple[int, ...] = ()
-    """layers that attend to a sliding window: they never hold more than it takes, pruned or not"""
+    """layers that keep what they remember by themselves, pruned or not: a sliding window, a recurrent state, or K/V of an
+    earlier layer"""
+    rows_only: bool = False
+    """K/V rows were dropped, and no layer ran over fewer tokens: recurrent states of this model decay by position"""
     token_layers: int = 0
     """tokens times layers that were computed for the prompt; 0 if the parent evaluated it"""
     passes: int = 1
@@ -58,6 +61,8 @@ class PrefillReport:
     """K/V of the kept tokens"""
     kv_bytes_prompt_full: int = 0
     """K/V of all prompt tokens"""
+    state_bytes: int = 0
+    """recurrent states of a hybrid model, whatever the length of the prompt; not among the other bytes"""
     kv_bytes_prefill_peak: int = 0
     """KV buffers of the prefill context, released since"""
     n_dequantised: int = 0

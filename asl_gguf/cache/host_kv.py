@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import OptionError
 from ..models import gguf_header
 from ..native.session import Session
 from ..policies.contract import Floats
@@ -43,10 +44,16 @@ class HostKV:
             arguments: of llama_cpp.Llama.
 
         Raises:
-            OptionError, ModelError: as `Packing`.
+            OptionError: as `Packing`, or layers of the model hold more than K/V rows of their own.
+            ModelError: as `Packing`.
         """
         if not full_kv:
             return None
+        if not session.loads_rows:
+            raise OptionError(
+                "asl_full_kv: expected False for a model whose layers hold recurrent states or attend to K/V of earlier "
+                f"layers, got {full_kv!r}; rows of all tokens do not restore those"
+            )
         widths, bytes_cell = gguf_header.cache_widths(path, arguments), session.info().kv_bytes_cell
         if isinstance(full_kv, str):
             packing = Packing(full_kv, *session.kv_types, widths, bytes_cell)

@@ -20,7 +20,15 @@ class Layers(Protocol):
 
     @property
     def sliding(self) -> tuple[bool, ...]:
-        """Of each layer, whether it attends to a sliding window only: it ranks nothing, and keeps K/V by itself."""
+        """Of each layer, whether nobody is asked about it: a sliding window, a recurrent state, K/V of an earlier layer."""
+
+    @property
+    def drops_tokens(self) -> bool:
+        """Whether deeper layers may run over fewer tokens."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Of recurrent states, whatever the length of the prompt."""
 
     def info(self) -> session_info:
         """Sizes and progress."""

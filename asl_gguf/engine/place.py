@@ -89,7 +89,7 @@ class OwnContext:
     @property
     def takes_turns(self) -> bool:
         """Whether new tokens can run layer by layer over what the cells hold."""
-        return not any(context.first_cells(self.ctx))
+        return context.loads_rows(self.ctx) and not any(context.first_cells(self.ctx))
 
     def remove_from(self, begin: int) -> None:
         """Frees the cells from this position on."""
@@ -180,7 +180,7 @@ class SharedContext:
     @property
     def takes_turns(self) -> bool:
         """Whether new tokens can run layer by layer over what the cells hold."""
-        return True
+        return context.loads_rows(self.ctx)
 
     def remove_from(self, begin: int) -> None:
         """Frees the cells from this position on."""

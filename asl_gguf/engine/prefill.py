@@ -177,6 +177,8 @@ def _report(layers: Layers, policy: Policy, prompt: Prompt, trace: _Trace) -> Pr
         selected=tuple(trace.current.tolist()) if trace.current.size < n_tokens else (),
         rows_by_layer=rows,
         sliding_layers=tuple(layer for layer, slides in enumerate(layers.sliding) if slides),
+        rows_only=prompt.n_kept < n_tokens and not layers.drops_tokens and trace.passes == 1,
+        state_bytes=layers.state_bytes,
         token_layers=trace.token_layers,
         passes=trace.passes,
         protected_tokens=prompt.protected.size,
@@ -264,11 +266,28 @@ def _run_layers(
         if layer == prompt.n_layer - 1:  # no layer is left that could do without the other tokens
             trace.select(layer)
             continue
+        if not layers.drops_tokens:
+            if decision.keep_asking:
+                continue
+            yield from _keep_rows_of(layers, decision.tokens, layer + 1, prompt.n_layer, trace)
+            return False
         layers.keep_tokens(decision.tokens)
         trace.drop(layer, decision.tokens)
         if not decision.keep_asking:
             return False
     return False
+
+
+def _keep_rows_of(
+    layers: Layers, tokens: Indices, begin: int, n_layer: int, trace: _Trace
+) -> Generator[None, None, None]:
+    """Layers from `begin` on run over all tokens, and keep rows of these: where tokens cannot be dropped."""
+    for layer in range(begin, n_layer):
+        yield from trace.slices("layers", layers.running(1, False))
+        trace.token_layers += trace.current.size
+        if not layers.sliding[layer]:
+            with trace.phase("rows"):
+                trace.rows.append(layers.keep_rows(tokens))
 
 
 def _layers_to_ask(sliding: Sequence[bool], n_layer: int) -> Iterator[range]:

@@ -67,12 +67,14 @@ def record(
     session.begin(tokens, window)
     try:
         session.set_window(min(window, len(tokens)), weights)
-        for _ in range(session.info().n_layer):
+        for itself in session.sliding:
             started = time.perf_counter()
-            session.run(1, True)
+            session.run(1, not itself)  # nobody asks for scores of the others
             seconds = time.perf_counter() - started
             rows = session.save_rows(0, n_past) if n_past else None
-            layers.append(RecordedLayer(session.save_layer(), session.scores(), session.queries(), seconds, rows))
+            none = np.empty((0, 0), dtype=np.float32)
+            scores, queries = (none, none) if itself else (session.scores(), session.queries())
+            layers.append(RecordedLayer(session.save_layer(), scores, queries, seconds, rows))
     finally:
         session.abort()
     return Recording(tuple(tokens), min(window, len(tokens)), weights, tuple(layers))
@@ -105,7 +107,7 @@ class Replay:
 
     def __init__(self, session: Session, recording: Recording) -> None:
         self._session = session
-        self.sliding = session.sliding
+        self.sliding, self.drops_tokens, self.state_bytes = session.sliding, session.drops_tokens, session.state_bytes
         self._recording = recording
         self._layer = -1  # that ran last, as the caller sees it
         self._loaded = -1  # that the session holds
@@ -159,8 +161,8 @@ class Replay:
     def _load(self, layer: int) -> None:
         started = time.perf_counter()
         for one in range(self._loaded + 1, layer + 1):
-            # of layers on the way, those with a sliding window keep K/V by themselves
-            if one == layer or self.sliding[one]:
+            # layers on the way may keep what they remember by themselves, or be read by deeper ones
+            if one == layer or any(self.sliding):
                 self._session.load_layer(one, self._recording.layers[one].state)
                 self._loaded = one
         self.seconds_spared -= time.perf_counter() - started

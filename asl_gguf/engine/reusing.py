@@ -26,7 +26,7 @@ class ReusingLayers:
 
     def __init__(self, session: Session, kept: HostKV) -> None:
         self._session = session
-        self.sliding = session.sliding
+        self.sliding, self.drops_tokens, self.state_bytes = session.sliding, session.drops_tokens, session.state_bytes
         self._kept = kept
         self._tokens: tuple[int, ...] = ()
         self._whole = True  # the layer that runs next sees all tokens of the prompt

@@ -20,7 +20,7 @@ class TurnLayers:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.sliding = session.sliding
+        self.sliding, self.drops_tokens, self.state_bytes = session.sliding, session.drops_tokens, session.state_bytes
         self._n_past = 0
 
     def info(self) -> session_info:

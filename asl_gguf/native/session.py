@@ -34,7 +34,8 @@ def unsupported_reason(model: int) -> str | None:
 
 
 def sliding_layers(model: int) -> tuple[bool, ...]:
-    """Of each layer, whether it attends to a sliding window of the newest tokens only.
+    """Of each layer, whether nobody is asked what to keep of it: it attends to a sliding window of the newest tokens, holds
+    a recurrent state, or attends to K/V of an earlier layer or not at all.
 
     Args:
         model: a `llama_model *`.
@@ -67,9 +68,16 @@ class Session:
         if not self._pointer:
             raise UnsupportedModelError(error.value.decode("utf-8", "replace"))
         self.set_progress(None)  # Ctrl-C ends a call by way of this callback
-        self.sliding = sliding_layers(llama_cpp.llama_get_model(context))
-        """of each layer, whether it attends to a sliding window only: its scores rank nothing beyond, and it keeps
-        K/V by itself"""
+        model = llama_cpp.llama_get_model(context)
+        self.sliding = sliding_layers(model)
+        """of each layer, whether it keeps what it remembers by itself: a sliding window, beyond which its scores rank
+        nothing, a recurrent state, or K/V of an earlier layer"""
+        self.drops_tokens = bool(lib.model_can_drop_tokens(model))
+        """whether deeper layers may run over fewer tokens"""
+        self.loads_rows = bool(lib.model_can_load_rows(model))
+        """whether `set_past` is possible"""
+        self.state_bytes = int(lib.context_state_bytes(context))
+        """of recurrent states, whatever the length of the prompt"""
 
     @property
     def _handle(self) -> int:

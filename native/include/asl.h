@@ -106,10 +106,19 @@ ASL_API int32_t asl_abi_version(void);
 //   reason    receives one line (NUL-terminated, cut to n_reason bytes) if not
 ASL_API asl_status asl_model_check(const struct llama_model * model, char * reason, size_t n_reason);
 
-// Which layers attend to a sliding window of the newest tokens only.
+// Which layers keep what they remember by themselves, so that nobody is asked what to keep of them: those that attend to a
+// sliding window (or chunk) of the newest tokens, hold a recurrent state, attend to K/V of an earlier layer, or do not attend.
 //   sliding   bool [n_layer]
-// Returns the window's tokens; 0, and all false, if there are none.
+// Returns the window's tokens; 0 if no layer slides.
 ASL_API int32_t asl_model_get_sliding(const struct llama_model * model, bool * sliding);
+
+// Whether asl_session_keep_tokens may drop tokens. False where recurrent states decay by position (lightning attention): K/V
+// rows can be dropped, but every layer runs over all tokens.
+ASL_API bool asl_model_can_drop_tokens(const struct llama_model * model);
+
+// Whether K/V rows of an earlier prefill can take the place of computing tokens (asl_session_set_past). False where layers hold
+// a recurrent state, or attend to K/V of earlier layers.
+ASL_API bool asl_model_can_load_rows(const struct llama_model * model);
 
 // Which weight types ASL_DEQUANT_AUTO expands on this machine, in one line.
 ASL_API const char * asl_kernel_rule(void);
@@ -128,8 +137,12 @@ ASL_API bool asl_kernel_expands(int32_t type, char * reason, size_t n_reason);
 ASL_API bool asl_kernel_measure(int32_t type, bool repacked, int32_t n_out, int32_t n_tokens, int32_t n_in, int32_t n_threads,
                                 float * gflops, char * buffer, size_t n_buffer);
 
-// Bytes of the KV (or recurrent state) buffers of any context.
+// Bytes of the KV buffers of any context; of a recurrent model, which has none, those of its states.
 ASL_API int64_t asl_context_kv_bytes(const struct llama_context * ctx);
+
+// Bytes of the recurrent states that a hybrid model's context holds beside its K/V, whatever the length of the prompt. 0 for
+// other models.
+ASL_API int64_t asl_context_state_bytes(struct llama_context * ctx);
 
 // Bytes of physical memory that the K/V of each layer take now. In ordinary host memory on Linux,
 // asl_session_finish gives back the pages of cells that hold no row: a layer that keeps fewer rows takes less. Elsewhere:

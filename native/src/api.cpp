@@ -5,9 +5,11 @@
 
 #include "cache.h"
 #include "kernels.h"
+#include "memory.h"
 #include "move.h"
 #include "pages.h"
 #include "session.h"
+#include "support.h"
 
 #include "llama-context.h"
 #include "llama-model.h"
@@ -61,7 +63,7 @@ asl_status asl_model_check(const llama_model * model, char * reason, size_t n_re
 
 int32_t asl_model_get_sliding(const llama_model * model, bool * sliding) {
     for (uint32_t il = 0; il < model->hparams.n_layer(); ++il) {
-        sliding[il] = asl_is_sliding(*model, il);
+        sliding[il] = asl_is_sliding(*model, il) || !asl_owns_rows(*model, il);
     }
     return asl_first_layer(*model, true) < 0 ? 0 : model->hparams.n_swa;
 }
@@ -96,8 +98,20 @@ bool asl_kernel_measure(int32_t type, bool repacked, int32_t n_out, int32_t n_to
     }
 }
 
+bool asl_model_can_drop_tokens(const llama_model * model) {
+    return asl_can_drop_tokens(*model);
+}
+
+bool asl_model_can_load_rows(const llama_model * model) {
+    return asl_can_load_rows(*model);
+}
+
 int64_t asl_context_kv_bytes(const llama_context * ctx) {
     return ctx->get_memory() ? asl_kv_bytes(*ctx) : 0;
+}
+
+int64_t asl_context_state_bytes(llama_context * ctx) {
+    return asl_state_bytes(*ctx);
 }
 
 bool asl_context_get_kv_resident(llama_context * ctx, int64_t * n_bytes) {
@@ -115,7 +129,7 @@ bool asl_context_get_kv_resident(llama_context * ctx, int64_t * n_bytes) {
 bool asl_context_get_first_cells(llama_context * ctx, int32_t * first) {
     try {
         for (uint32_t il = 0; il < ctx->get_model().hparams.n_layer(); ++il) {
-            first[il] = asl_get_first_cell(*ctx, il);
+            first[il] = asl_owns_rows(ctx->get_model(), il) ? asl_get_first_cell(*ctx, il) : 0;
         }
         return true;
     } catch (const std::exception &) {
@@ -133,7 +147,9 @@ bool asl_context_set_first_cells(llama_context * ctx, const int32_t * first) {
             }
         }
         for (int32_t il = 0; il < n_layer; ++il) {
-            asl_set_first_cell(*ctx, il, first[il]);
+            if (asl_owns_rows(ctx->get_model(), il)) {
+                asl_set_first_cell(*ctx, il, first[il]);
+            }
         }
         return true;
     } catch (const std::exception &) {

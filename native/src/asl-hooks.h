@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <map>
 #include <vector>
 
 struct llama_ubatch;
@@ -24,6 +26,17 @@ struct asl_graph_hook {
     virtual void read(const llama_ubatch & ubatch) = 0;
 };
 
+// The output of each layer.
+using asl_layer_outputs = std::map<int32_t, ggml_tensor *>;
+
+// Called whenever a model names a tensor. The tensor counts, not its name: later calls may rename it. Where an inner result
+// has that name too (nemotron-h), the later one counts.
+inline void asl_note_output(asl_layer_outputs & outputs, ggml_tensor * tensor, const char * name, int32_t il) {
+    if (strcmp(name, "l_out") == 0 || strcmp(name, "nemotron_h_block_out") == 0) {
+        outputs[il] = tensor;
+    }
+}
+
 // true on a thread that constructs a prefill context (see asl_shared_kv_scope)
 bool asl_kv_slots_are_shared();
 
@@ -36,7 +49,8 @@ const typename Layers::value_type * asl_find_kv_slot(
         return nullptr;
     }
     for (const auto & layer : layers) {
-        if (!layer.k || !layer.v || layer.k->ne[0] != n_embd_k || layer.v->ne[0] != n_embd_v) {
+        // without V where it is a part of K (multi-head latent attention)
+        if (!layer.k || layer.k->ne[0] != n_embd_k || (layer.v && layer.v->ne[0] != n_embd_v)) {
             continue;
         }
         for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {

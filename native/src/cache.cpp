@@ -1,6 +1,8 @@
 #include "cache.h"
 
 #include "asl-hooks.h"
+#include "memory.h"
+#include "support.h"
 
 #include "llama-context.h"
 #include "llama-kv-cache-iswa.h"
@@ -19,25 +21,12 @@ bool asl_kv_slots_are_shared() {
 asl_shared_kv_scope::asl_shared_kv_scope()  { ++n_shared_scopes; }
 asl_shared_kv_scope::~asl_shared_kv_scope() { --n_shared_scopes; }
 
-bool asl_is_sliding(const llama_model & model, int32_t il) {
-    return model.hparams.swa_type != LLAMA_SWA_TYPE_NONE && model.hparams.is_swa(il);
-}
-
-int32_t asl_first_layer(const llama_model & model, bool sliding) {
-    const int32_t n_layer = model.hparams.n_layer();
-    for (int32_t il = 0; il < n_layer; ++il) {
-        if (asl_is_sliding(model, il) == sliding) {
-            return il;
-        }
-    }
-    return -1;
-}
-
 llama_kv_cache & asl_get_any_kv_cache(llama_context & ctx) {
-    auto * both = dynamic_cast<llama_kv_cache_iswa *>(ctx.get_memory());
-    auto * kv   = both ? both->get_base() : dynamic_cast<llama_kv_cache *>(ctx.get_memory());
+    llama_memory_i * memory = asl_attention_memory(ctx);
+    auto * both = dynamic_cast<llama_kv_cache_iswa *>(memory);
+    auto * kv   = both ? both->get_base() : dynamic_cast<llama_kv_cache *>(memory);
     if (!kv) {
-        throw std::runtime_error("the model's memory is not a KV cache of its own for every layer (recurrent or hybrid)");
+        throw std::runtime_error("the model's memory is of another kind than K/V and recurrent states (keys of an indexer, compressed blocks)");
     }
     return *kv;
 }
@@ -51,7 +40,7 @@ llama_kv_cache & asl_get_kv_cache(llama_context & ctx) {
 }
 
 llama_kv_cache * asl_get_kv_cache_swa(llama_context & ctx) {
-    auto * both = dynamic_cast<llama_kv_cache_iswa *>(ctx.get_memory());
+    auto * both = dynamic_cast<llama_kv_cache_iswa *>(asl_attention_memory(ctx));
     return both ? both->get_swa() : nullptr;
 }
 
@@ -97,14 +86,16 @@ asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il) {
     sinfo.s0 = 0;
     sinfo.s1 = 0;
 
-    const ggml_tensor * v = kv.get_v(tmp.get(), il, 1 + asl_get_first_cell(ctx, il), sinfo);
-
     asl_kv_layer layer;
     layer.k             = kv.get_k_storage(il);
-    layer.v             = v->view_src;
     layer.n_head_kv     = hparams.n_head_kv(il);
     layer.n_embd_head_k = hparams.n_embd_head_k(il);
     layer.n_embd_head_v = hparams.n_embd_head_v(il);
+    if (hparams.is_mla()) {
+        return layer;
+    }
+    const ggml_tensor * v = kv.get_v(tmp.get(), il, 1 + asl_get_first_cell(ctx, il), sinfo);
+    layer.v             = v->view_src;
     layer.v_trans       = v->ne[1] == layer.n_head_kv && v->ne[0] == 1 && v->ne[2] == layer.n_embd_head_v &&
                           v->nb[2] == ggml_row_size(v->type, kv.get_size());
     return layer;
@@ -112,7 +103,8 @@ asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il) {
 
 int64_t asl_kv_bytes(const llama_context & ctx) {
     int64_t n_bytes = 0;
-    for (const auto & [buft, size] : ctx.get_memory()->memory_breakdown()) {
+    const llama_memory_i * memory = asl_attention_memory(const_cast<llama_context &>(ctx));
+    for (const auto & [buft, size] : (memory ? memory : ctx.get_memory())->memory_breakdown()) {
         n_bytes += size;
     }
     return n_bytes;
@@ -149,6 +141,9 @@ static void for_each_run(const asl_kv_layer & layer, int64_t n_rows, Copy copy) 
     const size_t n_k = n_rows*layer.k->nb[1];
     copy(layer.k, 0, n_done, n_k);
     n_done += n_k;
+    if (!layer.v) {
+        return;
+    }
     if (!layer.v_trans) {
         copy(layer.v, 0, n_done, n_rows*layer.v->nb[1]);
         return;
@@ -162,17 +157,22 @@ static void for_each_run(const asl_kv_layer & layer, int64_t n_rows, Copy copy) 
 }
 
 size_t asl_rows_size(llama_context & ctx, int32_t il, int64_t n_rows) {
-    const asl_kv_layer layer = asl_get_kv_layer(ctx, il);
-    return n_rows*(ggml_row_size(layer.k->type, layer.k->ne[0]) + ggml_row_size(layer.v->type, layer.v->ne[0]));
+    return asl_owns_rows(ctx.get_model(), il) ? n_rows*asl_row_bytes(ctx, il) : 0;
 }
 
 void asl_save_rows(llama_context & ctx, int32_t il, int64_t n_rows, uint8_t * dst) {
+    if (!asl_owns_rows(ctx.get_model(), il)) {
+        return;
+    }
     for_each_run(asl_get_kv_layer(ctx, il), n_rows, [dst](const ggml_tensor * t, size_t offset, size_t at, size_t size) {
         ggml_backend_tensor_get(t, dst + at, offset, size);
     });
 }
 
 void asl_load_rows(llama_context & ctx, int32_t il, int64_t n_rows, const uint8_t * src) {
+    if (!asl_owns_rows(ctx.get_model(), il)) {
+        return;
+    }
     for_each_run(asl_get_kv_layer(ctx, il), n_rows, [src](ggml_tensor * t, size_t offset, size_t at, size_t size) {
         ggml_backend_tensor_set(t, src + at, offset, size);
     });
@@ -187,7 +187,7 @@ struct asl_row_range {
 
 size_t asl_row_bytes(llama_context & ctx, int32_t il) {
     const asl_kv_layer layer = asl_get_kv_layer(ctx, il);
-    return ggml_row_size(layer.k->type, layer.k->ne[0]) + ggml_row_size(layer.v->type, layer.v->ne[0]);
+    return ggml_row_size(layer.k->type, layer.k->ne[0]) + (layer.v ? ggml_row_size(layer.v->type, layer.v->ne[0]) : 0);
 }
 
 // The part of each row at byte `at`, n_bytes long, to or from contiguous memory.
@@ -239,6 +239,9 @@ static void copy_kv(llama_context & ctx, int32_t il, int64_t begin, int64_t end,
     const size_t n_k = ggml_row_size(layer.k->type, layer.k->ne[0]);
 
     copy_rows(range, layer.k, n_k, 0, dst, src);
+    if (!layer.v) {
+        return;
+    }
     if (!layer.v_trans) {
         copy_rows(range, layer.v, range.n_row - n_k, n_k, dst, src);
     } else if (ggml_type_size(layer.v->type) == sizeof(uint16_t)) {

@@ -20,16 +20,10 @@ struct asl_shared_kv_scope {
     asl_shared_kv_scope & operator=(const asl_shared_kv_scope &) = delete;
 };
 
-// Whether a layer attends to a sliding window of the newest tokens only.
-bool asl_is_sliding(const llama_model & model, int32_t il);
-
-// The first layer whose attention slides, or does not; -1 if there is none.
-int32_t asl_first_layer(const llama_model & model, bool sliding);
-
 // K and V tensors of one layer, as a view on the cache of a context.
 struct asl_kv_layer {
     ggml_tensor * k = nullptr; // [n_embd_k_gqa, n_cells, n_stream]
-    ggml_tensor * v = nullptr; // the same; if v_trans its data are [n_cells, n_embd_v_gqa]
+    ggml_tensor * v = nullptr; // the same; if v_trans its data are [n_cells, n_embd_v_gqa]. NULL: a part of K (MLA)
 
     int64_t n_head_kv     = 0;
     int64_t n_embd_head_k = 0;
@@ -52,7 +46,7 @@ llama_kv_cache & asl_get_kv_cache(llama_context & ctx, int32_t il);
 
 asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il);
 
-// bytes of all KV buffers of a context
+// bytes of all KV buffers of a context; of a recurrent one those of its states
 int64_t asl_kv_bytes(const llama_context & ctx);
 
 // bytes that one cell takes over all layers of a cache of the context, whose layers have slots of their own

@@ -1,6 +1,6 @@
 #include "chunks.h"
 
-#include "session.h"
+#include "error.h"
 
 #include "llama-batch.h"
 #include "llama-context.h"

@@ -130,7 +130,9 @@ void asl_gather_rows(llama_context & src, llama_context & dst, int32_t il, const
     } else {
         gather_on_host(from.k, to.k, index, n_rows, from.n_head_kv, from.n_embd_head_k, first);
     }
-    if (all && (from.v_trans || from.v->nb[1] % sizeof(float) == 0)) {
+    if (!from.v) {
+        // with the keys
+    } else if (all && (from.v_trans || from.v->nb[1] % sizeof(float) == 0)) {
         const int64_t n_channels = from.v_trans ? from.n_head_kv*from.n_embd_head_v : 0;
         ggml_build_forward_expand(gf, build_copy(ctx.get(), from.v, to.v, n_rows, first, n_channels));
     } else if (from.v_trans) {
@@ -201,6 +203,9 @@ void asl_copy_cells(llama_context & src, const asl_cell_list & from, llama_conte
     const asl_kv_layer b = asl_get_kv_layer(dst, il);
     for (const cell_run & run : find_runs(from.cells, to.cells)) {
         copy_block(a.k, from.stream*a.k->nb[2] + run.from*a.k->nb[1], b.k, to.stream*b.k->nb[2] + run.to*b.k->nb[1], run.n*a.k->nb[1]);
+        if (!a.v) {
+            continue; // with the keys
+        }
         const size_t v_from = from.stream*a.v->nb[2];
         const size_t v_to   = to.stream*b.v->nb[2];
         if (a.v_trans) {

@@ -3,6 +3,8 @@
 #include "graph.h"
 
 #include "cache.h"
+#include "memory.h"
+#include "support.h"
 
 #include "llama-context.h"
 #include "llama-graph.h"
@@ -21,110 +23,15 @@ static const size_t N_MASK_NODES = 3;
 // views of the hidden states, and the copy to them
 static const size_t N_HIDDEN_NODES = 3;
 
-static std::string layer_name(const char * prefix, int32_t il) {
-    return std::string(prefix) + "-" + std::to_string(il);
-}
-
-// index of the node with this name, -1 if there is none
-static int find_node(ggml_cgraph * gf, const std::string & name) {
-    for (int i = ggml_graph_n_nodes(gf) - 1; i >= 0; --i) {
-        if (name == ggml_graph_node(gf, i)->name) {
+int asl_find_layer_output(const llm_graph_result & res, int32_t il) {
+    const auto found = res.asl_outputs.find(il);
+    ggml_cgraph * gf = res.get_gf();
+    for (int i = found == res.asl_outputs.end() ? -1 : ggml_graph_n_nodes(gf) - 1; i >= 0; --i) {
+        if (ggml_graph_node(gf, i) == found->second) {
             return i;
         }
     }
-    return -1;
-}
-
-static int find_layer_output(ggml_cgraph * gf, int32_t il) {
-    const int i = find_node(gf, layer_name("l_out", il));
-    if (i < 0) {
-        throw std::runtime_error("the model's graph does not name the output of layer " + std::to_string(il) + " (l_out)");
-    }
-    return i;
-}
-
-static float get_op_param_f32(const ggml_tensor * t, int i) {
-    float value;
-    memcpy(&value, t->op_params + i, sizeof(value));
-    return value;
-}
-
-// the KV cache tensor behind a view of it, possibly through the cast that build_attn_mha adds for F32 caches
-static ggml_tensor * find_cache_tensor(ggml_tensor * t) {
-    while (t->view_src == nullptr && (t->op == GGML_OP_CPY || t->op == GGML_OP_PERMUTE) && t->src[0]) {
-        t = t->src[0];
-    }
-    if (t->op == GGML_OP_CPY) {
-        t = t->src[0];
-    }
-    return t->view_src ? t->view_src : t;
-}
-
-static asl_attention read_flash_attention(ggml_tensor * node) {
-    if (get_op_param_f32(node, 2) != 0.0f) {
-        throw std::runtime_error("attention with soft-capped logits is not supported");
-    }
-    asl_attention att;
-    att.q         = node->src[0];
-    att.k         = find_cache_tensor(node->src[1]);
-    att.mask      = node->src[3];
-    att.sinks     = node->src[4];
-    att.scale     = get_op_param_f32(node, 0);
-    att.n_head_kv = node->src[1]->ne[2];
-    return att;
-}
-
-static asl_attention read_soft_max(ggml_tensor * node) {
-    const ggml_tensor * kq = node->src[0];
-    if (kq->op != GGML_OP_MUL_MAT) {
-        throw std::runtime_error("attention whose logits are changed before the softmax (bias, soft cap) is not supported");
-    }
-    asl_attention att;
-    att.q         = kq->src[1];
-    att.k         = find_cache_tensor(kq->src[0]);
-    att.mask      = node->src[1];
-    att.sinks     = node->src[2];
-    att.scale     = get_op_param_f32(node, 0);
-    att.n_head_kv = kq->src[0]->ne[2];
-    return att;
-}
-
-asl_attention asl_find_attention(const llm_graph_result & res, int32_t il) {
-    asl_attention att;
-    ggml_tensor * node = nullptr;
-    for (const auto & fused : res.get_fused_nodes()) {
-        if (fused.op == LLM_FUSED_OP_FLASH_ATTN && fused.il == il) {
-            node = fused.tensor;
-        }
-    }
-    if (node) {
-        att = read_flash_attention(node);
-    } else {
-        const int i = find_node(res.get_gf(), layer_name("kq_soft_max", il));
-        if (i < 0) {
-            throw std::runtime_error("layer " + std::to_string(il) + " has no attention");
-        }
-        node = ggml_graph_node(res.get_gf(), i);
-        att  = read_soft_max(node);
-    }
-    if (get_op_param_f32(node, 1) != 0.0f) {
-        throw std::runtime_error("attention with ALiBi is not supported");
-    }
-    att.node = node;
-    if (!att.mask || att.q->type != GGML_TYPE_F32 || att.q->ne[3] != 1 || att.q->ne[2] % att.n_head_kv != 0) {
-        throw std::runtime_error("the attention of layer " + std::to_string(il) + " has an unexpected form");
-    }
-    if (strncmp(att.k->name, "cache_", 6) != 0) {
-        throw std::runtime_error("layer " + std::to_string(il) + " does not attend to the KV cache");
-    }
-    return att;
-}
-
-void asl_check_graph(const llm_graph_result & res, int32_t n_layer) {
-    for (int32_t il = 0; il < n_layer; ++il) {
-        find_layer_output(res.get_gf(), il);
-        asl_find_attention(res, il);
-    }
+    throw std::runtime_error("the model's graph does not name the output of layer " + std::to_string(il) + " (l_out)");
 }
 
 asl_layer_cutter::asl_layer_cutter(
@@ -167,9 +74,19 @@ static std::vector<ggml_tensor *> find_inputs(ggml_cgraph * gf, const std::unord
     return inputs;
 }
 
-// Whether a node stores rows in a KV cache.
-static bool is_cache_write(const ggml_tensor * node) {
-    return (node->op == GGML_OP_SET_ROWS || node->op == GGML_OP_CPY) && node->view_src && strncmp(node->view_src->name, "cache_", 6) == 0;
+// Whether a node stores rows in a KV cache, or stores or clears a recurrent state. Before the graph is allocated, what has a
+// buffer is a weight, which no node writes, or memory of the context; names may have changed.
+static bool is_memory_write(const ggml_tensor * node) {
+    switch (node->op) {
+        case GGML_OP_NONE:
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE:
+            return false;
+        default:
+            return node->view_src && node->view_src->buffer;
+    }
 }
 
 // How rows of an attention mask must be aligned where they may lie apart; 0 where kernels are not known to take such masks.
@@ -197,8 +114,8 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
         throw std::runtime_error("expected a ubatch of " + std::to_string(chunk.n_tokens) + " tokens, got " + std::to_string(ubatch.n_tokens));
     }
 
-    const int i_prev = range.first > 0 ? find_layer_output(gf, range.first - 1) : -1;
-    const int i_last = range.head ? ggml_graph_n_nodes(gf) - 1 : find_layer_output(gf, range.last);
+    const int i_prev = range.first > 0 ? asl_find_layer_output(res, range.first - 1) : -1;
+    const int i_last = range.head ? ggml_graph_n_nodes(gf) - 1 : asl_find_layer_output(res, range.last);
 
     // the capacity of the full graph bounds the part as well
     const auto & hparams = ctx.get_model().hparams;
@@ -235,7 +152,7 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
         dequantiser.replace(node);
     }
     for (ggml_tensor * node : nodes) {
-        if (!chunk.rows_only || is_cache_write(node)) {
+        if (!chunk.rows_only || is_memory_write(node)) {
             ggml_build_forward_expand(part, node); // with what it reads
         }
     }
@@ -261,7 +178,7 @@ void asl_layer_cutter::keep_output(llm_graph_result & res, ggml_cgraph * part, g
         if (node->type != GGML_TYPE_F32 || node->ne[0] != ctx.get_model().hparams.n_embd || ggml_nrows(node) != chunk.n_tokens) {
             throw std::runtime_error("the output of layer " + std::to_string(range.last) + " is not one row of F32 per token");
         }
-        const bool is_here = hidden.get_type() == ggml_backend_buffer_get_type(asl_find_attention(res, range.last).k->buffer);
+        const bool is_here = hidden.get_type() == asl_layer_buffer_type(ctx, range.last);
         // the last node may overwrite the rows that the layer read, if it adds element by element
         if (is_here && node->op == GGML_OP_ADD && !node->view_src) {
             ggml_set_output(node);
@@ -292,12 +209,16 @@ std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(llm_grap
 
     std::map<std::pair<ggml_backend_buffer_type_t, bool>, ggml_tensor *> masks;
     for (int32_t il = range.first; il <= range.last; ++il) {
+        if (!asl_has_attention(model, il)) {
+            continue;
+        }
         const asl_attention att = asl_find_attention(res, il);
         const bool sliding = asl_is_sliding(model, il);
         if (att.mask != inputs[sliding]) {
             throw std::runtime_error("layer " + std::to_string(il) + " has an attention mask of its own");
         }
-        if (sliding && chunk.has_gaps) {
+        // ours are of windows; those of gaps, and of chunks, are llama.cpp's
+        if (sliding && (chunk.has_gaps || model.hparams.swa_type != LLAMA_SWA_TYPE_STANDARD)) {
             unused.erase(att.mask);
             continue;
         }
@@ -311,17 +232,10 @@ std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(llm_grap
     return unused;
 }
 
-// Nothing in the part may read what an earlier layer computed, except through its output.
+// Nothing in the part may read what an earlier layer computed, except through its output, or from the chunk's token ids
+// alone: that is computed again.
 void asl_layer_cutter::verify(const llm_graph_result & res, ggml_cgraph * part, int begin) const {
-    std::unordered_set<const ggml_tensor *> tainted = { res.t_inp_tokens };
-    for (int i = 0; i < begin; ++i) {
-        const ggml_tensor * node = ggml_graph_node(res.get_gf(), i);
-        for (const ggml_tensor * src : node->src) {
-            if (src && tainted.count(src)) {
-                tainted.insert(node);
-            }
-        }
-    }
+    const auto tainted = asl_find_dependents(res.get_gf(), begin, asl_memory_tensors(ctx));
     for (int i = 0; i < ggml_graph_n_nodes(part); ++i) {
         if (tainted.count(ggml_graph_node(part, i))) {
             throw std::runtime_error("layer " + std::to_string(range.first) + " reads '" +

@@ -52,6 +52,8 @@ struct asl_attention {
     ggml_tensor * mask  = nullptr; // F16 or F32 [n_kv, n_tokens]
     ggml_tensor * sinks = nullptr; // F32 [n_head], may be NULL
     float   scale     = 1.0f;
+    float   cap       = 0.0f; // of the logits: cap*tanh(cap_scale*kq) before the softmax, 0 for none
+    float   cap_scale = 1.0f;
     int64_t n_head_kv = 0;
 };
 
@@ -101,5 +103,12 @@ private:
 // none of a form whose scores can be computed.
 asl_attention asl_find_attention(const llm_graph_result & res, int32_t il);
 
-// Throws std::runtime_error with the reason if the graph cannot be cut after every layer.
-void asl_check_graph(const llm_graph_result & res, int32_t n_layer);
+// Index of the node that is a layer's output. Throws std::runtime_error if the model does not name it.
+int asl_find_layer_output(const llm_graph_result & res, int32_t il);
+
+// Of the first n nodes, those that depend on what a context remembers.
+std::unordered_set<const ggml_tensor *> asl_find_dependents(
+        ggml_cgraph * gf, int n, const std::unordered_set<const ggml_tensor *> & memory);
+
+// Throws std::runtime_error with the reason if the full graph of a decode context cannot be cut after every layer.
+void asl_check_graph(const llm_graph_result & res, llama_context & ctx);

@@ -1,6 +1,6 @@
 #include "hidden.h"
 
-#include "cache.h"
+#include "memory.h"
 
 #include "llama-context.h"
 #include "llama-model.h"
@@ -24,7 +24,10 @@ ggml_backend_buffer_type_t asl_hidden_buffer_type(llama_context & ctx, size_t n_
     // where the K/V of all layers lie, the layers run
     ggml_backend_buffer_type_t buft = nullptr;
     for (uint32_t il = 0; il < ctx.get_model().hparams.n_layer(); ++il) {
-        ggml_backend_buffer_type_t own = ggml_backend_buffer_get_type(asl_get_kv_layer(ctx, il).k->buffer);
+        ggml_backend_buffer_type_t own = asl_layer_buffer_type(ctx, il);
+        if (!own) {
+            continue;
+        }
         if (buft && own != buft) {
             return host;
         }

@@ -5,6 +5,8 @@
 #include "cells.h"
 #include "error.h"
 #include "gather.h"
+#include "memory.h"
+#include "support.h"
 
 #include "llama-context.h"
 #include "llama-kv-cache.h"
@@ -54,6 +56,9 @@ static void check_contexts(llama_context & src, int32_t src_seq_id, llama_contex
     }
     if (&src.get_model() != &dst.get_model()) {
         refuse("expected two contexts of one model, got contexts of two");
+    }
+    if (asl_has_states(src)) {
+        refuse("expected a model without recurrent states: those of a hybrid model cannot be moved");
     }
     check_sequence(src, src_seq_id);
     check_sequence(dst, seq_id);

@@ -1,6 +1,7 @@
 #include "pages.h"
 
 #include "cache.h"
+#include "support.h"
 
 #include "llama-context.h"
 #include "llama-kv-cache.h"
@@ -59,6 +60,9 @@ static int64_t resident_bytes(const ggml_tensor * t) { return ggml_nbytes(t); }
 // cells [begin, end) of a layer
 static void release_cells(const asl_kv_layer & layer, int64_t begin, int64_t end) {
     release(layer.k, begin*layer.k->nb[1], end*layer.k->nb[1]);
+    if (!layer.v) {
+        return;
+    }
     if (!layer.v_trans) {
         release(layer.v, begin*layer.v->nb[1], end*layer.v->nb[1]);
         return;
@@ -72,6 +76,9 @@ static void release_cells(const asl_kv_layer & layer, int64_t begin, int64_t end
 
 void asl_release_unused(llama_context & ctx) {
     for (uint32_t il = 0; il < ctx.get_model().hparams.n_layer(); ++il) {
+        if (!asl_owns_rows(ctx.get_model(), il)) {
+            continue;
+        }
         const asl_kv_layer layer = asl_get_kv_layer(ctx, il);
         llama_kv_cache & kv = asl_get_kv_cache(ctx, il);
         release_cells(layer, 0, asl_get_first_cell(ctx, il));
@@ -80,6 +87,9 @@ void asl_release_unused(llama_context & ctx) {
 }
 
 int64_t asl_resident_bytes(llama_context & ctx, int32_t il) {
+    if (!asl_owns_rows(ctx.get_model(), il)) {
+        return 0;
+    }
     const asl_kv_layer layer = asl_get_kv_layer(ctx, il);
-    return resident_bytes(layer.k) + resident_bytes(layer.v);
+    return resident_bytes(layer.k) + (layer.v ? resident_bytes(layer.v) : 0);
 }

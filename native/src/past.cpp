@@ -3,6 +3,7 @@
 #include "cache.h"
 #include "cells.h"
 #include "error.h"
+#include "support.h"
 
 #include "llama-context.h"
 #include "llama-kv-cache.h"

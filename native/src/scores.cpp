@@ -13,7 +13,7 @@
 static const int64_t N_QUERY_BLOCK = 128;
 
 // nodes of build_scores, with room
-static const size_t N_SCORE_NODES = 16;
+static const size_t N_SCORE_NODES = 20;
 
 size_t asl_layer_cutter::n_score_nodes(int64_t n_head_kv) const {
     return N_SCORE_NODES*n_head_kv*(1 + chunk.n_queries/N_QUERY_BLOCK);
@@ -49,6 +49,9 @@ ggml_tensor * asl_layer_cutter::build_scores(const asl_attention & att, ggml_ten
 
     ggml_tensor * a = ggml_mul_mat(c, k, q); // [n_kv, n_query, n_group]
     ggml_prec_set_acc(a, GGML_PREC_F32);
+    if (att.cap != 0.0f) {
+        a = ggml_scale(c, ggml_tanh(c, ggml_scale(c, a, att.cap_scale)), att.cap);
+    }
     ggml_tensor * mask_queries = ggml_cont(c, ggml_view_2d(c, att.mask, n_kv, n_query, att.mask->nb[1], i_query*att.mask->nb[1]));
     a = ggml_soft_max_ext(c, a, mask_queries, att.scale, 0.0f);
     if (att.sinks) {

@@ -5,6 +5,8 @@
 #include "access.h"
 #include "cache.h"
 #include "cells.h"
+#include "memory.h"
+#include "support.h"
 #include "pages.h"
 
 #include "llama-kv-cache.h"
@@ -28,7 +30,7 @@ void asl_session::start_finish() {
     }
     bool any_full = false;
     for (int32_t il = next_layer; il < n_layer; ++il) {
-        any_full |= !is_sliding(il);
+        any_full |= !keeps_itself(il);
     }
     if (next_layer < n_layer && !past.exists()) {
         check_computed();
@@ -36,7 +38,10 @@ void asl_session::start_finish() {
     if (any_full) {
         check_room_to_finish();
     }
-    const bool even = std::all_of(rows_kept.begin(), rows_kept.end(), [this](int32_t n) { return n == (int32_t) positions.size(); });
+    bool even = true;
+    for (int32_t il = 0; il < next_layer; ++il) {
+        even &= !asl_owns_rows(ctx.get_model(), il) || rows_kept[il] == (int32_t) positions.size();
+    }
     if (next_layer < n_layer && even && !asl_get_kv_cache_swa(ctx)) {
         // deeper layers hold the same tokens in every head: their cells say which
         cells.assign(positions.begin() + (past.exists() ? n_past : 0), positions.end());
@@ -126,6 +131,7 @@ void asl_session::mark_cells() {
 
     ctx.get_memory()->clear(false);
     asl_mark_cells(asl_get_kv_cache(ctx), 0, asl_cell_list(0, n_rows).cells, cells, ids_at(cells));
+    asl_mark_state(ctx, tokens.back(), positions.back());
     if (swa) {
         const std::vector<llama_pos> left(positions.begin() + first, positions.end());
         const std::vector<uint32_t> taken = asl_cell_list(0, left.size()).cells;
@@ -133,7 +139,7 @@ void asl_session::mark_cells() {
         sliding.put(ctx, taken, left);
     }
     for (int32_t il = 0; il < n_layer; ++il) {
-        if (!is_sliding(il) && rows_kept[il] < n_rows) {
+        if (!keeps_itself(il) && rows_kept[il] < n_rows) {
             asl_set_first_cell(ctx, il, n_rows - rows_kept[il]);
         }
     }

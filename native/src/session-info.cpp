@@ -3,6 +3,7 @@
 #include "session.h"
 
 #include "cache.h"
+#include "support.h"
 
 #include "llama-context.h"
 #include "llama-model.h"
@@ -30,11 +31,18 @@ void asl_session::get_queries(float * dst) const {
 void asl_session::get_keys(float * dst) const {
     const int32_t il = check_open(true);
     check_slot();
-    asl_read_keys(*prefill, il, positions.size(), dst);
+    if (!asl_has_attention(ctx.get_model(), il)) {
+        throw asl_error(ASL_ERR_STATE, "expected a layer with attention, layer " + std::to_string(il) + " has no keys");
+    }
+    asl_read_keys(*prefill, asl_row_owner(ctx.get_model(), il), positions.size(), dst);
 }
 
 bool asl_session::is_sliding(int32_t il) const {
-    return asl_is_sliding(ctx.get_model(), il);
+    return asl_is_sliding(ctx.get_model(), il) && asl_owns_rows(ctx.get_model(), il);
+}
+
+bool asl_session::keeps_itself(int32_t il) const {
+    return is_sliding(il) || !asl_owns_rows(ctx.get_model(), il);
 }
 
 asl_session_info asl_session::get_info() const {

@@ -4,6 +4,8 @@
 
 #include "cache.h"
 #include "gather.h"
+#include "memory.h"
+#include "support.h"
 
 #include "llama-context.h"
 #include "llama-kv-cache.h"
@@ -79,6 +81,9 @@ std::vector<int32_t> asl_session::check_index(const int32_t * index, int32_t n_r
 void asl_session::keep_rows(const int32_t * index, int32_t n_rows, bool per_head) {
     const int32_t il = check_open(true);
     check_slot();
+    if (!asl_owns_rows(ctx.get_model(), il)) {
+        throw asl_error(ASL_ERR_STATE, "expected a layer with K/V of its own, layer " + str(il) + " has none: nothing is to be kept of it");
+    }
     if (is_sliding(il)) {
         throw asl_error(ASL_ERR_STATE, "expected a layer that attends to the whole prompt, layer " + str(il) + " has a sliding window and keeps its K/V by itself");
     }
@@ -158,12 +163,16 @@ void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
     if (next_layer == n_layer) {
         throw asl_error(ASL_ERR_STATE, "all layers have run: no deeper layer is left to see fewer tokens");
     }
+    if (!asl_can_drop_tokens(ctx.get_model()) && n_index < (int32_t) positions.size()) {
+        throw asl_error(ASL_ERR_STATE, "tokens cannot be dropped in this model: the states of its layers decay by position. Rows can (asl_session_keep_rows)");
+    }
     const std::vector<int32_t> kept = check_index(index, n_index, 1);
     if (n_index < n_window || kept[n_index - n_window] != (int32_t) positions.size() - n_window) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected the window's " + str(n_window) + " tokens to be kept");
     }
     check_past_kept(kept, n_index);
     hidden.gather(*prefill, std::vector<int32_t>(kept.begin() + n_past, kept.end()));
+    compact_shared(kept);
     for (int32_t i = 0; i < n_index; ++i) {
         positions[i] = positions[kept[i]];
     }
@@ -174,17 +183,30 @@ void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
     n_work_total = n_work_done + (int64_t) (n_index - n_past)*(n_layer - next_layer);
 }
 
+// Deeper layers that attend to K/V of layers that have run: those lie in slots that nothing overwrites.
+void asl_session::compact_shared(const std::vector<int32_t> & kept) {
+    const int32_t first = asl_first_shared(ctx.get_model());
+    for (int32_t il = first - 2; first < n_layer && il < first; ++il) {
+        if (il < next_layer) {
+            asl_compact_rows(*prefill, il, kept);
+        }
+    }
+}
+
 size_t asl_session::row_bytes(int32_t il) const {
     check_open(false);
     if (il < 0 || il >= n_layer) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected a layer from 0 to " + str(n_layer - 1) + ", got " + str(il));
     }
-    return asl_row_bytes(*prefill, il);
+    return asl_owns_rows(ctx.get_model(), il) ? asl_row_bytes(*prefill, il) : 0;
 }
 
 void asl_session::save_rows(int32_t begin, int32_t end, uint8_t * dst, size_t n_bytes) const {
     const int32_t il = check_open(true);
     check_slot();
+    if (!asl_owns_rows(ctx.get_model(), il)) {
+        throw asl_error(ASL_ERR_STATE, "expected a layer with K/V of its own, layer " + str(il) + " has none");
+    }
     const int32_t n_current = positions.size();
     if (begin < 0 || begin >= end || end > n_current) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected tokens between 0 and " + str(n_current) + ", got " + str(begin) + " to " + str(end));
@@ -248,7 +270,7 @@ size_t asl_session::layer_bytes(int32_t il) const {
     }
     // after the last layer, one row is left
     const size_t n_rows = il == n_layer - 1 ? 1 : n_tokens;
-    return asl_rows_size(*prefill, il, n_tokens) + n_rows*n_embd*sizeof(float);
+    return asl_rows_size(*prefill, il, n_tokens) + asl_state_size(*prefill, il) + n_rows*n_embd*sizeof(float);
 }
 
 void asl_session::save_layer(uint8_t * dst, size_t n_bytes) const {
@@ -259,11 +281,13 @@ void asl_session::save_layer(uint8_t * dst, size_t n_bytes) const {
         throw asl_error(ASL_ERR_STATE, "expected all " + str(n_tokens) + " tokens to be current, " + str(positions.size()) + " are left");
     }
     asl_save_rows(*prefill, il, n_tokens, dst);
-    uint8_t * state = dst + asl_rows_size(*prefill, il, n_tokens);
+    dst += asl_rows_size(*prefill, il, n_tokens);
+    asl_save_state(*prefill, il, dst);
+    dst += asl_state_size(*prefill, il);
     if (il == n_layer - 1) {
-        memcpy(state, output.data(), n_embd*sizeof(float));
+        memcpy(dst, output.data(), n_embd*sizeof(float));
     } else {
-        hidden.get(0, n_tokens, (float *) state);
+        hidden.get(0, n_tokens, (float *) dst);
     }
 }
 
@@ -275,13 +299,19 @@ void asl_session::load_layer(int32_t il, const uint8_t * src, size_t n_bytes) {
         throw asl_error(ASL_ERR_STATE, "expected a layer that has not run, with no token dropped; layer " + str(next_layer) +
                 " is next and " + str(positions.size()) + " of " + str(n_tokens) + " tokens are current");
     }
+    const int32_t owner = asl_first_shared(ctx.get_model()) - 2;
+    if (asl_first_shared(ctx.get_model()) < n_layer && il > next_layer && il > owner) {
+        throw asl_error(ASL_ERR_STATE, "expected layer " + str(next_layer) + " to be loaded first: from layer " + str(owner) + " on, deeper layers attend to its K/V");
+    }
     asl_load_rows(*prefill, il, n_tokens, src);
-    const uint8_t * state = src + asl_rows_size(*prefill, il, n_tokens);
+    src += asl_rows_size(*prefill, il, n_tokens);
+    asl_load_state(*prefill, il, src);
+    src += asl_state_size(*prefill, il);
     if (il == n_layer - 1) {
         output.resize(n_embd);
-        memcpy(output.data(), state, n_embd*sizeof(float));
+        memcpy(output.data(), src, n_embd*sizeof(float));
     } else {
-        hidden.set(0, n_tokens, (const float *) state);
+        hidden.set(0, n_tokens, (const float *) src);
     }
 
     n_work_done += (int64_t) n_tokens*(il + 1 - next_layer);

@@ -4,6 +4,8 @@
 
 #include "access.h"
 #include "cache.h"
+#include "memory.h"
+#include "support.h"
 
 #include "llama-kv-cache.h"
 
@@ -20,6 +22,9 @@ void asl_session::start(int32_t n_layers, bool with_scores) {
     if (n_past > 0 && !past.exists() && (n_layers != 1 || !past_ready)) {
         throw asl_error(ASL_ERR_STATE, "expected the K/V of the first " + str(n_past) + " tokens in layer " + str(next_layer) +
                 " (asl_session_load_rows), and that one layer to run");
+    }
+    if (with_scores && !asl_has_attention(ctx.get_model(), next_layer + n_layers - 1)) {
+        throw asl_error(ASL_ERR_STATE, "expected a layer with attention to be scored, layer " + str(next_layer + n_layers - 1) + " has none");
     }
     past_ready = false;
     slices.end_layer   = next_layer + n_layers;
@@ -99,12 +104,15 @@ void asl_session::end_layer(int32_t il) {
     next_layer = il + 1;
     slices.n_done = -1;
     rows_kept.resize(next_layer, 0);
+    asl_copy_state(*prefill, ctx, il);
     if (is_sliding(il)) {
         if (past.exists()) {
             sliding.take_new(*prefill, ctx, il, positions, n_past);
         } else {
             sliding.take(*prefill, ctx, il, positions);
         }
+    }
+    if (keeps_itself(il)) {
         rows_kept[il] = positions.size();
     } else if (slices.finishes) {
         std::vector<int32_t> all(positions.size());

@@ -2,9 +2,10 @@
 
 #include "access.h"
 #include "cache.h"
+#include "memory.h"
+#include "support.h"
 
 #include "llama-batch.h"
-#include "llama-graph.h"
 #include "llama-kv-cache.h"
 #include "llama-model.h"
 
@@ -12,53 +13,11 @@
 
 static std::string str(int64_t value) { return std::to_string(value); }
 
-void asl_check_model(const llama_model & model) {
-    const auto & hparams = model.hparams;
-    auto fail = [](const std::string & reason) { throw asl_error(ASL_ERR_UNSUPPORTED, reason); };
-
-    if (llama_model_is_recurrent(&model) || llama_model_is_hybrid(&model)) {
-        fail("the model is recurrent or hybrid: it has no KV cache to prune in every layer");
-    }
-    if (llama_model_has_encoder(&model) || !hparams.causal_attn) {
-        fail("the model is not a causal decoder");
-    }
-    if (hparams.is_mla()) {
-        fail("multi-head latent attention is not supported yet");
-    }
-    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE && hparams.swa_type != LLAMA_SWA_TYPE_STANDARD) {
-        fail("attention to chunks of the prompt, or to both sides of a token, is not supported yet");
-    }
-    if (asl_first_layer(model, false) < 0) {
-        fail("every layer attends to a sliding window: its K/V do not grow with the prompt");
-    }
-    if (hparams.n_embd_inp() != hparams.n_embd || hparams.n_pos_per_embd() != 1) {
-        fail("multimodal inputs or positions of several dimensions are not supported yet");
-    }
-    if (hparams.n_layer() != hparams.n_layer_all) {
-        fail("models with multi-token prediction layers are not supported yet");
-    }
-    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
-        if (!hparams.has_kv(il) || hparams.n_head(il) == 0 || hparams.n_head_kv(il) == 0) {
-            fail("layer " + str(il) + " has no K/V of its own");
-        }
-    }
-}
-
 asl_session::asl_session(llama_context & ctx, const llama_context_params & params, uint32_t n_ctx)
     : ctx(ctx), params(params), n_ctx(n_ctx),
       n_layer(ctx.get_model().hparams.n_layer()), n_embd(ctx.get_model().hparams.n_embd) {
     asl_check_model(ctx.get_model());
-    try {
-        asl_get_kv_cache(ctx);
-        llm_graph_result graph(ctx.get_gf_res_reserve()->get_max_nodes());
-        asl_context_access::build_graph(ctx, graph);
-        asl_check_graph(graph, n_layer);
-    } catch (const std::exception & err) {
-        throw asl_error(ASL_ERR_UNSUPPORTED, err.what());
-    }
-    if (ctx.get_cparams().embeddings) {
-        throw asl_error(ASL_ERR_UNSUPPORTED, "the decode context computes embeddings");
-    }
+    asl_check_context(ctx);
     kv_bytes_cell = asl_kv_bytes_cell(ctx, asl_get_kv_cache(ctx));
     if (llama_kv_cache * swa = asl_get_kv_cache_swa(ctx)) {
         kv_bytes_cell_sliding = asl_kv_bytes_cell(ctx, *swa);
@@ -96,6 +55,9 @@ void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_wind
 
 void asl_session::extend(const int32_t * tokens, int32_t n_tokens, int32_t n_window) {
     check_tokens(tokens, n_tokens, n_window);
+    if (!asl_can_load_rows(ctx.get_model())) {
+        throw asl_error(ASL_ERR_STATE, "what a context holds cannot be extended where layers hold a recurrent state or share K/V; decode the turn, or prefill it all again");
+    }
     asl_past found = asl_read_past(ctx);
     if (found.next_pos > (int32_t) n_ctx - n_tokens) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str((int64_t) n_ctx - found.next_pos) + " tokens from position " +
@@ -183,6 +145,9 @@ void asl_session::set_window(int32_t n_window, const float * weights) {
 void asl_session::set_past(int32_t n_past) {
     check_open(false);
     check_begun();
+    if (n_past > 0 && !asl_can_load_rows(ctx.get_model())) {
+        throw asl_error(ASL_ERR_STATE, "K/V of an earlier prefill cannot be loaded where layers hold a recurrent state or share K/V");
+    }
     if (next_layer > 0) {
         throw asl_error(ASL_ERR_STATE, "expected a prefill of which no layer has run, layer " + str(next_layer) + " is next");
     }

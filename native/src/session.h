@@ -24,9 +24,6 @@
 struct llama_context;
 class llama_kv_cache;
 
-// Throws asl_error with the reason if models of this architecture cannot be prefilled layer by layer.
-void asl_check_model(const llama_model & model);
-
 struct asl_session {
     asl_session(llama_context & ctx, const llama_context_params & params, uint32_t n_ctx);
     ~asl_session();
@@ -73,6 +70,8 @@ private:
     bool run_slice();
     void begin_layer();
     void end_layer(int32_t il);
+    bool keeps_itself(int32_t il) const; // what it remembers: a sliding window, a state, K/V of another layer, nothing
+    void compact_shared(const std::vector<int32_t> & kept);
     void take_past_cells();
     asl_chunk next_chunk() const;
     void run_chunk(const asl_layer_range & range, asl_chunk & chunk);

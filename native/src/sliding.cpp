@@ -2,8 +2,8 @@
 
 #include "cache.h"
 #include "cells.h"
+#include "error.h"
 #include "gather.h"
-#include "session.h"
 
 #include "llama-context.h"
 #include "llama-hparams.h"

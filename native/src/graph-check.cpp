@@ -1,0 +1,91 @@
+// Whether a full graph can be cut after every layer: what a session is refused for before any prompt comes.
+
+#include "graph.h"
+
+#include "cache.h"
+#include "memory.h"
+#include "support.h"
+
+#include "llama-context.h"
+#include "llama-graph.h"
+#include "llama-model.h"
+
+#include <stdexcept>
+#include <unordered_map>
+
+static std::string str(int64_t value) { return std::to_string(value); }
+
+std::unordered_set<const ggml_tensor *> asl_find_dependents(
+        ggml_cgraph * gf, int n, const std::unordered_set<const ggml_tensor *> & memory) {
+    std::unordered_set<const ggml_tensor *> result;
+    for (int i = 0; i < n; ++i) {
+        const ggml_tensor * node = ggml_graph_node(gf, i);
+        bool depends = node->view_src && memory.count(node->view_src);
+        for (const ggml_tensor * src : node->src) {
+            depends |= src && (result.count(src) || memory.count(src));
+        }
+        if (depends) {
+            result.insert(node);
+        }
+    }
+    return result;
+}
+
+static void check_output(const ggml_tensor * node, int32_t il, const llama_model & model) {
+    if (node->type != GGML_TYPE_F32 || node->ne[0] != model.hparams.n_embd || ggml_nelements(node) != node->ne[0]*node->ne[1]) {
+        throw std::runtime_error("the output of layer " + str(il) + " is not one row of " + str(model.hparams.n_embd) +
+                " elements per token (several residual streams)");
+    }
+}
+
+// Nodes begin.. to end - 1, of a layer or the head, may read earlier ones in two ways: the layer before through its output, or
+// what depends on the token ids alone.
+static void check_reads(ggml_cgraph * gf, int begin, int end, const std::string & what,
+        const std::unordered_map<const ggml_tensor *, int> & places, const std::unordered_set<const ggml_tensor *> & dependents) {
+    const ggml_tensor * prev = begin > 0 ? ggml_graph_node(gf, begin - 1) : nullptr;
+    for (int i = begin; i < end; ++i) {
+        for (const ggml_tensor * src : ggml_graph_node(gf, i)->src) {
+            const auto place = places.find(src);
+            if (src != prev && place != places.end() && place->second < begin && dependents.count(src)) {
+                throw std::runtime_error(what + " reads '" + src->name + "' of an earlier layer, beside its output");
+            }
+        }
+    }
+}
+
+// In a decode context every layer has tensors of its own, so that it shows which one a layer attends to.
+static void check_attention(const llm_graph_result & res, llama_context & ctx, int32_t il) {
+    const asl_attention att = asl_find_attention(res, il);
+    const int32_t owner = asl_row_owner(ctx.get_model(), il);
+    if (att.k != asl_get_kv_layer(ctx, owner).k) {
+        throw std::runtime_error("layer " + str(il) + " does not attend to the K/V of layer " + str(owner));
+    }
+}
+
+void asl_check_graph(const llm_graph_result & res, llama_context & ctx) {
+    const llama_model & model = ctx.get_model();
+    const int32_t n_layer = model.hparams.n_layer();
+    ggml_cgraph * gf = res.get_gf();
+    const int n_nodes = ggml_graph_n_nodes(gf);
+
+    std::unordered_map<const ggml_tensor *, int> places;
+    for (int i = 0; i < n_nodes; ++i) {
+        places[ggml_graph_node(gf, i)] = i;
+    }
+    const auto dependents = asl_find_dependents(gf, n_nodes, asl_memory_tensors(ctx));
+    int begin = 0;
+    for (int32_t il = 0; il <= n_layer; ++il) {
+        const int end = il < n_layer ? asl_find_layer_output(res, il) + 1 : n_nodes;
+        if (end <= begin) {
+            throw std::runtime_error("the output of layer " + str(il) + " comes before that of layer " + str(il - 1));
+        }
+        if (il < n_layer) {
+            check_output(ggml_graph_node(gf, end - 1), il, model);
+        }
+        if (il < n_layer && asl_has_attention(model, il)) {
+            check_attention(res, ctx, il);
+        }
+        check_reads(gf, begin, end, il < n_layer ? "layer " + str(il) : "the output head", places, dependents);
+        begin = end;
+    }
+}

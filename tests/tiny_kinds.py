@@ -1,0 +1,39 @@
+"""Tiny random models of every kind of attention that asl_gguf prunes, for tests that need no download.
+
+Their keys and the shapes of their tensors were recorded from llama.cpp's own test models (tests/conformance/record.py);
+the weights are drawn from a seed as that test draws them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+_FOLDER = Path(__file__).parent / "kinds"
+KINDS: tuple[str, ...] = tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
+_DEVIATION = np.float32(0.1)
+
+
+def write_kind(path: Path, kind: str, seed: int = 0) -> Path:
+    """Writes the model of a kind, one of KINDS; the bytes follow from the arguments."""
+    recorded = json.loads((_FOLDER / f"{kind}.json").read_text(encoding="utf-8"))
+    writer = gguf.GGUFWriter(path, recorded["architecture"])
+    for name, (value_type, *value) in recorded["keys"].items():
+        sub_type = gguf.GGUFValueType[value[0]] if value_type == "ARRAY" else None
+        writer.add_key_value(name, value[-1], gguf.GGUFValueType[value_type], sub_type)
+    n_vocab = recorded["keys"][f"{recorded['architecture']}.vocab_size"][-1]
+    writer.add_token_list([f"tok_{i}" for i in range(n_vocab)])
+    writer.add_token_scores([0.0] * n_vocab)
+    rng = np.random.default_rng(seed)
+    for name, shape in recorded["tensors"].items():
+        values = _DEVIATION * rng.standard_normal(shape, dtype=np.float32)
+        # a state must decay
+        writer.add_tensor(name, -np.abs(values) if "ssm_a" in name else values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
