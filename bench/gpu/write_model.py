@@ -176,7 +176,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("path")
-    parser.add_argument("--mix", choices=MIXES, default="q4_k", help="types of the layers' matrices (default %(default)s)")
+    parser.add_argument(
+        "--mix", choices=MIXES, default="q4_k", help="types of the layers' matrices (default %(default)s)"
+    )
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     arguments = parser.parse_args()
     shape = SHAPES[arguments.shape]

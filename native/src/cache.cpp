@@ -25,6 +25,9 @@ llama_kv_cache & asl_get_any_kv_cache(llama_context & ctx) {
     llama_memory_i * memory = asl_attention_memory(ctx);
     auto * both = dynamic_cast<llama_kv_cache_iswa *>(memory);
     auto * kv   = both ? both->get_base() : dynamic_cast<llama_kv_cache *>(memory);
+    if (!memory && !ctx.get_memory()) {
+        throw std::runtime_error("the model remembers nothing of earlier tokens: an encoder");
+    }
     if (!kv) {
         throw std::runtime_error("the model's memory is of another kind than K/V and recurrent states (keys of an indexer, compressed blocks)");
     }

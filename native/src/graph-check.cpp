@@ -3,7 +3,6 @@
 #include "graph.h"
 
 #include "cache.h"
-#include "memory.h"
 #include "support.h"
 
 #include "llama-context.h"
@@ -15,17 +14,25 @@
 
 static std::string str(int64_t value) { return std::to_string(value); }
 
-std::unordered_set<const ggml_tensor *> asl_find_dependents(
-        ggml_cgraph * gf, int n, const std::unordered_set<const ggml_tensor *> & memory) {
-    std::unordered_set<const ggml_tensor *> result;
+asl_layer_of asl_find_dependents(ggml_cgraph * gf, int n, const asl_layer_of & memory) {
+    asl_layer_of result;
     for (int i = 0; i < n; ++i) {
         const ggml_tensor * node = ggml_graph_node(gf, i);
-        bool depends = node->view_src && memory.count(node->view_src);
+        int32_t layer = ASL_NONE;
+        auto read = [&](const ggml_tensor * t) {
+            for (const asl_layer_of * known : { &memory, const_cast<const asl_layer_of *>(&result) }) {
+                const auto found = known->find(t);
+                if (found != known->end()) {
+                    layer = layer == ASL_NONE || layer == found->second ? found->second : ASL_MIXED;
+                }
+            }
+        };
+        read(node->view_src);
         for (const ggml_tensor * src : node->src) {
-            depends |= src && (result.count(src) || memory.count(src));
+            read(src);
         }
-        if (depends) {
-            result.insert(node);
+        if (layer != ASL_NONE) {
+            result[node] = layer;
         }
     }
     return result;
@@ -38,15 +45,17 @@ static void check_output(const ggml_tensor * node, int32_t il, const llama_model
     }
 }
 
-// Nodes begin.. to end - 1, of a layer or the head, may read earlier ones in two ways: the layer before through its output, or
-// what depends on the token ids alone.
-static void check_reads(ggml_cgraph * gf, int begin, int end, const std::string & what,
-        const std::unordered_map<const ggml_tensor *, int> & places, const std::unordered_set<const ggml_tensor *> & dependents) {
+// Nodes begin to end - 1, of a layer or the head, may read of earlier nodes: the output of the layer before, what depends on
+// the token ids alone, and their own state, which llama.cpp clears and reads before the layer begins.
+static void check_reads(ggml_cgraph * gf, int begin, int end, int32_t il, const std::string & what,
+        const std::unordered_map<const ggml_tensor *, int> & places, const asl_layer_of & dependents) {
     const ggml_tensor * prev = begin > 0 ? ggml_graph_node(gf, begin - 1) : nullptr;
     for (int i = begin; i < end; ++i) {
         for (const ggml_tensor * src : ggml_graph_node(gf, i)->src) {
-            const auto place = places.find(src);
-            if (src != prev && place != places.end() && place->second < begin && dependents.count(src)) {
+            const auto place  = places.find(src);
+            const auto memory = dependents.find(src);
+            const bool is_earlier = src != prev && place != places.end() && place->second < begin;
+            if (is_earlier && memory != dependents.end() && memory->second != il) {
                 throw std::runtime_error(what + " reads '" + src->name + "' of an earlier layer, beside its output");
             }
         }
@@ -85,7 +94,7 @@ void asl_check_graph(const llm_graph_result & res, llama_context & ctx) {
         if (il < n_layer && asl_has_attention(model, il)) {
             check_attention(res, ctx, il);
         }
-        check_reads(gf, begin, end, il < n_layer ? "layer " + str(il) : "the output head", places, dependents);
+        check_reads(gf, begin, end, il, il < n_layer ? "layer " + str(il) : "the output head", places, dependents);
         begin = end;
     }
 }

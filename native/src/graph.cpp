@@ -3,7 +3,6 @@
 #include "graph.h"
 
 #include "cache.h"
-#include "memory.h"
 #include "support.h"
 
 #include "llama-context.h"
@@ -60,20 +59,6 @@ static std::vector<ggml_tensor *> take_nodes(ggml_cgraph * gf, int begin, int la
     return nodes;
 }
 
-// What is read and neither computed nor in memory yet, in the order in which the nodes read it.
-static std::vector<ggml_tensor *> find_inputs(ggml_cgraph * gf, const std::unordered_set<const ggml_tensor *> & unused) {
-    std::vector<ggml_tensor *> inputs;
-    for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
-        for (ggml_tensor * src : ggml_graph_node(gf, i)->src) {
-            if (src && !src->data && (src->flags & GGML_TENSOR_FLAG_INPUT) && !unused.count(src) &&
-                    std::find(inputs.begin(), inputs.end(), src) == inputs.end()) {
-                inputs.push_back(src);
-            }
-        }
-    }
-    return inputs;
-}
-
 // Whether a node stores rows in a KV cache, or stores or clears a recurrent state. Before the graph is allocated, what has a
 // buffer is a weight, which no node writes, or memory of the context; names may have changed.
 static bool is_memory_write(const ggml_tensor * node) {
@@ -87,6 +72,57 @@ static bool is_memory_write(const ggml_tensor * node) {
         default:
             return node->view_src && node->view_src->buffer;
     }
+}
+
+// The nodes of the range. llama.cpp clears and reads a layer's state before the layer begins: what writes the states of these
+// layers is among the nodes before `begin`, and what touches those of deeper ones among `nodes`.
+std::vector<ggml_tensor *> asl_layer_cutter::own_nodes(ggml_cgraph * gf, int begin, std::vector<ggml_tensor *> nodes) const {
+    if (!asl_has_states(ctx)) {
+        return nodes;
+    }
+    asl_layer_of states;
+    for (int32_t il = 0; il < (int32_t) ctx.get_model().hparams.n_layer(); ++il) {
+        for (const ggml_tensor * t : asl_state_tensors(ctx, il)) {
+            states[t] = il;
+        }
+    }
+    auto is_own = [this](int32_t il) { return range.first <= il && il <= range.last; };
+
+    std::vector<ggml_tensor *> result;
+    for (int i = 0; i < begin; ++i) {
+        ggml_tensor * node = ggml_graph_node(gf, i);
+        const auto found = node->view_src ? states.find(node->view_src) : states.end();
+        if (found != states.end() && is_own(found->second) && is_memory_write(node)) {
+            result.push_back(node);
+        }
+    }
+    std::unordered_set<const ggml_tensor *> foreign;
+    for (ggml_tensor * node : nodes) {
+        auto is_foreign = [&](const ggml_tensor * t) {
+            const auto found = states.find(t);
+            return foreign.count(t) || (found != states.end() && !is_own(found->second));
+        };
+        if (is_foreign(node->view_src) || std::any_of(std::begin(node->src), std::end(node->src), is_foreign)) {
+            foreign.insert(node);
+        } else {
+            result.push_back(node);
+        }
+    }
+    return result;
+}
+
+// What is read and neither computed nor in memory yet, in the order in which the nodes read it.
+static std::vector<ggml_tensor *> find_inputs(ggml_cgraph * gf, const std::unordered_set<const ggml_tensor *> & unused) {
+    std::vector<ggml_tensor *> inputs;
+    for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
+        for (ggml_tensor * src : ggml_graph_node(gf, i)->src) {
+            if (src && !src->data && (src->flags & GGML_TENSOR_FLAG_INPUT) && !unused.count(src) &&
+                    std::find(inputs.begin(), inputs.end(), src) == inputs.end()) {
+                inputs.push_back(src);
+            }
+        }
+    }
+    return inputs;
 }
 
 // How rows of an attention mask must be aligned where they may lie apart; 0 where kernels are not known to take such masks.
@@ -133,7 +169,7 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     if (prev && !(ggml_are_same_shape(prev, input) && prev->type == input->type)) {
         throw std::runtime_error("the output of layer " + std::to_string(range.first - 1) + " is not one row of F32 per token");
     }
-    const std::vector<ggml_tensor *> nodes = take_nodes(gf, i_prev + 1, i_last, prev, input);
+    const std::vector<ggml_tensor *> nodes = own_nodes(gf, i_prev + 1, take_nodes(gf, i_prev + 1, i_last, prev, input));
     if (chunk.first) {
         dequantiser.prepare(nodes);
     }
@@ -233,11 +269,12 @@ std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(llm_grap
 }
 
 // Nothing in the part may read what an earlier layer computed, except through its output, or from the chunk's token ids
-// alone: that is computed again.
+// alone: that is computed again. Nor may it read states of other layers.
 void asl_layer_cutter::verify(const llm_graph_result & res, ggml_cgraph * part, int begin) const {
-    const auto tainted = asl_find_dependents(res.get_gf(), begin, asl_memory_tensors(ctx));
+    const asl_layer_of dependents = asl_find_dependents(res.get_gf(), begin, asl_memory_tensors(ctx));
     for (int i = 0; i < ggml_graph_n_nodes(part); ++i) {
-        if (tainted.count(ggml_graph_node(part, i))) {
+        const auto found = dependents.find(ggml_graph_node(part, i));
+        if (found != dependents.end() && (found->second < range.first || found->second > range.last)) {
             throw std::runtime_error("layer " + std::to_string(range.first) + " reads '" +
                     ggml_graph_node(part, i)->name + "' of an earlier layer, beside its output");
         }

@@ -7,6 +7,7 @@
 #include "hidden.h"
 #include "inputs.h"
 #include "mask.h"
+#include "memory.h"
 
 #include "ggml-cpp.h"
 #include "ggml.h"
@@ -73,6 +74,7 @@ public:
 private:
     ggml_cgraph * cut_impl(llm_graph_result & res, const llama_ubatch & ubatch);
 
+    std::vector<ggml_tensor *> own_nodes(ggml_cgraph * gf, int begin, std::vector<ggml_tensor *> nodes) const;
     void keep_output(llm_graph_result & res, ggml_cgraph * part, ggml_tensor * node);
     std::unordered_set<const ggml_tensor *> replace_masks(llm_graph_result & res);
     void verify(const llm_graph_result & res, ggml_cgraph * part, int begin) const;
@@ -106,9 +108,8 @@ asl_attention asl_find_attention(const llm_graph_result & res, int32_t il);
 // Index of the node that is a layer's output. Throws std::runtime_error if the model does not name it.
 int asl_find_layer_output(const llm_graph_result & res, int32_t il);
 
-// Of the first n nodes, those that depend on what a context remembers.
-std::unordered_set<const ggml_tensor *> asl_find_dependents(
-        ggml_cgraph * gf, int n, const std::unordered_set<const ggml_tensor *> & memory);
+// Of the first n nodes, those that depend on what a context remembers: on that of one layer, or ASL_MIXED.
+asl_layer_of asl_find_dependents(ggml_cgraph * gf, int n, const asl_layer_of & memory);
 
 // Throws std::runtime_error with the reason if the full graph of a decode context cannot be cut after every layer.
 void asl_check_graph(const llm_graph_result & res, llama_context & ctx);

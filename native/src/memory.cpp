@@ -110,15 +110,23 @@ ggml_backend_buffer_type_t asl_layer_buffer_type(llama_context & ctx, int32_t il
     return states.empty() ? nullptr : ggml_backend_buffer_get_type(states[0]->buffer);
 }
 
-std::unordered_set<const ggml_tensor *> asl_memory_tensors(llama_context & ctx) {
-    std::unordered_set<const ggml_tensor *> result;
+asl_layer_of asl_memory_tensors(llama_context & ctx) {
+    asl_layer_of result;
+    auto add = [&](const ggml_tensor * t, int32_t il) {
+        const auto [ entry, is_new ] = result.emplace(t, il);
+        entry->second = is_new ? il : ASL_MIXED;
+    };
     for (uint32_t il = 0; il < ctx.get_model().hparams.n_layer(); ++il) {
         if (asl_owns_rows(ctx.get_model(), il)) {
             const asl_kv_layer layer = asl_get_kv_layer(ctx, il);
-            result.insert({ layer.k, layer.v ? layer.v : layer.k });
+            add(layer.k, il);
+            if (layer.v) {
+                add(layer.v, il);
+            }
         }
-        const auto states = asl_state_tensors(ctx, il);
-        result.insert(states.begin(), states.end());
+        for (const ggml_tensor * t : asl_state_tensors(ctx, il)) {
+            add(t, il);
+        }
     }
     return result;
 }

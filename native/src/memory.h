@@ -8,7 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <unordered_set>
+#include <unordered_map>
 #include <vector>
 
 struct ggml_tensor;
@@ -18,8 +18,12 @@ struct llama_memory_i;
 // The part of a context's memory that holds K/V; NULL if it is of another kind.
 llama_memory_i * asl_attention_memory(llama_context & ctx);
 
-// The tensors that hold what a context remembers: K/V of all layers, recurrent states.
-std::unordered_set<const ggml_tensor *> asl_memory_tensors(llama_context & ctx);
+// The tensors that hold what a context remembers, K/V and recurrent states, and the layer of each: ASL_MIXED where layers share
+// one.
+using asl_layer_of = std::unordered_map<const ggml_tensor *, int32_t>;
+constexpr int32_t ASL_NONE  = -1;
+constexpr int32_t ASL_MIXED = -2;
+asl_layer_of asl_memory_tensors(llama_context & ctx);
 
 // Rows of these cells go to cells 0.. of the same layer: where later layers attend to them and tokens were dropped.
 void asl_compact_rows(llama_context & ctx, int32_t il, const std::vector<int32_t> & cells);

@@ -91,6 +91,9 @@ void asl_check_model(const llama_model & model) {
     if (hparams.use_alibi) {
         fail("attention with ALiBi is not supported: it needs the position of every row that a cell holds");
     }
+    if (model.arch == LLM_ARCH_DEEPSEEK4) {
+        fail("compressed sparse attention over several residual streams is not supported");
+    }
     if (hparams.router_layer >= 0) {
         fail("models whose extra layers are routers are not supported");
     }

@@ -1,4 +1,7 @@
-"""One model file through stock llama.cpp and through asl_gguf, in one process: `python case.py FILE` prints a JSON object."""
+"""One model file through stock llama.cpp and through asl_gguf, in one process: `python case.py FILE` prints a JSON object.
+
+`python case.py FILE --stock` runs stock llama.cpp alone.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,18 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from asl_gguf import _native  # noqa: E402
-from asl_gguf.engine import prefill  # noqa: E402
-from asl_gguf.errors import UnsupportedModelError  # noqa: E402
-from asl_gguf.policies import make_policy  # noqa: E402
-from asl_gguf.session import Session, sliding_layers, unsupported_reason  # noqa: E402
-from harness import F16, Q8_0, Context, Model, Options  # noqa: E402
+from asl_gguf import _native
+from asl_gguf.engine import prefill
+from asl_gguf.errors import UnsupportedModelError
+from asl_gguf.policies import make_policy
+from asl_gguf.session import Session, sliding_layers, unsupported_reason
+from harness import F16, Q8_0, Context, Model, Options
 
 N_TOKENS = 150
 N_KEPT = 60
 N_ANSWER = 8
+N_LONG = 8192 + 90
+"""tokens where attention to chunks of 8,192 shows"""
 WINDOW = 16
 CHUNKS = ((64, 64), (48, 32), (256, 256))
 """n_batch, n_ubatch"""
@@ -47,6 +52,8 @@ class Result:
     layers: list[str] = field(default_factory=list)
     """of each layer, how it attends"""
     state_bytes: int = 0
+    stock_varies: bool = False
+    """stock llama.cpp's own logits differ from run to run: nothing can be compared"""
 
 
 def options() -> Iterator[Options]:
@@ -57,10 +64,15 @@ def options() -> Iterator[Options]:
     yield Options(n_ctx=256, n_batch=64, n_ubatch=64, flash=True, kv=Q8_0)
 
 
-def draw_tokens(n_vocab: int) -> tuple[list[int], list[int]]:
+def long_options() -> Iterator[Options]:
+    for swa_full in (True, False):
+        yield Options(n_ctx=8448, n_batch=512, n_ubatch=512, flash=True, swa_full=swa_full)
+
+
+def draw_tokens(n_vocab: int, n_tokens: int = N_TOKENS) -> tuple[list[int], list[int]]:
     """Prompt and answer."""
-    ids = np.random.default_rng(7).integers(0, min(n_vocab, 128), N_TOKENS + N_ANSWER).tolist()
-    return ids[:N_TOKENS], ids[N_TOKENS:]
+    ids = np.random.default_rng(7).integers(0, min(n_vocab, 128), n_tokens + N_ANSWER).tolist()
+    return ids[:n_tokens], ids[n_tokens:]
 
 
 def equal(ours: Sequence[np.ndarray], stock: Sequence[np.ndarray]) -> bool:
@@ -104,9 +116,19 @@ class Case:
                 continue
         return self.result
 
+    def run_long(self) -> None:
+        """Prompts longer than a chunk of attention."""
+        self.tokens, self.answer = draw_tokens(self.model.n_vocab, N_LONG)
+        self.reference.clear()
+        for setting in long_options():
+            self.run_setting(setting)
+
     def run_setting(self, setting: Options) -> None:
         with self.model.context(setting) as stock, self.model.context(setting) as ours:
             session = ours.session()
+            if not self.is_steady(stock):
+                self.result.stock_varies = True
+                return
             self.result.state_bytes = _native.lib.context_state_bytes(ours.handle)
             stock.prefill(self.tokens)
             expected = stock.continuation(self.answer)
@@ -119,8 +141,12 @@ class Case:
             except UnsupportedModelError as err:
                 self.fail(f"refused late: {err}")
 
+    def is_steady(self, stock: Context) -> bool:
+        first = stock.prefill(self.tokens)
+        return np.array_equal(first, stock.prefill(self.tokens))
+
     def check_exact(self, setting: Options, ours: Context, session: Session, expected: list[np.ndarray]) -> None:
-        prefill(session, self.tokens, make_policy("none"), N_TOKENS)
+        prefill(session, self.tokens, make_policy("none"), len(self.tokens))
         same = equal(ours.continuation(self.answer), expected)
         for layer in self.selection_layers(session):
             keep_all(session, self.tokens, layer)
@@ -172,13 +198,24 @@ def _kind(names: set[str], itself: bool) -> str:
     return "state" if has_state else "sliding or shared" if attends else "no attention"
 
 
+def run_stock(path: Path) -> None:
+    """Fails, or ends the process, where stock llama.cpp does."""
+    with closing(Model(path)) as model, model.context(next(options())) as stock:
+        tokens, answer = draw_tokens(model.n_vocab)
+        stock.prefill(tokens)
+        stock.continuation(answer)
+
+
 def main(path: Path) -> None:
     with closing(Model(path)) as model:
-        result = Case(model).run()
+        case = Case(model)
+        result = case.run()
         if not result.refused:
+            if path.name.startswith("llama4"):
+                case.run_long()
             result.layers = describe(path, model)
     print("\n" + json.dumps(asdict(result)))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_stock(Path(sys.argv[1])) if "--stock" in sys.argv else main(Path(sys.argv[1]))

@@ -36,7 +36,7 @@ class Row:
     architecture: str
     variant: str
     state: str
-    """pruned, refused, failed, stock aborts, no fixture"""
+    """pruned, refused, failed, stock fails, no fixture"""
     text: str
     layers: tuple[str, ...] = ()
 
@@ -51,17 +51,23 @@ def write_fixture(archs: Path, architecture: str, variant: str, seed: int, path:
     return done.returncode == 0 and path.exists()
 
 
-def run_case(path: Path) -> dict[str, Any] | str:
+def run_case(path: Path, *options: str) -> dict[str, Any] | str:
     """What case.py printed, or how its process ended."""
     try:
-        done = subprocess.run([sys.executable, str(CASE), str(path)], capture_output=True, text=True, timeout=TIMEOUT, env=ENVIRONMENT)
+        done = subprocess.run(
+            [sys.executable, str(CASE), str(path), *options],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            env=ENVIRONMENT,
+        )
     except subprocess.TimeoutExpired:
         return f"took longer than {TIMEOUT:.0f} s"
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        asserted = [line for line in lines if "GGML_ASSERT" in line or "Error" in line]
+        asserted = [re.sub(r"^.*/(?=ggml|src)", "", line) for line in lines if "GGML_ASSERT" in line or "Error" in line]
         return f"ended with {done.returncode}: {(asserted or lines or ['no message'])[-1].strip()}"
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1]) if "--stock" not in options else {}
 
 
 def check(archs: Path, architecture: str, variant: str, seed: int, folder: Path) -> Row:
@@ -69,8 +75,11 @@ def check(archs: Path, architecture: str, variant: str, seed: int, folder: Path)
     if not write_fixture(archs, architecture, variant, seed, path):
         return Row(architecture, variant, "no fixture", "llama.cpp's test makes no model of it")
     found = run_case(path)
+    row = read_row(architecture, variant, found)
+    if isinstance(found, str) and isinstance(run_case(path, "--stock"), str):
+        row = Row(architecture, variant, "stock fails", found)
     path.unlink()
-    return read_row(architecture, variant, found)
+    return row
 
 
 def read_row(architecture: str, variant: str, found: dict[str, Any] | str) -> Row:
@@ -80,6 +89,8 @@ def read_row(architecture: str, variant: str, found: dict[str, Any] | str) -> Ro
     layers = tuple(found["layers"])
     if found["refused"]:
         return Row(architecture, variant, "refused", found["refused"])
+    if found["stock_varies"]:
+        return Row(architecture, variant, "stock fails", "its own logits differ from run to run", layers)
     if found["failed"]:
         return Row(architecture, variant, "failed", "; ".join(found["failed"][:3]), layers)
     text = f"bit-exact in {found['exact']} settings, pruned in {found['pruned']}"
@@ -88,7 +99,7 @@ def read_row(architecture: str, variant: str, found: dict[str, Any] | str) -> Ro
 
 def merge(rows: list[Row]) -> Row:
     """Of one file's seeds, the worst."""
-    order = ("failed", "refused", "no fixture", "pruned")
+    order = ("failed", "stock fails", "refused", "no fixture", "pruned")
     return min(rows, key=lambda row: order.index(row.state))
 
 
@@ -111,7 +122,7 @@ def markdown(rows: list[Row]) -> str:
         "",
         f"**{counts['pruned']} of {len(tested)} files are pruned**, bit-exact with nothing pruned (before 2026-11-28: {BEFORE}); "
         f"{counts['refused']} are refused when the model is loaded, with the reason, and answered from the full cache; "
-        f"{counts['failed']} failed.",
+        f"stock llama.cpp itself ends in {counts['stock fails']}; {counts['failed']} failed. Of {len(rows) - len(tested)} the test makes no model.",
         "",
         "Random weights say nothing about answers: layers above the selection never see the dropped tokens, recurrent states",
         "included. `asl-gguf eval --suite small -m FILE` measures a real model.",

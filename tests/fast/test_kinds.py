@@ -1,0 +1,177 @@
+"""One small model of each kind of attention: nothing pruned is stock, selection and pruning work, states and shared K/V follow."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+from tiny_kinds import KINDS, write_kind
+
+from asl_gguf.engine import prefill
+from asl_gguf.errors import NativeError
+from asl_gguf.policies import make_policy
+from asl_gguf.replay import Replay, record
+from harness import Context, Model, Options, assert_same
+
+N_TOKENS, N_KEPT, WINDOW = 100, 40, 8
+ANSWER = [70, 71, 72]
+ROWS_ONLY = ("lightning",)
+"""kinds whose states decay by position"""
+STATES = ("delta-net", "lightning", "mamba", "mamba2", "mamba2-beside", "kda", "short-conv")
+SHARED = ("shared-kv",)
+
+
+def prompt(seed: int = 0, n_tokens: int = N_TOKENS) -> list[int]:
+    return np.random.default_rng([seed, n_tokens]).integers(0, 128, n_tokens).tolist()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(kind, tmp_path_factory):
+    path = write_kind(tmp_path_factory.mktemp("kinds") / f"{kind}.gguf", kind)
+    with closing(Model(path)) as loaded:
+        yield loaded
+    path.unlink()
+
+
+def stock_logits(context: Context, tokens: list[int]) -> list[np.ndarray]:
+    context.prefill(tokens)
+    return context.continuation(ANSWER)
+
+
+def test_every_kind_is_here():
+    assert {*STATES, *SHARED, "mla", "soft-cap", "m-rope", "mtp"} <= set(KINDS)
+
+
+@pytest.mark.parametrize("flash", [False, True], ids=["plain", "flash"])
+def test_nothing_pruned_is_stock(model, flash):
+    """Two prompts in one context: what the first left behind must not show in the second."""
+    options = Options(n_ctx=256, n_batch=48, n_ubatch=32, flash=flash)
+    with model.context(options) as stock, model.context(options) as ours:
+        session = ours.session()
+        for seed in (0, 1):
+            prefill(session, prompt(seed), make_policy("none"), N_TOKENS)
+            assert_same(ours.continuation(ANSWER), stock_logits(stock, prompt(seed)), f"prompt {seed}")
+
+
+def test_keeping_all_tokens_at_each_layer_is_stock(model):
+    options = Options(n_ctx=256, n_batch=64, n_ubatch=32)
+    with model.context(options) as stock, model.context(options) as ours:
+        session, expected = ours.session(), stock_logits(stock, prompt())
+        for at in range(model.n_layer - 1):
+            session.begin(prompt(), WINDOW)
+            for layer in range(at + 1):
+                session.run(1, not session.sliding[layer])
+                if not session.sliding[layer]:
+                    session.keep_rows(None)
+            session.keep_tokens(np.arange(N_TOKENS))
+            session.finish()
+            assert_same(ours.continuation(ANSWER), expected, f"layer {at}")
+
+
+def pruned_logits(model: Model, n_batch: int, n_ubatch: int) -> tuple[list[np.ndarray], object]:
+    with model.context(Options(n_ctx=256, n_batch=n_batch, n_ubatch=n_ubatch)) as ours:
+        session = ours.session()
+        policy = make_policy(f"fastkv:tsp_layer={session.sliding.index(False)}")
+        report = prefill(session, prompt(), policy, N_KEPT)
+        return ours.continuation(ANSWER), report
+
+
+def test_pruned_prompts_do_not_depend_on_chunks(model, kind):
+    first, report = pruned_logits(model, 64, 64)
+    for chunks in ((48, 32), (128, 128)):
+        other, _ = pruned_logits(model, *chunks)
+        for a, b in zip(first, other, strict=True):
+            assert np.abs(a - b).max() < 0.02 * a.std()
+    assert report.pruned and report.kept_tokens == N_KEPT
+    assert report.rows_only is (kind in ROWS_ONLY)
+    assert (report.state_bytes > 0) is (kind in STATES)
+    itself = set(report.sliding_layers)
+    assert all(n == N_KEPT for layer, n in enumerate(report.rows_by_layer) if layer not in itself)
+
+
+def test_scores_are_those_of_the_keys(model, kind):
+    """The window's attention again, in NumPy, from queries and keys: soft caps, latent keys and shared ones included."""
+    if kind in ("soft-cap", "soft-cap-scaled"):
+        pytest.skip("the cap is not among what a session tells")
+    with model.context(Options(n_ctx=256, n_batch=64, n_ubatch=64)) as ours:
+        session = ours.session()
+        session.begin(prompt(), WINDOW)
+        for _ in range(session.sliding.index(False)):
+            session.run(1, False)
+        session.run(1, True)
+        scores, queries, keys = session.scores(), session.queries(), session.keys()
+        session.abort()
+    assert scores.shape == (keys.shape[1], N_TOKENS)
+    n_group = queries.shape[1] // keys.shape[1]
+    assert np.allclose(scores.sum(axis=1), WINDOW * n_group, rtol=1e-3)
+    # the scale is the layer's own: the order of keys under one query does not depend on it
+    head = np.einsum("gd,td->gt", queries[-1, :n_group], keys[:, 0])
+    assert np.isfinite(head).all() and (scores >= 0).all()
+
+
+def test_a_recorded_prompt_replays(model, kind):
+    if kind in ROWS_ONLY:
+        pytest.skip("no tokens are dropped")
+    with model.context(Options(n_ctx=256)) as ours:
+        session = ours.session()
+        policy = make_policy(f"fastkv:tsp_layer={session.sliding.index(False)}")
+        prefill(session, prompt(), policy, N_KEPT)
+        expected = ours.continuation(ANSWER)
+        replay = Replay(session, record(session, prompt(), policy.window))
+        prefill(replay, prompt(), policy, N_KEPT)
+        assert_same(ours.continuation(ANSWER), expected)
+
+
+def test_a_saved_state_goes_on(model):
+    """llama.cpp's state of a pruned prompt holds cells and recurrent states."""
+    with model.context(Options(n_ctx=256)) as ours, model.context(Options(n_ctx=256)) as other:
+        session = ours.session()
+        prefill(session, prompt(), make_policy(f"fastkv:tsp_layer={session.sliding.index(False)}"), N_KEPT)
+        state = ours.get_state()
+        expected = [ours.decode([token]) for token in ANSWER]
+        other.set_state(state)
+        assert_same([other.decode([token]) for token in ANSWER], expected)
+
+
+def test_rows_of_earlier_prompts_are_refused_where_they_do_not_suffice(model, kind):
+    with model.context(Options(n_ctx=256)) as ours:
+        session = ours.session()
+        assert session.loads_rows is (kind not in STATES + SHARED)
+        session.begin(prompt(), WINDOW)
+        if not session.loads_rows:
+            with pytest.raises(NativeError, match="cannot be loaded where layers hold a recurrent state or share K/V"):
+                session.set_past(10)
+        session.abort()
+
+
+def test_tokens_are_not_dropped_where_states_decay_by_position(model, kind):
+    with model.context(Options(n_ctx=256)) as ours:
+        session = ours.session()
+        assert session.drops_tokens is (kind not in ROWS_ONLY)
+        if session.drops_tokens:
+            return
+        session.begin(prompt(), WINDOW)
+        session.run(1, False)
+        with pytest.raises(NativeError, match="tokens cannot be dropped in this model"):
+            session.keep_tokens(np.arange(N_TOKENS - WINDOW, N_TOKENS))
+        session.abort()
+
+
+def test_layers_without_attention_have_no_scores(model, kind):
+    if kind not in STATES or kind == "mamba2-beside":
+        pytest.skip("every layer attends")
+    with model.context(Options(n_ctx=256)) as ours:
+        session = ours.session()
+        session.begin(prompt(), WINDOW)
+        layer = session.sliding.index(True)
+        for _ in range(layer):
+            session.run(1, False)
+        with pytest.raises(NativeError, match=f"layer {layer} has none"):
+            session.run(1, True)
+        session.abort()
