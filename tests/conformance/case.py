@@ -17,10 +17,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from asl_gguf import _native
-from asl_gguf.engine import prefill
+from asl_gguf.engine.prefill import prefill
 from asl_gguf.errors import UnsupportedModelError
 from asl_gguf.policies import make_policy
-from asl_gguf.session import Session, sliding_layers, unsupported_reason
+from asl_gguf.native.session import Session, sliding_layers, unsupported_reason
 from harness import F16, Q8_0, Context, Model, Options
 
 N_TOKENS = 150
@@ -129,7 +129,7 @@ class Case:
             if not self.is_steady(stock):
                 self.result.stock_varies = True
                 return
-            self.result.state_bytes = _native.lib.context_state_bytes(ours.handle)
+            self.result.state_bytes = lib.context_state_bytes(ours.handle)
             stock.prefill(self.tokens)
             expected = stock.continuation(self.answer)
             if not all(np.isfinite(logits).all() for logits in expected):

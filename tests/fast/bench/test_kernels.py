@@ -11,7 +11,7 @@ from test_bench_gpu_model import script  # noqa: F401
 
 from asl_gguf.bench import kernels
 from asl_gguf.cli import main
-from asl_gguf.engine import prefill
+from asl_gguf.engine.prefill import prefill
 from asl_gguf.policies import make_policy
 from harness import Model, prompt
 
