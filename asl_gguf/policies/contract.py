@@ -30,8 +30,8 @@ class Prompt:
     protected: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int32))
     """increasing indices of tokens that must be kept"""
     full_layers: tuple[int, ...] = ()
-    """the only layers that attend to the whole prompt, and that a policy is asked about: the others attend to a sliding
-    window. Empty: all layers do"""
+    """the only layers with K/V of the whole prompt, and that a policy is asked about: the others attend to a sliding window,
+    hold a state, or attend to K/V of these. Empty: all layers do"""
 
 
 @dataclass(frozen=True)

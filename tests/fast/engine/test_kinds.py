@@ -6,13 +6,13 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from tiny_kinds import KINDS, write_kind
 
 from asl_gguf.engine.prefill import prefill
+from asl_gguf.engine.replay import Replay, record
 from asl_gguf.errors import NativeError
 from asl_gguf.policies import make_policy
-from asl_gguf.engine.replay import Replay, record
 from harness import Context, Model, Options, assert_same
+from tiny_kinds import KINDS, write_kind
 
 N_TOKENS, N_KEPT, WINDOW = 100, 40, 8
 ANSWER = [70, 71, 72]
