@@ -36,8 +36,8 @@ class Place(Protocol):
     def info(self) -> session_info:
         """Sizes, see `asl_session_info`."""
 
-    def remove_from(self, begin: int) -> None:
-        """Frees the cells from this position on."""
+    def remove_from(self, begin: int) -> bool:
+        """Frees the cells from this position on. Returns whether it could: recurrent states do not go back."""
 
     def clear(self) -> None:
         """Nothing that the cells hold is needed any more."""
@@ -91,9 +91,9 @@ class OwnContext:
         """Whether new tokens can run layer by layer over what the cells hold."""
         return context.loads_rows(self.ctx) and not any(context.first_cells(self.ctx))
 
-    def remove_from(self, begin: int) -> None:
-        """Frees the cells from this position on."""
-        context.remove_from(self.ctx, begin)
+    def remove_from(self, begin: int) -> bool:
+        """Frees the cells from this position on. Returns whether it could: recurrent states do not go back."""
+        return context.remove_from(self.ctx, begin)
 
     def clear(self) -> None:
         """Cells are freed once others are needed."""
@@ -182,11 +182,11 @@ class SharedContext:
         """Whether new tokens can run layer by layer over what the cells hold."""
         return context.loads_rows(self.ctx)
 
-    def remove_from(self, begin: int) -> None:
-        """Frees the cells from this position on."""
-        context.remove_from(self.ctx, begin, self.seq_id)
+    def remove_from(self, begin: int) -> bool:
+        """Frees the cells from this position on. Returns whether it could: recurrent states do not go back."""
         if begin == 0:
             self._n_dropped = 0
+        return context.remove_from(self.ctx, begin, self.seq_id)
 
     def clear(self) -> None:
         """Frees all cells."""

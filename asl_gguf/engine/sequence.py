@@ -100,7 +100,8 @@ class Sequence:
         """
         if self.place.n_evaluated > self.transcript.n_tokens:
             self.transcript.needs_eval = True
-        self.place.remove_from(self.transcript.n_tokens)
+        if not self.place.remove_from(self.transcript.n_tokens):
+            self.clear()  # of a hybrid model's state, nothing can be taken back: the next prompt begins anew
 
     def check_append(self, n_tokens: int) -> None:
         """Before n_tokens are evaluated after the ones that were.
@@ -155,6 +156,8 @@ class Sequence:
         if self.transcript.n_tokens == 0:
             return None
         self.trim()
+        if self.transcript.n_tokens == 0:
+            return None
         return self._plan_turn(request) or self._plan_append(request)
 
     def _plan_append(self, request: Request) -> Plan | None:

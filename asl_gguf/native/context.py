@@ -32,9 +32,9 @@ def n_evaluated(ctx: Any, seq_id: int = 0) -> int:
     return int(llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(ctx), seq_id)) + 1
 
 
-def remove_from(ctx: Any, begin: int, seq_id: int = 0) -> None:
-    """Frees the cells of a sequence from this position on."""
-    llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(ctx), seq_id, begin, -1)
+def remove_from(ctx: Any, begin: int, seq_id: int = 0) -> bool:
+    """Frees the cells of a sequence from this position on. Returns whether it could: recurrent states do not go back."""
+    return bool(llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(ctx), seq_id, begin, -1))
 
 
 def resident_bytes(ctx: Any) -> tuple[int, ...]:
