@@ -87,10 +87,11 @@ class Sequence:
     @property
     def n_free(self) -> int:
         """Tokens that cells and n_ctx have room for after the evaluated ones; cells of later ones are freed."""
+        if self.transcript.n_tokens > 0:
+            self.trim()
         n_tokens = self.transcript.n_tokens
         if n_tokens == 0:
             return min(self.place.n_cells, self.n_ctx)
-        self.trim()
         return min(self.place.n_cells - self.place.n_used, self.n_ctx - n_tokens)
 
     def trim(self) -> None:

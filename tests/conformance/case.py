@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from asl_gguf.engine.prefill import prefill
 from asl_gguf.errors import UnsupportedModelError
-from asl_gguf.native.bindings import lib  # noqa: E402
+from asl_gguf.native.bindings import lib
 from asl_gguf.native.session import Session, sliding_layers, unsupported_reason
 from asl_gguf.policies import make_policy
 from harness import F16, Q8_0, Context, Model, Options
