@@ -10,30 +10,55 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .._version import __version__
-from ..errors import AslError
+from ..errors import AslError, UnsupportedModelError
 from ..models import named
+
+_N_CELLS = 256
+"""of a context to try a model with"""
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor", help="check the installation", description="Versions, library in use, backends, problems."
     )
+    parser.add_argument("-m", "--model", help="also say whether prompts of this model are pruned, or why not")
     parser.set_defaults(run=doctor)
 
 
-def doctor(_args: argparse.Namespace) -> int:
+def doctor(args: argparse.Namespace) -> int:
     _row("asl_gguf", __version__)
     _row("python", f"{platform.python_version()} ({sys.executable})")
     _row("platform", f"{platform.system()} {platform.machine()}")
     for package in ("llama-cpp-python", "numpy", "gguf"):
         _row(package, _version(package))
     problems = list(_check_library()) + list(_check_models())
+    if args.model:
+        _row("model", _pruning_of(args.model))
     print()
     for problem in problems:
         print(f"problem: {problem}")
     if not problems:
         print("no problems found")
     return 1 if problems else 0
+
+
+def _pruning_of(name_or_path: str) -> str:
+    """What happens to prompts of a model."""
+    from ..native.model import ContextOptions, Model
+    from ..native.session import unsupported_reason
+
+    model = Model(str(named.resolve(name_or_path)), ContextOptions())
+    try:
+        if reason := unsupported_reason(model.handle):
+            return f"answered from the full cache: {reason}"
+        with model.context(_N_CELLS) as ctx, model.session(ctx, _N_CELLS, _N_CELLS, "off") as session:
+            n_asked = sum(not itself for itself in session.sliding)
+            rows_only = "" if session.drops_tokens else "; K/V rows alone, every layer runs over all tokens"
+            return f"pruned: K/V of {n_asked} of {len(session.sliding)} layers are chosen{rows_only}"
+    except UnsupportedModelError as err:
+        return f"answered from the full cache: {err}"
+    finally:
+        model.close()
 
 
 def _row(name: str, value: object) -> None:

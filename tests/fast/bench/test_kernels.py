@@ -120,3 +120,8 @@ def test_a_shape_that_is_none(capsys):
 def test_doctor_names_the_rule(capsys):
     main(["doctor"])
     assert kernels.rule() in capsys.readouterr().out
+
+
+def test_doctor_says_why_a_model_is_not_pruned(tiny_model, capsys):
+    main(["doctor", "-m", str(tiny_model("mamba"))])
+    assert "answered from the full cache: the model is recurrent" in capsys.readouterr().out

@@ -7,6 +7,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from asl_gguf.cli import main
 from asl_gguf.engine.prefill import prefill
 from asl_gguf.engine.replay import Replay, record
 from asl_gguf.errors import NativeError
@@ -175,3 +176,11 @@ def test_layers_without_attention_have_no_scores(model, kind):
         with pytest.raises(NativeError, match=f"layer {layer} has none"):
             session.run(1, True)
         session.abort()
+
+
+def test_doctor_says_what_happens_to_prompts(kind, tmp_path_factory, capsys):
+    path = write_kind(tmp_path_factory.mktemp("doctor") / "model.gguf", kind)
+    assert main(["doctor", "-m", str(path)]) in (0, 1)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("model  "))
+    assert "pruned: K/V of" in line and ("K/V rows alone" in line) is (kind in ROWS_ONLY)
+    path.unlink()
