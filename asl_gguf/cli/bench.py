@@ -59,8 +59,10 @@ def bench_kernels(args: argparse.Namespace) -> int:
     if args.threads < 1:
         raise OptionError(f"--threads: expected at least 1, got {args.threads}")
     rows = kernels.bench_kernels((n_out, n_tokens, n_in), args.threads, args.types)
-    text = json.dumps({"rule": kernels.rule(), "kernels": kernels.to_json(rows)})
-    print(text if args.json else "\n".join(kernels.lines(rows)))
+    if args.json:
+        print_json({"rule": kernels.rule(), "kernels": kernels.to_json(rows)})
+    else:
+        print("\n".join(kernels.lines(rows)))
     return 0
 
 
