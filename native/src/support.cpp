@@ -94,6 +94,9 @@ void asl_check_model(const llama_model & model) {
     if (model.arch == LLM_ARCH_DEEPSEEK4) {
         fail("compressed sparse attention over several residual streams is not supported");
     }
+    if (model.arch == LLM_ARCH_CHAMELEON || model.arch == LLM_ARCH_PLM) {
+        fail("llama.cpp's graph of this architecture ends the process: its own test leaves it out");
+    }
     if (model.arch == LLM_ARCH_COGVLM) {
         fail("llama.cpp's graph of this architecture computes logits of all tokens of a chunk and reads those of its first one: there are no right ones to keep");
     }
