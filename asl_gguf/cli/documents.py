@@ -1,7 +1,7 @@
 """Texts of documents: plain text, HTML, PDF and DOCX.
 
-PDF and DOCX need pypdf and python-docx, the extra `documents`. HTML needs nothing: libraries for it give the text between
-tags, and where lines and cells end has to be said here in any case.
+PDF and DOCX need pypdf and python-docx, the extra `documents`. HTML needs nothing: libraries for it give the text
+between tags, and where lines and cells end has to be said here in any case.
 """
 
 from __future__ import annotations

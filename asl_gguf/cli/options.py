@@ -36,8 +36,9 @@ def warn(text: str) -> None:
 
 
 def parse_budget(text: str, option: str = "--budget") -> BudgetValue | None:
-    """A number with a point or a per cent sign is a share, one without is tokens, `none` is the full cache, else it is a
-    goal. A few tokens are taken, with a warning: per cent may have been meant.
+    """A number with a point or a per cent sign is a share, one without is tokens, `none` is the full cache.
+
+    Everything else is a goal. A few tokens are taken, with a warning: per cent may have been meant.
 
     Args:
         option: what messages call it.

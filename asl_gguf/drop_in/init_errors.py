@@ -163,7 +163,7 @@ def _of_value(text: str, path: str, n_ctx: int, arguments: Mapping[str, Any]) ->
             f"check the file{overridden}, or pass verbose=True for llama.cpp's reason"
         )
     if text.startswith("Failed to create llama_context"):
-        return _of_context(n_ctx, arguments)
+        return _of_context(path, n_ctx, arguments)
     if match := re.match(r"Unknown value type for (.*?):|Value for (.*?) is too long|bytes too long", text):
         key = match[1] or match[2]
         got = f"{arguments['kv_overrides'][key]!r:.60} for {key}" if key else "a longer key"
@@ -179,11 +179,21 @@ def _of_value(text: str, path: str, n_ctx: int, arguments: Mapping[str, Any]) ->
     return None
 
 
-def _of_context(n_ctx: int, arguments: Mapping[str, Any]) -> OptionError:
+_BLOCK = 32  # values of a block of each quantised cache type
+
+
+def _of_context(path: str, n_ctx: int, arguments: Mapping[str, Any]) -> OptionError:
     """Why llama.cpp makes no context: it returns nothing but NULL."""
     kind = _TYPES.get(arguments.get("type_v", llama_cpp.GGML_TYPE_F16), "F16")
     if kind not in ("F32", "F16", "BF16") and not arguments.get("flash_attn"):
         return OptionError(f"type_v: expected flash_attn=True with the quantised type {kind}, got False")
+    for name, width in zip(("type_k", "type_v"), gguf_header.head_widths(path, arguments.get("kv_overrides"))):
+        kind = _TYPES.get(arguments.get(name, llama_cpp.GGML_TYPE_F16), "F16")
+        if kind not in ("F32", "F16", "BF16") and width % _BLOCK:
+            return OptionError(
+                f"{name}: expected F32, F16 or BF16 for this model, whose heads of {width} values no block of {_BLOCK} fills, "
+                f"got {kind}"
+            )
     return OptionError(
         f"expected memory for a context of {n_ctx} KV cells, got none from llama.cpp; lower n_ctx, asl_budget or "
         "asl_decode_ctx, take a smaller type_k, or pass verbose=True for llama.cpp's reason"

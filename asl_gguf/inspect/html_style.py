@@ -37,7 +37,7 @@ circle.mark { fill: var(--text); } rect.mark { fill: var(--bar); stroke: var(--t
 .tau { stroke: var(--text); stroke-dasharray: 7 4; }
 .selection { stroke: var(--text); stroke-width: 1.5; stroke-dasharray: 2 3; }
 @media (max-width: 36rem) { body { margin: 1rem auto; } dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .7rem; }
-  .chart { font-size: 20px; } }
+  .chart { font-size: 17px; } }
 @media print { .prompt { max-height: none; } .jump { display: none; } }
 """
 

@@ -59,6 +59,21 @@ def n_layer(path: str) -> int | None:
         return next(iter(header.numbers("block_count")), None)
 
 
+def head_widths(path: str, overrides: Mapping[str, object] | None = None) -> tuple[int, ...]:
+    """Elements of a head's K and of its V; () if the header does not say.
+
+    Raises:
+        ModelError: the file is no readable GGUF.
+    """
+    with _opened(path, overrides) as header:
+        n_head, n_embd = header.numbers("attention.head_count"), header.numbers("embedding_length")
+        if not n_head or not n_head[0] or not n_embd:
+            return ()
+        per_head = [n_embd[0] // n_head[0]]
+        n_k, n_v = (header.numbers(f"attention.{name}_length") or per_head for name in ("key", "value"))
+        return n_k[0], n_v[0]
+
+
 def kv_widths(path: str, overrides: Mapping[str, object] | None = None) -> list[tuple[int, int]]:
     """Elements of K and of V that a token has in each layer; empty if the header does not say.
 

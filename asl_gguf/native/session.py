@@ -98,7 +98,7 @@ class Session:
             self.close()
 
     def set_progress(self, progress: Progress | None) -> None:
-        """Calls `progress` between chunks (`expect` corrects totals). What it raises cancels the prefill and comes out."""
+        """Calls `progress` between chunks (`expect` corrects totals). What it raises cancels the prefill."""
 
         def report(_user_data: int, done: int, total: int) -> bool:
             try:

@@ -70,6 +70,14 @@ def test_v_is_quantised_with_flash_attention_alone(run):
     assert run("-ctv", "bf16", "-ctk", "f32")[::2] == (0, "")
 
 
+def test_heads_that_no_block_fills(tiny_model, capsys):
+    model = str(tiny_model("llama", head_dim=16))
+    for options, name in ((["-ctk", "q8_0", "-fa"], "type_k"), (["-ctv", "q4_1", "-fa"], "type_v")):
+        assert main(["run", "-m", model, "-p", TEXT, "-n", "2", "-t", "1", *options]) == 2
+        assert f"{name}: expected F32, F16 or BF16 for this model, whose heads of 16 values" in capsys.readouterr().err
+    assert main(["run", "-m", model, "-p", TEXT, "-n", "2", "-t", "1", "-ctk", "bf16"]) == 0
+
+
 def test_layers_without_a_gpu(run, monkeypatch):
     for value in ("99", "all"):
         code, _, err = run("-ngl", value)
