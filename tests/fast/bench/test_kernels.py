@@ -7,7 +7,6 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from test_bench_gpu_model import script  # noqa: F401
 
 from asl_gguf.bench import kernels
 from asl_gguf.cli import main
@@ -55,20 +54,20 @@ def test_auto_expands_q4_1(tiny_model):
 
 
 @pytest.mark.parametrize("mix", ["q4_k", "q6_k"])
-def test_auto_leaves_k_types_alone(script, tmp_path, mix):  # noqa: F811
+def test_auto_leaves_k_types_alone(script, tmp_path, mix):
     script.write_model(str(tmp_path / "k.gguf"), script.SHAPES["tiny"], mix)
     with closing(Model(tmp_path / "k.gguf", repack=False)) as model:
         assert count_expanded(model, "auto") == 0 < count_expanded(model, "all")
 
 
-def test_weights_in_six_bits_keep_the_scale_of_their_input(script):  # noqa: F811
+def test_weights_in_six_bits_keep_the_scale_of_their_input(script):
     import gguf
 
     weights = gguf.quants.dequantize(script.q6_k(np.random.default_rng(0), 64, 512), gguf.GGMLQuantizationType.Q6_K)
     assert np.var(weights) == pytest.approx(1 / 512, rel=0.02)
 
 
-def test_a_mix_has_six_bits_where_llama_cpp_puts_them(script):  # noqa: F811
+def test_a_mix_has_six_bits_where_llama_cpp_puts_them(script):
     more = [layer for layer in range(16) if script.uses_q6_k("q4_k_m", "ffn_down", layer, 16)]
     assert more == [0, 1, 4, 7, 10, 13, 14, 15]
     assert not any(script.uses_q6_k("q4_k_m", "attn_q", layer, 16) for layer in range(16))
