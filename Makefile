@@ -4,9 +4,12 @@
 #   VENV=DIR        the virtual environment, made when missing      (default .venv)
 #   PYTHON=PYTHON   the Python 3.10 or newer that makes it          (default python3)
 #   CMAKE_ARGS=...  options for llama.cpp, such as -DGGML_CUDA=on
+#   MODEL=MODEL     what `make serve` serves                       (default a small one, 93 MB)
+#   SERVE_ARGS=...  more options for it
 
 VENV   ?= .venv
 PYTHON ?= python3
+MODEL  ?= smollm2-135m-instruct
 
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
@@ -16,9 +19,12 @@ export PIP_CACHE_DIR ?= $(CURDIR)/build/pip-cache
 export CMAKE_ARGS
 
 NATIVE := LLAMA_CPP_VERSION CMakeLists.txt models/manifest.json \
-          $(wildcard cmake/*.cmake patches/*.patch native/include/* native/src/*)
+          $(wildcard cmake/*.cmake patches/*.patch native/include/* native/src/* native/server/*)
 
-.PHONY: help demo test test-fast bench small conformance lint types build patch clean FORCE
+# one more CMake option, which later builds keep
+serve test: override CMAKE_ARGS += -DASL_BUILD_SERVER=ON
+
+.PHONY: help demo serve test test-fast bench small conformance lint types build patch clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,7 +32,11 @@ help: ## this list
 demo: build ## a long prompt with and without pruning, on a small model (downloads 93 MB once)
 	$(VENV)/bin/asl-gguf demo
 
+serve: build ## an endpoint on port 8080 whose prompts are pruned: llama.cpp's server (compiles some minutes more, once)
+	$(VENV)/bin/asl-gguf serve -m $(MODEL) --asl-budget 0.2 -np 4 $(SERVE_ARGS)
+
 test: build ## all tests: the fast ones, those of a GPU or what stands for one, the slow ones
+	$(PIP) install --quiet 'openai>=1.40' # what the server's tests talk to it with
 	$(PY) -m pytest -n auto tests/fast
 	$(PY) -m pytest tests/gpu
 	$(PY) -m pytest tests/slow
@@ -100,13 +110,17 @@ $(VENV)/.lint: $(VENV)/.requirements
 # The tree that CMake unpacked and patched. Edit it there, then `make patch` writes the change down.
 SOURCE = $(firstword $(wildcard build/py3-none-*/source))
 
-patch: ## patches/001-call-sites.patch from the edited source tree in the build directory
+patch: ## patches/*.patch from the edited source tree in the build directory
 	@test -n '$(SOURCE)' || { echo "expected a source tree below build/; run make build first" >&2; exit 1; }
 	rm -rf build/patch && mkdir -p build/patch/archive
 	tar -xzf $(SOURCE)/llama_cpp_python-*.tar.gz -C build/patch/archive
 	mv build/patch/archive/*/vendor/llama.cpp build/patch/a
 	rm build/patch/a/.git
 	cp -R $(SOURCE)/llama_cpp_python-*/vendor/llama.cpp build/patch/b
-	cd build/patch && { git diff --no-index --no-prefix --abbrev=7 a b >new.patch; test $$? -eq 1; }
-	mv build/patch/new.patch patches/001-call-sites.patch
+	@# one patch a subject: what is left after the server's folder is the library's
+	cd build/patch && { git diff --no-index --no-prefix --abbrev=7 a/tools/server b/tools/server >002; test $$? -eq 1; }
+	rm -rf build/patch/?/tools/server
+	cd build/patch && { git diff --no-index --no-prefix --abbrev=7 a b >001; test $$? -eq 1; }
+	mv build/patch/001 patches/001-call-sites.patch
+	mv build/patch/002 patches/002-server.patch
 	rm -rf build/patch

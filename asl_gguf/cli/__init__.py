@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from .._version import __version__
 from ..errors import AslError, OptionError, PromptError
-from . import bench, calibrate, chat, compare, demo, doctor, evaluate, inspect, models, run
+from . import bench, calibrate, chat, compare, demo, doctor, evaluate, inspect, models, run, serve
 from .options import check_numbers
 from .parser import Parser
 from .streams import drop_output, open_streams
@@ -22,7 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for module in (demo, run, chat, models, bench, evaluate, doctor, inspect, compare, calibrate):
+    for module in (demo, run, chat, serve, models, bench, evaluate, doctor, inspect, compare, calibrate):
         module.add_parser(commands)
     return parser
 
@@ -49,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     open_streams()
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["serve"]:  # most of its arguments are llama-server's
+        logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
+        return serve.main(argv[1:])
     args = make_parser().parse_args(argv)
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
     check_numbers(args)

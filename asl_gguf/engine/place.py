@@ -166,6 +166,19 @@ class SharedContext:
         sizes.kv_bytes_decode = lib.context_kv_bytes(self.ctx)
         return sizes
 
+    @property
+    def n_dropped(self) -> int:
+        """Evaluated tokens that have no cell."""
+        return self._n_dropped
+
+    def adopt(self, n_dropped: int) -> None:
+        """Others have put the cells there: a state that was restored or copied, tokens that were decoded.
+
+        Args:
+            n_dropped: how many of the evaluated tokens have no cell.
+        """
+        self._n_dropped = n_dropped
+
     def _sizes_without_session(self) -> session_info:
         n_layer = llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(self.ctx))
         return session_info(

@@ -60,6 +60,12 @@ def test_no_import_goes_back_up():
     assert not back, "\n".join(back)
 
 
+def test_the_server_does_without_the_drop_in():
+    assert not [
+        name for module in MODULES if part(module) == "server" for name in imports(module) if part(name) == "drop_in"
+    ]
+
+
 def test_policies_and_reports_need_numpy_alone():
     low = [module for module in MODULES if part(module) in ("errors", "report", "policies")]
     for module in low:

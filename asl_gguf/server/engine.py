@@ -1,0 +1,160 @@
+"""The functions that llama.cpp's server calls: a translation between C and slots.
+
+All but `check` run on the thread that runs the server. None lets an exception out: ctypes would print and drop it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ..budget.rule import BudgetRule
+from ..budget.share import round_cells
+from ..engine.place import SharedContext
+from ..errors import AslError, ContextFullError, OptionError, PromptError, UnsupportedModelError
+from ..models.gguf_header import n_ctx_train
+from ..native import context
+from ..native.bindings import llama_cpp
+from ..native.session import unsupported_reason
+from . import bindings
+from .options import Options
+from .rule import RequestOptions, Rules
+from .slots import Incoming, Slot
+
+logger = logging.getLogger(__name__)
+
+_STATUS = ((ContextFullError, bindings.TOO_LONG), (PromptError, bindings.TOO_LONG), (OptionError, bindings.INVALID))
+
+
+class Engine:
+    """What `asl_serve_set_engine` takes, and the slots behind it.
+
+    Args:
+        options: the server's.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._slots: list[Slot] = []
+        kinds: dict[str, Any] = dict(bindings.FIELDS)
+        self.struct = bindings.Engine(
+            size=kinds["size"](self._size),
+            open=kinds["open"](self._open),
+            close=kinds["close"](self._close),
+            check=kinds["check"](self._check),
+            plan=kinds["plan"](self._plan),
+            step=kinds["step"](self._step),
+            cancel=kinds["cancel"](self._cancel),
+            about=json.dumps(options.to_dict()).encode(),
+        )
+
+    def _size(self, _user_data: Any, sizes: Any, text: Any, n_text: int) -> bool:
+        def work() -> None:
+            wanted = sizes.contents
+            path = wanted.model.decode()
+            n_ctx = wanted.n_ctx or n_ctx_train(path)
+            # as llama_context does
+            wanted.n_ctx_slot = round_cells(n_ctx if wanted.unified else max(1, n_ctx // wanted.n_slots))
+            wanted.n_cells = self._rule(path, wanted.n_ctx_slot).n_cells
+
+        return _says(work, text, n_text)
+
+    def _rule(self, path: str, n_ctx: int) -> BudgetRule:
+        return Rules(self._options, path, n_ctx).server
+
+    def _open(self, _user_data: Any, ctx: int, params: Any, sizes: Any, text: Any, n_text: int) -> bool:
+        def work() -> None:
+            if reason := unsupported_reason(llama_cpp.llama_get_model(ctx)):
+                raise UnsupportedModelError(reason)
+            if not context.loads_rows(ctx):
+                raise UnsupportedModelError("recurrent states, and K/V that layers share, cannot move into a slot")
+            n_ctx, path = sizes.contents.n_ctx_slot, sizes.contents.model.decode()
+            own = type(params.contents).from_buffer_copy(params.contents)
+            rules = Rules(self._options, path, n_ctx)
+
+            def place(seq_id: int, progress: Any) -> SharedContext:
+                return SharedContext(ctx, seq_id, own, n_ctx, dequant=self._options.dequant, progress=progress)
+
+            slots = [Slot(partial(place, i), rules, self._options, n_ctx) for i in range(sizes.contents.n_slots)]
+            slots[0].probe()
+            self._slots = slots
+
+        return _says(work, text, n_text)
+
+    def _close(self, _user_data: Any) -> None:
+        for slot in self._slots:
+            slot.cancel()
+        self._slots = []
+
+    def _check(self, _user_data: Any, options: bytes, text: Any, n_text: int) -> bool:
+        return _says(lambda: RequestOptions.parse(options.decode("utf-8", "replace")), text, n_text)
+
+    def _plan(self, _user_data: Any, prompt: Any, answer: Any) -> int:
+        def work() -> int:
+            slot = self._slots[prompt.contents.slot]
+            runs = slot.plan(_incoming(prompt.contents))
+            self._describe(slot, answer.contents, done=not runs)
+            return bindings.MORE if runs else bindings.STOCK
+
+        return _status(work, answer.contents)
+
+    def _step(self, _user_data: Any, slot_id: int, answer: Any) -> int:
+        def work() -> int:
+            slot = self._slots[slot_id]
+            more = slot.step(self._options.slice_ms / 1000)
+            self._describe(slot, answer.contents, done=not more)
+            return bindings.MORE if more else bindings.DONE
+
+        status = _status(work, answer.contents)
+        # it was planned to fit: what is missing now, others have taken
+        return bindings.NO_CELLS if status == bindings.TOO_LONG else status
+
+    def _cancel(self, _user_data: Any, slot_id: int) -> None:
+        try:
+            self._slots[slot_id].cancel()
+        except BaseException:
+            logger.exception("a prefill could not be cancelled")
+
+    def _describe(self, slot: Slot, answer: Any, *, done: bool) -> None:
+        answer.n_past, answer.n_pruned, answer.n_dropped = slot.n_past, slot.n_pruned, slot.n_dropped
+        answer.n_done = slot.n_done
+        answer.text = json.dumps(slot.report()).encode() if done else b""
+
+
+def _incoming(prompt: Any) -> Incoming:
+    return Incoming(
+        tokens=prompt.tokens[: prompt.n_tokens],
+        n_past=prompt.n_past,
+        n_pruned=prompt.n_pruned,
+        n_dropped=prompt.n_dropped,
+        n_answer=prompt.n_answer,
+        spans=[(span.role, span.begin, span.end) for span in prompt.spans[: prompt.n_spans]],
+        options=prompt.options.decode("utf-8", "replace"),
+        unprunable=None if prompt.unprunable is None else prompt.unprunable.decode(),
+    )
+
+
+def _says(work: Callable[[], Any], text: Any, n_text: int) -> bool:
+    """Whether something worked; if not, `text` says what was wrong."""
+    try:
+        work()
+        return True
+    except BaseException as err:
+        message = str(err).encode("utf-8", "replace")[: n_text - 1] or type(err).__name__.encode()
+        ctypes.memmove(text, message + b"\0", len(message) + 1)
+        return False
+
+
+def _status(work: Callable[[], int], answer: Any) -> int:
+    """What the work returns; if it raises, the status that belongs to the error, and its text."""
+    try:
+        return work()
+    except BaseException as err:
+        answer.text = str(err).encode("utf-8", "replace")[:1000] or type(err).__name__.encode()
+        if not isinstance(err, AslError):
+            logger.exception("the engine failed")
+        return next((status for kind, status in _STATUS if isinstance(err, kind)), bindings.FAILED)

@@ -1,0 +1,51 @@
+"""Starts llama.cpp's server in this process, with our engine in it."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..models.named import named_models, resolve
+from . import bindings
+from .engine import Engine
+from .options import Options
+
+_MODEL = ("-m", "--model")
+
+
+def run(options: Options, arguments: Sequence[str]) -> int:
+    """Serves until SIGINT or SIGTERM. Returns llama-server's exit code.
+
+    Args:
+        arguments: of llama-server, without the program's name.
+
+    Raises:
+        LibraryError: the server was not built.
+    """
+    library = bindings.load()
+    engine = Engine(options)
+    if options.budget is not None:
+        library.asl_serve_set_engine(ctypes.byref(engine.struct))
+    # the server has handlers of its own; until it sets them, Ctrl-C ends the process. A handler of Python's would wait for
+    # Python code to run, and sessions would put theirs in place of the server's.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    texts = [b"asl-gguf serve", *(argument.encode("utf-8", "surrogateescape") for argument in with_model(arguments))]
+    code = int(library.asl_serve_run(len(texts), (ctypes.c_char_p * (len(texts) + 1))(*texts, None)))
+    library.asl_serve_set_engine(None)
+    return code
+
+
+def with_model(arguments: Sequence[str]) -> list[str]:
+    """The arguments, the name of a pulled model replaced by its file.
+
+    Raises:
+        ModelError: the model is known by this name, and not pulled.
+    """
+    result = list(arguments)
+    for i, argument in enumerate(result[:-1]):
+        if argument in _MODEL and not Path(result[i + 1]).exists() and result[i + 1] in named_models():
+            result[i + 1] = str(resolve(result[i + 1]))
+    return result

@@ -1,0 +1,112 @@
+"""llama.cpp's own server tests, on its server as it is and on ours with nothing pruned: which pass in both, and in one alone.
+
+    .venv/bin/pip install requests aiohttp filelock openai prometheus-client wget
+    .venv/bin/python bench/server/conformance.py test_basic.py test_completion.py
+
+The tests come with the source tree below build/. They want small models from a hub: here all presets use one local file, so tests
+that check another model's words fail in both runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+from asl_gguf.models.named import resolve
+from serving import free_port
+
+ROOT = Path(__file__).parents[2]
+RUNS = {"stock": "none", "engine": "1.0"}
+PLUGIN = '''"""All presets of llama.cpp's server tests use one local model; texts of answers match, whatever they are."""
+import os
+import sys
+
+sys.path.insert(0, os.getcwd())
+import utils
+
+
+def local(make):
+    def preset():
+        server = make()
+        server.model_hf_repo = server.model_hf_file = None
+        server.model_file = os.environ["ASL_TEST_MODEL"]
+        return server
+
+    return preset
+
+
+for name in ("tinyllama2", "tinyllama_infill", "stories15m_moe", "tinygemma3"):
+    setattr(utils.ServerPreset, name, staticmethod(local(getattr(utils.ServerPreset, name))))
+utils.ServerPreset.load_all = staticmethod(lambda: None)
+utils.match_regex = lambda regex, text: True
+'''
+
+
+def run(tests: Path, files: list[str], model: Path, budget: str, folder: Path) -> dict[str, str]:
+    """Outcome of every test."""
+    server = folder / "server.sh"
+    server.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m asl_gguf serve "$@"\n', encoding="utf-8")
+    server.chmod(0o755)
+    (folder / "asl_conformance.py").write_text(PLUGIN, encoding="utf-8")
+    env = {
+        **os.environ,
+        "ASL_TEST_MODEL": str(model),
+        "LLAMA_ARG_ASL_BUDGET": budget,
+        "LLAMA_ARG_ASL_MIN_PROMPT": "0",
+        "LLAMA_ARG_THREADS": "1",
+        "LLAMA_SERVER_BIN_PATH": str(server),
+        "PORT": str(free_port()),
+        "PYTHONPATH": str(folder),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "asl_conformance",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "-rA",
+        "-m",
+        "not slow",
+    ]
+    done = subprocess.run(
+        [*command, *(f"unit/{name}" for name in files)], cwd=tests, env=env, capture_output=True, text=True, check=False
+    )
+    return {
+        name: outcome
+        for outcome, name in re.findall(
+            r"^(PASSED|FAILED|ERROR|SKIPPED) (unit/.*?)(?: - .*)?$", done.stdout, re.MULTILINE
+        )
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", help="in tools/server/tests/unit")
+    parser.add_argument("-m", "--model", default="smollm2-135m-instruct")
+    args = parser.parse_args()
+    tests = next(ROOT.glob("build/py3-none-*/source/*/vendor/llama.cpp/tools/server/tests"))
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, budget in RUNS.items():
+            found[name] = run(tests, args.files, resolve(args.model), budget, Path(folder))
+            passed = sum(outcome == "PASSED" for outcome in found[name].values())
+            print(f"{name}: {passed} of {len(found[name])} pass", flush=True)
+    names = sorted(set(found["stock"]) | set(found["engine"]))
+    differing = [name for name in names if found["stock"].get(name) != found["engine"].get(name)]
+    for name in differing:
+        print(f"{name}: stock {found['stock'].get(name)}, engine {found['engine'].get(name)}")
+    return bool(differing)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

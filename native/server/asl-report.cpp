@@ -1,0 +1,27 @@
+#include "server-task.h"
+
+// A report beside `usage`: in an answer, or in the event of a stream that closes it.
+static json with_report(json answer, const std::string & report) {
+    if (report.empty() || answer.empty()) {
+        return answer;
+    }
+    if (!answer.is_array()) {
+        answer["asl"] = json::parse(report);
+        return answer;
+    }
+    size_t place = answer.size() - 1;
+    for (size_t i = 0; i < answer.size(); ++i) {
+        const json & event = answer.at(i);
+        if (event.contains("usage") || (event.contains("data") && event.at("data").contains("usage"))) {
+            place = i;
+        }
+    }
+    json & event = answer.at(place);
+    (event.contains("data") ? event.at("data") : event)["asl"] = json::parse(report);
+    return answer;
+}
+
+json server_task_result_cmpl_final::to_json() {
+    // fields that the client chose are all that it gets
+    return response_fields.empty() ? with_report(to_json_stock(), asl_report) : to_json_stock();
+}

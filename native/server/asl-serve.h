@@ -1,0 +1,119 @@
+// asl-serve.h: llama.cpp's server with an engine that prefills the prompts of its slots. For whoever starts the server
+// from a library (asl_gguf/server/); what the patched server sees of it is in asl-slots.h.
+//
+// The engine's functions are called on the thread that called asl_serve_run, but for `check`, which any thread may call.
+// None may throw. While the engine runs a slice, the server answers /health, /metrics and /slots, and nothing else.
+
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef _WIN32
+#    define ASL_SERVE_API __declspec(dllexport)
+#else
+#    define ASL_SERVE_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct llama_context;
+struct llama_context_params;
+
+// Raised with every incompatible change of this header.
+#define ASL_SERVE_ABI_VERSION 1
+
+// What becomes of a prompt.
+typedef enum asl_serve_status {
+    ASL_SERVE_STOCK    = 0, // the server evaluates what the slot's cells do not hold
+    ASL_SERVE_MORE     = 1, // the engine prefills it, in slices: asl_serve_engine.step
+    ASL_SERVE_DONE     = 2, // the slot's cells and the logits are there
+    ASL_SERVE_TOO_LONG = 3, // refused: it does not fit (400, exceed_context_size_error)
+    ASL_SERVE_INVALID  = 4, // refused: an option is wrong (400)
+    ASL_SERVE_NO_CELLS = 5, // refused: no cells or memory now (503)
+    ASL_SERVE_FAILED   = 6, // refused: the engine failed (500)
+} asl_serve_status;
+
+// Before the model is loaded: how many cells the slots get.
+typedef struct asl_serve_sizes {
+    const char * model; // path
+    int32_t n_ctx;      // -c; 0: the model's training context
+    int32_t n_slots;    // -np
+    bool    unified;    // slots share n_ctx, else each has its part of it
+    // to be filled:
+    int32_t n_ctx_slot; // longest prompt + answer of a slot in tokens
+    int32_t n_cells;    // of a slot
+} asl_serve_sizes;
+
+typedef struct asl_serve_span {
+    int32_t role; // of enum common_chat_role
+    int32_t begin;
+    int32_t end;
+} asl_serve_span;
+
+// A prompt that has found a slot.
+typedef struct asl_serve_prompt {
+    int32_t slot;
+    const int32_t * tokens;
+    int32_t n_tokens;
+    int32_t n_past;    // its first tokens that the slot's cells stand for; the cells hold nothing else
+    int32_t n_pruned;  // of these, the prompt of which K/V were dropped; 0: none was
+    int32_t n_dropped; // of these, tokens without a cell
+    int32_t n_answer;  // most tokens of the answer; -1: no limit
+    const asl_serve_span * spans; // messages of a chat
+    int32_t n_spans;
+    const char * options;    // the request's `asl` object as JSON; empty: none
+    const char * unprunable; // why it must not be pruned; NULL: it may be
+} asl_serve_prompt;
+
+typedef struct asl_serve_answer {
+    int32_t n_past;    // after plan: first tokens of the prompt that the cells stand for now
+    int32_t n_pruned;  // when done: as in asl_serve_prompt
+    int32_t n_dropped;
+    int32_t n_done;    // tokens that the progress so far amounts to
+    char    text[16384]; // a report as JSON (STOCK, DONE), or what was expected and what came
+} asl_serve_answer;
+
+typedef struct asl_serve_engine {
+    void * user_data;
+
+    // false: prompts are not pruned, for the reason in text; sizes are the server's own
+    bool (*size)(void * user_data, asl_serve_sizes * sizes, char * text, size_t n_text);
+
+    // The context is there (again, after sleep). params: what a private context of one sequence is created with.
+    // false: as above; the context is made anew with the server's own sizes
+    bool (*open)(void * user_data, struct llama_context * ctx, const struct llama_context_params * params,
+                 const asl_serve_sizes * sizes, char * text, size_t n_text);
+
+    // The context is about to go.
+    void (*close)(void * user_data);
+
+    // Whether a request's `asl` object is valid. Any thread.
+    bool (*check)(void * user_data, const char * options, char * text, size_t n_text);
+
+    // What is done with a prompt. What the engine does with the slot before is given up.
+    int32_t (*plan)(void * user_data, const asl_serve_prompt * prompt, asl_serve_answer * answer);
+
+    // About slice_ms of a slot's prefill: ASL_SERVE_MORE, ASL_SERVE_DONE or a refusal.
+    int32_t (*step)(void * user_data, int32_t slot, asl_serve_answer * answer);
+
+    // Nobody waits for a slot's prefill any more.
+    void (*cancel)(void * user_data, int32_t slot);
+
+    const char * about; // JSON for /props; outlives the server
+} asl_serve_engine;
+
+ASL_SERVE_API int32_t asl_serve_abi_version(void);
+
+// Before asl_serve_run; outlives it. NULL: llama.cpp's server as it is.
+ASL_SERVE_API void asl_serve_set_engine(const asl_serve_engine * engine);
+
+// llama-server's main. Installs its own handlers of SIGINT and SIGTERM, and returns its exit code once they were called.
+ASL_SERVE_API int asl_serve_run(int argc, char ** argv);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,179 @@
+#include "asl-slots.h"
+
+#include "asl.h"
+
+#include "llama.h"
+#include "log.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+static const asl_serve_engine * g_engine = nullptr;
+
+void asl_slots::set_engine(const asl_serve_engine * engine) { g_engine = engine; }
+
+void asl_slots::add_about(common_json & props) {
+    if (g_engine) {
+        props["asl"] = common_json::parse(g_engine->about);
+    }
+}
+
+void asl_slots::check_options(const std::string & options) {
+    char text[1024] = "";
+    if (g_engine && !g_engine->check(g_engine->user_data, options.c_str(), text, sizeof(text))) {
+        throw std::invalid_argument(text);
+    }
+}
+
+// Why this use of the server needs all K/V; NULL if it does not.
+static const char * find_unprunable(const common_params & params) {
+    if (!params.mmproj.path.empty()) {
+        return "the server was started with a multimodal projector (--mmproj)";
+    }
+    if (params.speculative.has_dft() || std::any_of(params.speculative.types.begin(), params.speculative.types.end(),
+                [](common_speculative_type type) { return type != COMMON_SPECULATIVE_TYPE_NONE; })) {
+        return "speculative decoding needs the logits of every token";
+    }
+    if (params.embedding || params.pooling_type == LLAMA_POOLING_TYPE_RANK) {
+        return "embeddings and reranking need every token";
+    }
+    return nullptr;
+}
+
+void asl_slots::refuse(const char * text) {
+    on = false;
+    reason = text;
+    report = common_json({ { "pruned", false }, { "reason", reason } }).dump();
+    LOG_WRN("asl: prompts are not pruned: %s\n", text);
+}
+
+// What the engine makes private contexts of: one sequence, one output, sampled elsewhere.
+static llama_context_params make_private_params(const common_params & params) {
+    llama_context_params result = common_context_params_to_llama(params);
+    result.n_seq_max             = 1;
+    result.kv_unified            = false;
+    result.n_outputs_max         = 1;
+    result.n_outputs_max_per_seq = 0;
+    result.samplers              = nullptr;
+    result.n_samplers            = 0;
+    return result;
+}
+
+common_init_result_ptr asl_slots::init(common_params & params) {
+    if (!g_engine) {
+        return common_init_from_params(params);
+    }
+    if (has_given) { // awake again: params has our sizes
+        params.n_ctx      = given.n_ctx;
+        params.kv_unified = given.kv_unified;
+    }
+    given     = params;
+    has_given = true;
+
+    char text[1024] = "";
+    sizes = { params.model.path.c_str(), params.n_ctx, params.n_parallel, params.kv_unified, 0, 0 };
+    if (const char * why = find_unprunable(params)) {
+        refuse(why);
+    } else if (reason.empty() && !g_engine->size(g_engine->user_data, &sizes, text, sizeof(text))) {
+        refuse(text);
+    }
+    if (!reason.empty()) {
+        return common_init_from_params(params);
+    }
+    // a stream of cells for each slot: no slot can take another's
+    params.kv_unified = false;
+    params.n_ctx      = sizes.n_cells*params.n_parallel;
+    common_init_result_ptr result = common_init_from_params(params);
+    if (!result->context()) {
+        return result;
+    }
+    const llama_context_params private_params = make_private_params(params);
+    if (!g_engine->open(g_engine->user_data, result->context(), &private_params, &sizes, text, sizeof(text))) {
+        refuse(text);
+        result.reset();
+        params = given;
+        return common_init_from_params(params);
+    }
+    on  = true;
+    ctx = result->context();
+    tasks.assign(params.n_parallel, -1);
+    LOG_INF("asl: %d slots of %d tokens in %d cells each\n", params.n_parallel, sizes.n_ctx_slot, sizes.n_cells);
+    return result;
+}
+
+void asl_slots::free() {
+    if (on) {
+        g_engine->close(g_engine->user_data);
+        on  = false;
+        ctx = nullptr;
+    }
+}
+
+int32_t asl_slots::count_used(int id_slot) const {
+    return sizes.n_cells - asl_context_get_free_cells(ctx, id_slot);
+}
+
+int32_t asl_slots::plan(const asl_serve_prompt & prompt, int id_task, asl_serve_answer & answer) {
+    const int32_t status = g_engine->plan(g_engine->user_data, &prompt, &answer);
+    tasks[prompt.slot] = status == ASL_SERVE_MORE ? id_task : -1;
+    return status;
+}
+
+int32_t asl_slots::step(int id_slot, asl_serve_answer & answer) {
+    last = id_slot;
+    const int32_t status = g_engine->step(g_engine->user_data, id_slot, &answer);
+    if (status != ASL_SERVE_MORE) {
+        tasks[id_slot] = -1;
+    }
+    return status;
+}
+
+void asl_slots::cancel(int id_slot) {
+    tasks[id_slot] = -1;
+    g_engine->cancel(g_engine->user_data, id_slot);
+}
+
+int asl_slots::running(int id_slot) const { return tasks[id_slot]; }
+
+// Slot files: [tokens as the server packs them] [n_pruned, n_dropped, mark]
+static const llama_token FILE_MARK = 0x004c5341; // "ASL"
+
+void asl_prompt_state::save(std::vector<char> & packed) const {
+    if (n_pruned == 0) {
+        return;
+    }
+    const llama_token trailer[] = { n_pruned, n_dropped, FILE_MARK };
+    packed.insert(packed.end(), (const char *) trailer, (const char *) trailer + sizeof(trailer));
+}
+
+void asl_prompt_state::load(std::vector<llama_token> & packed) {
+    *this = {};
+    const size_t n = packed.size();
+    if (n >= 3 && packed[n - 1] == FILE_MARK) {
+        n_pruned  = packed[n - 3];
+        n_dropped = packed[n - 2];
+        packed.resize(n - 3);
+    }
+}
+
+void asl_prompt_state::check(int32_t n_tokens, int32_t n_cells_used) {
+    if (n_pruned < 0 || n_pruned > n_tokens || n_dropped < 0 || n_dropped > n_pruned) {
+        throw std::runtime_error("Invalid asl state in slot save file");
+    }
+    if (n_tokens - n_cells_used != n_dropped) {
+        // of another program: which of the tokens are missing is not known
+        n_dropped = n_tokens - n_cells_used;
+        n_pruned  = n_tokens;
+    }
+    if (n_dropped < 0) {
+        throw std::runtime_error("Slot save file holds more cells than tokens");
+    }
+}
+
+common_json asl_prompt_state::to_json(int32_t n_tokens, const std::string & report) const {
+    common_json result = { { "n_pruned", n_pruned }, { "n_cells_used", n_tokens - n_dropped } };
+    if (!report.empty()) {
+        result["report"] = common_json::parse(report);
+    }
+    return result;
+}

@@ -1,0 +1,90 @@
+// asl-slots.h: what the patched files of llama.cpp's server see of the engine (asl-serve.h).
+
+#pragma once
+
+#include "asl-serve.h"
+
+#include "common.h"
+#include "json.h"
+
+#include <string>
+#include <vector>
+
+// Beside the tokens of a prompt whose cells are there, wherever the prompt goes: slots, the RAM cache, children, files.
+struct asl_prompt_state {
+    int32_t n_pruned  = 0; // first tokens, of which K/V were dropped in part; 0: the cells hold all tokens
+    int32_t n_dropped = 0; // tokens without a cell
+
+    // The stale rule: how many of the first n_common tokens that a prompt shares may be reused. K/V that were chosen for one
+    // prompt serve only prompts that go on from the whole of it.
+    int reusable(int n_common) const { return n_common < n_pruned ? 0 : n_common; }
+
+    // Slot files: a trailer on the saved tokens, where something was pruned; load takes it off again.
+    void save(std::vector<char> & packed) const;
+    void load(std::vector<llama_token> & packed);
+
+    // A restored prompt that has fewer cells than it says counts as pruned whole. Throws if it cannot be.
+    void check(int32_t n_tokens, int32_t n_cells_used);
+
+    // for /slots
+    common_json to_json(int32_t n_tokens, const std::string & report) const;
+};
+
+// Of a slot's present or last request.
+struct asl_slot_state {
+    std::string report;     // JSON for the answer; empty: none
+    int32_t     n_done = 0; // progress in tokens, while the engine runs
+};
+
+// The engine's side of one server context.
+class asl_slots {
+public:
+    static void set_engine(const asl_serve_engine * engine);
+
+    // To what /props answers
+    static void add_about(common_json & props);
+
+    // Throws std::invalid_argument if a request's `asl` object is not valid.
+    static void check_options(const std::string & options);
+
+    // common_init_from_params with the cells that the engine wants; as it is if there is no engine, or it does not want this
+    // use of the server.
+    common_init_result_ptr init(common_params & params);
+
+    // before the context goes
+    void free();
+
+    bool is_on() const { return on; }
+
+    // The report of every answer while the engine is off; empty without an engine.
+    const std::string & off_report() const { return report; }
+
+    int32_t n_ctx_slot() const { return sizes.n_ctx_slot; }
+    int32_t n_cells()    const { return sizes.n_cells; }
+
+    // Cells in use of a slot's own.
+    int32_t count_used(int id_slot) const;
+
+    int32_t plan(const asl_serve_prompt & prompt, int id_task, asl_serve_answer & answer);
+    int32_t step(int id_slot, asl_serve_answer & answer);
+    void    cancel(int id_slot);
+
+    // The task whose prompt the engine runs for a slot; -1: none
+    int running(int id_slot) const;
+
+    // After which slot's turn it is now: every slot gets a slice in turn.
+    int last_slot() const { return last; }
+
+private:
+    void refuse(const char * text);
+
+    bool on = false;
+    std::string report;
+    std::string reason; // why the engine is off; it stays off
+    asl_serve_sizes sizes = {};
+    common_params given;     // what the user asked for, before sizes were put in
+    bool has_given = false;
+    llama_context * ctx = nullptr;
+    std::vector<int> tasks;
+    int last = -1;
+};

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from asl_gguf.errors import OptionError
+from asl_gguf.server.options import FLAGS, help_text, split
+from asl_gguf.server.rule import RequestOptions
+
+
+def test_ours_are_taken_and_the_rest_passes_in_order():
+    options, rest = split(
+        ["-m", "x.gguf", "--asl-budget", "0.1", "-np", "4", "--asl-room=64", "--jinja", "-c", "8192"], {}
+    )
+    assert (options.budget, options.room) == (0.1, 64)
+    assert rest == ["-m", "x.gguf", "-np", "4", "--jinja", "-c", "8192"]
+
+
+def test_every_flag_has_a_default_an_environment_variable_and_help():
+    options, _ = split([], {})
+    for flag in FLAGS:
+        assert flag.option in help_text() and flag.env in help_text()
+        assert repr(getattr(options, flag.field)) == repr(flag.parse(flag.default))
+    assert set(options.to_dict()) == {flag.field for flag in FLAGS}
+
+
+def test_the_command_line_wins_over_the_environment():
+    env = {"LLAMA_ARG_ASL_BUDGET": "512", "LLAMA_ARG_ASL_SLICE_MS": "20"}
+    options, _ = split(["--asl-budget", "0.3"], env)
+    assert (options.budget, options.slice_ms) == (0.3, 20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--asl-buget", "0.2"], "--asl-buget"),
+        (["--asl-budget"], "--asl-budget: expected a value"),
+        (["--asl-budget", "1.5"], "--asl-budget: asl_budget: expected a share"),
+        (["--asl-budget", "fit:2GiB"], "--asl-budget: expected a share such as 0.2"),
+        (["--asl-budget", "5"], "at least 33 tokens"),
+        (["--asl-policy", "none-such"], "--asl-policy: policy: expected one of"),
+        (["--asl-policy", "pyramidinfer"], "as many rows in every layer"),
+        (["--asl-policy", "asl-span:cache_k=64"], "as many rows in every layer"),
+        (["--asl-room", "-1"], "--asl-room: expected a whole number of at least 1"),
+        (["--asl-dequant", "maybe"], "--asl-dequant: expected one of"),
+        (["--asl-protect", "system,user"], "--asl-protect: expected none or some of"),
+        (["--asl-guard", "2"], "--asl-guard: expected a share"),
+        (["--asl-slice-ms", "0"], "--asl-slice-ms: expected a whole number of at least 1"),
+    ],
+)
+def test_wrong_flags_are_refused_with_their_name(arguments, said):
+    with pytest.raises(OptionError) as refused:
+        split(arguments, {})
+    assert said in str(refused.value)
+
+
+def test_requests():
+    assert RequestOptions.parse("") == RequestOptions()
+    assert RequestOptions.parse('{"budget": 0.1, "policy": "snapkv"}') == RequestOptions(0.1, "snapkv")
+    for text in (
+        "3",
+        '{"budget": true}',
+        '{"budget": "x"}',
+        '{"policy": 3}',
+        '{"room": 3}',
+        '{"policy": "pyramidinfer"}',
+    ):
+        with pytest.raises(OptionError):
+            RequestOptions.parse(text)

@@ -1,0 +1,145 @@
+"""Slots over a context of many sequences, without the server: what it asks, and what it does with the answers."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from asl_gguf.engine.place import SharedContext
+from asl_gguf.errors import ContextFullError, OptionError
+from asl_gguf.server.options import Options
+from asl_gguf.server.rule import Rules
+from asl_gguf.server.slots import Incoming, Slot, protected_tokens
+from harness import Options as ContextOptions
+from harness import assert_same, prompt
+from sequences import Sequences
+
+N_CTX, N_CELLS = 512, 256
+LONG = prompt(300, seed=1)
+FLAGS = {
+    "budget": "0.3",
+    "policy": "asl-span:window=16:min_layer=2:tau=2.0",
+    "room": "64",
+    "min_prompt": "32",
+    "dequant": "off",
+}
+
+
+@pytest.fixture
+def shared(load_tiny):
+    with load_tiny("llama").context(ContextOptions(n_ctx=2 * N_CELLS, n_seq_max=2)) as context:
+        yield context
+
+
+@pytest.fixture
+def make_slot(shared, tiny_model):
+    options = Options.make(FLAGS)
+    rules = Rules(options, str(tiny_model("llama")), N_CTX)
+
+    def make(seq_id: int = 0) -> Slot:
+        def place(progress):
+            return SharedContext(shared.handle, seq_id, shared.params, N_CTX, dequant="off", progress=progress)
+
+        return Slot(place, rules, options, N_CTX)
+
+    return make
+
+
+def incoming(tokens, n_past=0, n_pruned=0, n_dropped=0, n_answer=8, **more) -> Incoming:
+    return Incoming(tokens, n_past, n_pruned, n_dropped, n_answer, **more)
+
+
+def run(slot: Slot, prompt_: Incoming) -> None:
+    assert slot.plan(prompt_)
+    while slot.step(0.0):
+        assert 0 <= slot.n_done <= len(prompt_.tokens)
+
+
+def test_a_prompt_is_pruned_and_goes_on(make_slot, shared):
+    slot = make_slot()
+    slot.probe()
+    run(slot, incoming(LONG))
+    report = slot.report()
+    assert report["pruned"] and report["kept_tokens"] == 90 and report["cached_tokens"] == 0
+    assert (slot.n_past, slot.n_pruned, slot.n_dropped) == (300, 300, 210)
+    # the server decodes an answer; another object, which remembers nothing, goes on from what the server says
+    Sequences(shared).decode(0, prompt(5, seed=2))
+    more = [*LONG, *prompt(5, seed=2), *prompt(9, seed=3)]
+    other = make_slot()
+    assert not other.plan(incoming(more, 305, 300, 210))
+    assert other.n_past == 305 and other.report()["cached_tokens"] == 305 and other.report()["pruned"]
+    assert other.report()["kept_tokens"] == 90 + 5 + 9
+
+
+def test_a_slice_is_one_step_where_no_time_is_given(make_slot):
+    slot = make_slot()
+    assert slot.plan(incoming(LONG))
+    n_slices = 0
+    while slot.step(0.0):
+        n_slices += 1
+    assert n_slices > 10
+    whole = make_slot(1)
+    assert whole.plan(incoming(LONG))
+    assert not whole.step(60.0)
+
+
+def test_slots_answer_alike_whatever_ran_before(make_slot, shared):
+    run(make_slot(0), incoming(prompt(200, seed=9)))
+    slot = make_slot(0)
+    run(slot, incoming(LONG))  # n_past 0: what the cells held is dropped
+    first = shared.logits()
+    run(make_slot(1), incoming(LONG))
+    assert_same([shared.logits()], [first], "another slot")
+
+
+def test_cancelled_prompts_leave_nothing(make_slot):
+    slot = make_slot()
+    assert slot.plan(incoming(LONG))
+    slot.step(0.0)
+    slot.cancel()
+    run(slot, incoming(LONG))
+    assert slot.n_dropped == 210
+
+
+def test_short_prompts_are_the_servers(make_slot):
+    slot = make_slot()
+    assert not slot.plan(incoming(LONG[:20]))
+    assert slot.n_past == 0 and slot.report()["reason"] and not slot.report()["pruned"]
+
+
+def test_requests_are_capped(make_slot):
+    slot = make_slot()
+    for options, n_kept in (('{"budget": 0.2}', 60), ('{"budget": 0.9}', 90), ('{"policy": "snapkv:window=16"}', 90)):
+        run(slot, incoming(LONG, options=options))
+        assert slot.report()["kept_tokens"] == n_kept
+    assert slot.report()["policy"] == "snapkv"
+    run(slot, incoming(LONG))
+    assert slot.report()["policy"] == "asl-span"
+    with pytest.raises(OptionError):
+        slot.plan(incoming(LONG, options='{"policy": "snapkv:window=16", "budget": 5}'))
+
+
+def test_what_must_not_be_pruned_fits_or_is_refused(make_slot):
+    slot = make_slot()
+    assert not slot.plan(incoming(LONG[:100], unprunable="of a reason"))
+    assert slot.report()["reason"] == "of a reason" and slot.report()["kept_tokens"] == 100
+    with pytest.raises(ContextFullError, match="of a reason"):
+        slot.plan(incoming(LONG, unprunable="of a reason"))
+
+
+def test_parts_of_a_chat():
+    spans = [(1, 1, 10), (3, 10, 20), (2, 20, 30), (3, 30, 40)]
+    assert protected_tokens(["system"], spans).tolist() == list(range(1, 10))
+    assert protected_tokens(["tools"], spans).tolist() == list(range(10))
+    assert protected_tokens(["question", "system"], spans).tolist() == [*range(1, 10), *range(30, 40)]
+    assert protected_tokens(["question", "tools", "system"], []).tolist() == []
+
+
+def test_protected_tokens_are_kept(shared, tiny_model):
+    options = Options.make({**FLAGS, "protect": "system"})
+    rules = Rules(options, str(tiny_model("llama")), N_CTX)
+    place = partial(SharedContext, shared.handle, 0, shared.params, N_CTX)
+    slot = Slot(lambda progress: place(dequant="off", progress=progress), rules, options, N_CTX)
+    run(slot, incoming(LONG, spans=[(1, 40, 60), (3, 60, 300)]))
+    assert slot.report()["protected_tokens"] == 20 and slot.report()["kept_tokens"] == 90
