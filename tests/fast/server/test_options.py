@@ -36,7 +36,7 @@ def test_the_command_line_wins_over_the_environment():
         (["--asl-budget"], "--asl-budget: expected a value"),
         (["--asl-budget", "1.5"], "--asl-budget: asl_budget: expected a share"),
         (["--asl-budget", "fit:2GiB"], "--asl-budget: expected a share such as 0.2"),
-        (["--asl-budget", "5"], "at least 33 tokens"),
+        (["--asl-budget", "5"], "expected at least"),
         (["--asl-policy", "none-such"], "--asl-policy: policy: expected one of"),
         (["--asl-policy", "pyramidinfer"], "as many rows in every layer"),
         (["--asl-policy", "asl-span:cache_k=64"], "as many rows in every layer"),

@@ -19,7 +19,7 @@ N_CTX, N_CELLS = 512, 256
 LONG = prompt(300, seed=1)
 FLAGS = {
     "budget": "0.3",
-    "policy": "asl-span:window=16:min_layer=2:tau=2.0",
+    "policy": "asl-span:window=16:min_layer=2:obs_layers=2:tau=2.0",
     "room": "64",
     "min_prompt": "32",
     "dequant": "off",

@@ -37,10 +37,10 @@ def server(smollm2: Path, arguments: list[str]) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def document(smollm2: Path) -> list[int]:
-    """About 1,000 tokens of text with facts in it, and a question."""
+    """About 700 tokens of text with facts in it, and a question."""
     model = Model(smollm2)
     try:
-        made = make_document(lambda text: len(tokenize(model.handle, text)), 1000)
+        made = make_document(lambda text: len(tokenize(model.handle, text)), 700)
         return tokenize(model.handle, f"{made.text}\n\nQuestion: what does the text say? Answer:")
     finally:
         model.close()
