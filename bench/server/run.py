@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget", default="0.2")
+    parser.add_argument("--modes", nargs="+", help="some of the rows (default: all)")
     args = parser.parse_args()
     path = resolve(args.model)
     vocabulary = load_model(str(path), vocab_only=True)
@@ -95,6 +96,8 @@ def main() -> None:
         text = make_document(lambda text: len(tokenize(vocabulary, text)), n_tokens).text
         tokens = tokenize(vocabulary, text)[:n_tokens]
         for name, options in modes.items():
+            if args.modes and name not in args.modes:
+                continue
             with serving(path, *common, *options) as server:
                 alone = [first_token(server, tokens) for _ in range(args.runs)]
                 others = [gaps_meanwhile(server, tokens) for _ in range(args.runs)]

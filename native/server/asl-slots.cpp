@@ -96,7 +96,7 @@ common_init_result_ptr asl_slots::init(common_params & params) {
     }
     on  = true;
     ctx = result->context();
-    tasks.assign(params.n_parallel, -1);
+    running.assign(params.n_parallel, false);
     LOG_INF("asl: %d slots of %d tokens in %d cells each\n", params.n_parallel, sizes.n_ctx_slot, sizes.n_cells);
     return result;
 }
@@ -113,27 +113,25 @@ int32_t asl_slots::count_used(int id_slot) const {
     return sizes.n_cells - asl_context_get_free_cells(ctx, id_slot);
 }
 
-int32_t asl_slots::plan(const asl_serve_prompt & prompt, int id_task, asl_serve_answer & answer) {
+int32_t asl_slots::plan(const asl_serve_prompt & prompt, asl_serve_answer & answer) {
     const int32_t status = g_engine->plan(g_engine->user_data, &prompt, &answer);
-    tasks[prompt.slot] = status == ASL_SERVE_MORE ? id_task : -1;
+    running[prompt.slot] = status == ASL_SERVE_MORE;
     return status;
 }
 
 int32_t asl_slots::step(int id_slot, asl_serve_answer & answer) {
     last = id_slot;
     const int32_t status = g_engine->step(g_engine->user_data, id_slot, &answer);
-    if (status != ASL_SERVE_MORE) {
-        tasks[id_slot] = -1;
-    }
+    running[id_slot] = status == ASL_SERVE_MORE;
     return status;
 }
 
 void asl_slots::cancel(int id_slot) {
-    tasks[id_slot] = -1;
-    g_engine->cancel(g_engine->user_data, id_slot);
+    if (on && running[id_slot]) {
+        running[id_slot] = false;
+        g_engine->cancel(g_engine->user_data, id_slot);
+    }
 }
-
-int asl_slots::running(int id_slot) const { return tasks[id_slot]; }
 
 // Slot files: [tokens as the server packs them] [n_pruned, n_dropped, mark]
 static const llama_token FILE_MARK = 0x004c5341; // "ASL"

@@ -65,12 +65,11 @@ public:
     // Cells in use of a slot's own.
     int32_t count_used(int id_slot) const;
 
-    int32_t plan(const asl_serve_prompt & prompt, int id_task, asl_serve_answer & answer);
+    int32_t plan(const asl_serve_prompt & prompt, asl_serve_answer & answer);
     int32_t step(int id_slot, asl_serve_answer & answer);
-    void    cancel(int id_slot);
 
-    // The task whose prompt the engine runs for a slot; -1: none
-    int running(int id_slot) const;
+    // A slot is released: nobody waits for its prefill any more, if there is one.
+    void cancel(int id_slot);
 
     // After which slot's turn it is now: every slot gets a slice in turn.
     int last_slot() const { return last; }
@@ -85,6 +84,6 @@ private:
     common_params given;     // what the user asked for, before sizes were put in
     bool has_given = false;
     llama_context * ctx = nullptr;
-    std::vector<int> tasks;
+    std::vector<bool> running; // of each slot, whether the engine runs its prompt
     int last = -1;
 };

@@ -124,7 +124,7 @@ def test_the_next_turn_goes_on_from_what_is_kept(server, document):
     assert again["asl"]["pruned"]
     # as a client whose template strips what was thought: the answer differs, the prompt is there whole
     other = server.complete([*document, *TAIL], id_slot=0)
-    assert other["asl"]["cached_tokens"] == len(document)
+    assert len(document) <= other["asl"]["cached_tokens"] < len(document) + len(TAIL)
 
 
 @pytest.mark.parametrize("at", [0, 350, -1], ids=["first", "middle", "last"])
@@ -274,7 +274,7 @@ def test_props_and_slots_know_about_it(server):
 def test_openai_parses_the_answers(server, document):
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0)
-    messages = [{"role": "user", "content": "word " * 400 + "Say hello"}]
+    messages = [{"role": "user", "content": "The sky is blue. " * 80 + "What colour is the sky? Answer in a sentence."}]
     kwargs = {
         "model": "any",
         "messages": messages,
