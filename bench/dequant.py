@@ -1,7 +1,7 @@
 """What each mode of asl_dequant costs and how it rounds, against stock llama.cpp and the same weights in F32.
 
-    python bench/dequant.py MODEL.gguf --tokens 1024 2048 --runs 5     # CPU seconds of prefills, nothing pruned, alternating
-    python bench/dequant.py MODEL.gguf --prompts 14                    # log-probabilities of the next token, beside F32's
+    python bench/dequant.py MODEL.gguf --tokens 1024 2048 --runs 5  # CPU seconds of prefills, nothing pruned
+    python bench/dequant.py MODEL.gguf --prompts 14                 # log-probabilities of the next token, beside F32's
 
 One thread. The weights are loaded as llama.cpp loads them by default.
 """

@@ -22,7 +22,7 @@ class Kernel:
 
     type: str
     held: str
-    """`CPU` as stored in host memory; `packed int8`, `packed int16`; else the buffer type of llama.cpp that repacks them"""
+    """`CPU`: as stored in host memory; `packed int8`, `packed int16`; else the buffer type of llama.cpp's repacked form"""
     gflops: float
     auto: str
     """what `auto` does with the type, and why"""

@@ -15,6 +15,7 @@ from ..policies import DEFAULT
 from ..policies.protect import ROLES
 
 DEQUANT = ("auto", "off", "all", "int8", "int16")
+"""values of asl_dequant"""
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 KV_TYPES = {
@@ -222,7 +223,8 @@ def add_pruning_options(parser: argparse.ArgumentParser, budget: str, targets: b
         "--dequant",
         choices=DEQUANT,
         default="auto",
-        help="expand slow weight types to F16 while their layer runs; int8, int16: pack them instead (default %(default)s)",
+        help="weights of slow types while their layer runs: packed (int8, int16), F16 (all), as stored (off), or what "
+        "was measured to be fast (default %(default)s)",
     )
 
 

@@ -1,4 +1,4 @@
-// Which weight types run faster as F16 on this CPU: a table of measurements, and the means to measure again.
+// Which weight types run faster in another form on this CPU: a table of measurements, and the means to measure again.
 
 #pragma once
 

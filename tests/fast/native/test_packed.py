@@ -8,13 +8,13 @@ import gguf
 import llama_cpp
 import numpy as np
 import pytest
-from twins import packed_product
 
 from asl_gguf.bench.kernels import packed_kernel, type_names
 from asl_gguf.engine.prefill import prefill
 from asl_gguf.native.bindings import lib
 from asl_gguf.policies import make_policy
 from harness import Model, prompt
+from twins import packed_product
 
 TYPES = {"q4_0": 32, "q4_1": 32, "q5_0": 32, "q5_1": 32, "q8_0": 32, "q4_K": 256, "q5_K": 256, "q6_K": 256}
 """name: weights of a block"""
