@@ -30,6 +30,8 @@ ASL_INLINE __m256i broadcast4(const uint8_t * p) {
 // How many products of pairs may be added in 16 bits: pairs*2*(2^bits - 1)*127 stays below 2^15.
 template <int BITS> constexpr int n_sums() { return BITS == 4 ? 8 : BITS == 5 ? 4 : 2; }
 
+namespace {
+
 // Sums of a block for all tokens of a tile and 16 outputs.
 struct tile_sums {
 #define M(i) __m256i a##i, b##i;
@@ -40,6 +42,8 @@ struct tile_sums {
 struct tile_rows {
     const uint8_t * q[TILE];
 };
+
+} // namespace
 
 // Activations of 8 bits.
 template <int BITS, int WIDTH>

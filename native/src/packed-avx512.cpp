@@ -27,6 +27,8 @@ ASL_INLINE __m512i broadcast4(const uint8_t * p) {
 // all lanes by a mask: GCC 12 warns of the other form's own header
 ASL_INLINE __m512 to_float(__m512i v) { return _mm512_maskz_cvtepi32_ps((__mmask16) 0xffff, v); }
 
+namespace {
+
 struct tile_sums {
 #define M(i) __m512i a##i, b##i;
     ASL_EACH(M)
@@ -36,6 +38,8 @@ struct tile_sums {
 struct tile_rows {
     const uint8_t * q[TILE];
 };
+
+} // namespace
 
 template <int WIDTH>
 ASL_INLINE tile_sums dot8(const uint8_t * w0, const uint8_t * w1, const tile_rows & rows) {
