@@ -22,9 +22,9 @@ NATIVE := LLAMA_CPP_VERSION CMakeLists.txt models/manifest.json \
           $(wildcard cmake/*.cmake patches/*.patch native/include/* native/src/* native/server/*)
 
 # one more CMake option, which later builds keep
-serve test: override CMAKE_ARGS += -DASL_BUILD_SERVER=ON
+serve test-server: override CMAKE_ARGS += -DASL_BUILD_SERVER=ON
 
-.PHONY: help demo serve test test-fast bench small conformance lint types build patch clean FORCE
+.PHONY: help demo serve test test-server test-fast bench small conformance lint types build patch clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -36,10 +36,13 @@ serve: build ## an endpoint on port 8080 whose prompts are pruned: llama.cpp's s
 	$(VENV)/bin/asl-gguf serve -m $(MODEL) --asl-budget 0.2 -np 4 $(SERVE_ARGS)
 
 test: build ## all tests: the fast ones, those of a GPU or what stands for one, the slow ones
-	$(PIP) install --quiet 'openai>=1.40' # what the server's tests talk to it with
 	$(PY) -m pytest -n auto tests/fast
 	$(PY) -m pytest tests/gpu
 	$(PY) -m pytest tests/slow
+
+test-server: build ## the endpoint's tests (compiles llama.cpp's server once: some 20 CPU minutes)
+	$(PIP) install --quiet 'openai>=1.40' # what they talk to it with
+	$(PY) -m pytest tests/slow/server
 
 test-fast: build ## the tests that need no model
 	$(PY) -m pytest -n auto tests/fast

@@ -67,7 +67,7 @@ class PrefillReport:
     kv_bytes_prefill_peak: int = 0
     """KV buffers of the prefill context, released since"""
     n_dequantised: int = 0
-    """weight matrices expanded to F16 during the prefill"""
+    """weight matrices packed or expanded to F16 during the prefill"""
     full_kv_bytes: int = 0
     """host memory of the K/V of all tokens that asl_full_kv keeps"""
     reused_tokens: int = 0

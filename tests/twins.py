@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import gguf
 import numpy as np
 
 from asl_gguf.policies import ranking
@@ -39,3 +40,22 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     """Largest error, relative to each score; scores below a millionth of their head's largest count as that."""
     floor = 1e-6 * expected.max(axis=-1, keepdims=True)
     return float((np.abs(actual - expected) / np.maximum(expected, floor)).max())
+
+
+def round_activations(x: np.ndarray, bits: int) -> np.ndarray:
+    """Each 32 inputs as integers of so many bits times a scale: f64 of the shape of x."""
+    blocks = x.astype(np.float32).reshape(len(x), -1, 32)
+    scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(2 ** (bits - 1) - 1)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    return (np.rint(blocks * inverse).astype(np.float64) * scale).reshape(x.shape)
+
+
+def packed_product(name: str, weights: np.ndarray, x: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """x [n_tokens, n_in] times stored weights [n_out, bytes] of a type, activations rounded; in f64.
+
+    Returns:
+        The product [n_tokens, n_out], and the sum of the absolute values of what is added up for each.
+    """
+    exact = gguf.quants.dequantize(weights, gguf.GGMLQuantizationType[name.upper()]).astype(np.float64)
+    rounded = round_activations(x, bits)
+    return rounded @ exact.T, np.abs(rounded) @ np.abs(exact).T

@@ -12,6 +12,9 @@ from ..native.bindings import lib
 _N_TYPES = 64  # more than ggml_type has
 _PLAIN = ("f32", "f16", "bf16")
 
+STORED, REPACKED, INT8, INT16 = range(4)
+"""ways to hold weights: in host memory, as llama.cpp repacks them, packed by us with activations of 8 or 16 bits"""
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -19,7 +22,7 @@ class Kernel:
 
     type: str
     held: str
-    """where they lie: `CPU` as stored in host memory; else the buffer type of llama.cpp that repacks them"""
+    """`CPU`: as stored in host memory; `packed int8`, `packed int16`; else the buffer type of llama.cpp's repacked form"""
     gflops: float
     auto: str
     """what `auto` does with the type, and why"""
@@ -32,33 +35,39 @@ def type_names() -> dict[str, int]:
 
 
 def rule() -> str:
-    """Which types `auto` expands on this machine, in one line."""
+    """Which types `auto` packs or expands on this machine, in one line."""
     return str(lib.kernel_rule().decode())
 
 
 def expands(type_: int) -> tuple[bool, str]:
-    """Whether `auto` expands weights of a ggml_type, and why."""
+    """Whether `auto` packs or expands weights of a ggml_type, and why."""
     reason = ctypes.create_string_buffer(256)
     return bool(lib.kernel_expands(type_, reason, len(reason))), reason.value.decode()
 
 
-def measure(type_: int, repacked: bool, shape: tuple[int, int, int], n_threads: int) -> tuple[float, str] | None:
+def packed_kernel() -> str:
+    """The kernel of products with packed weights that is in force: `scalar`, `AVX2` or `AVX-512 VNNI`."""
+    return str(lib.packed_kernel_name().decode())
+
+
+def measure(type_: int, held: int, shape: tuple[int, int, int], n_threads: int) -> tuple[float, str] | None:
     """1e9 operations per second of one product, and the name of the buffer type that held the weights.
 
     Args:
+        held: one of `STORED`, `REPACKED`, `INT8`, `INT16`.
         shape: outputs, tokens, inputs.
 
     Returns:
-        None where llama.cpp does not repack the type, or cannot compute the product.
+        None where weights of the type are not held so, or the product cannot be computed.
     """
-    gflops, held = ctypes.c_float(), ctypes.create_string_buffer(256)
-    if not lib.kernel_measure(type_, repacked, *shape, n_threads, ctypes.byref(gflops), held, len(held)):
+    gflops, name = ctypes.c_float(), ctypes.create_string_buffer(256)
+    if not lib.kernel_measure(type_, held, *shape, n_threads, ctypes.byref(gflops), name, len(name)):
         return None
-    return gflops.value, held.value.decode()
+    return gflops.value, name.value.decode()
 
 
 def bench_kernels(shape: tuple[int, int, int], n_threads: int, types: Sequence[str] = ()) -> list[Kernel]:
-    """Every type as stored and, where llama.cpp repacks it, repacked; the quickest first.
+    """Every type as stored and, where there is such a form, repacked by llama.cpp and packed by us; the quickest first.
 
     Args:
         types: names; none: all.
@@ -71,9 +80,9 @@ def bench_kernels(shape: tuple[int, int, int], n_threads: int, types: Sequence[s
     rows = []
     for name in types or known:
         _, reason = expands(known[name])
-        for repacked in (False, True):
-            if measured := measure(known[name], repacked, shape, n_threads):
-                says = reason if not repacked else "as repacked"
+        for held in (STORED, REPACKED, INT8, INT16):
+            if measured := measure(known[name], held, shape, n_threads):
+                says = {STORED: reason, REPACKED: "as repacked"}.get(held, "")
                 rows.append(Kernel(name, measured[1], measured[0], "" if name in _PLAIN else says))
     return sorted(rows, key=lambda row: -row.gflops)
 
@@ -84,6 +93,6 @@ def to_json(rows: Sequence[Kernel]) -> list[dict[str, object]]:
 
 def lines(rows: Sequence[Kernel]) -> list[str]:
     """A table for people."""
-    result = [f"{'type':10} {'held':12} {'GF/s':>7}  auto"]
-    result += [f"{row.type:10} {row.held:12} {row.gflops:7.1f}  {row.auto}".rstrip() for row in rows]
+    result = [f"{'type':10} {'held':14} {'GF/s':>7}  auto"]
+    result += [f"{row.type:10} {row.held:14} {row.gflops:7.1f}  {row.auto}".rstrip() for row in rows]
     return [*result, f"auto here: {rule()}"]

@@ -12,7 +12,14 @@ from ..budget.targets import BudgetValue, check_budget, make_budget
 from ..drop_in.progress import ProgressBar
 from ..policies import REGISTRY, Full, parse_policy
 from .inspect import add_prompt_options, make_question
-from .options import ESCAPED_BUDGET_HELP, add_llama_options, add_model_options, parse_budget, parse_fixed_budget
+from .options import (
+    DEQUANT,
+    ESCAPED_BUDGET_HELP,
+    add_llama_options,
+    add_model_options,
+    parse_budget,
+    parse_fixed_budget,
+)
 from .streams import print_json
 
 if TYPE_CHECKING:
@@ -41,7 +48,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--dequant",
-        choices=("auto", "off", "all"),
+        choices=DEQUANT,
         default="auto",
         help="expand slow weight types to F16 while their layer runs (default %(default)s)",
     )

@@ -87,6 +87,7 @@ def _check_library() -> Iterator[str]:
         _row("backend", f"{name}: {description}")
     _row("cpu features", llama_cpp.llama_print_system_info().decode())
     _row("asl_dequant=auto", bindings.lib.kernel_rule().decode())
+    _row("packed weights", f"{bindings.lib.packed_kernel_name().decode()} kernel")
 
 
 def _check_models() -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError
-from .options import add_model_options
+from .options import DEQUANT, add_model_options
 
 TITLE = "Answers under pruning"
 _SUITES = ("standard", "smoke", "small", "paper")
@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
         default="auto",
         help="form of the prompts: auto (the model's own), chatml, plain (default %(default)s)",
     )
-    evaluate.add_argument("--dequant", choices=["auto", "off", "all"], default="auto")
+    evaluate.add_argument("--dequant", choices=DEQUANT, default="auto")
     evaluate.add_argument(
         "--record-gib",
         type=float,

@@ -14,6 +14,9 @@ from ..errors import OptionError
 from ..policies import DEFAULT
 from ..policies.protect import ROLES
 
+DEQUANT = ("auto", "off", "all", "int8", "int16")
+"""values of asl_dequant"""
+
 DEFAULT_MODEL = "smollm2-135m-instruct"
 KV_TYPES = {
     "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "iq4_nl": 20, "q5_0": 6, "q5_1": 7
@@ -219,9 +222,10 @@ def add_pruning_options(parser: argparse.ArgumentParser, budget: str, targets: b
     )
     parser.add_argument(
         "--dequant",
-        choices=("auto", "off", "all"),
+        choices=DEQUANT,
         default="auto",
-        help="expand slow weight types to F16 while their layer runs (default %(default)s)",
+        help="weights of slow types while their layer runs: packed (int8, int16), F16 (all), as stored (off), or what "
+        "was measured to be fast (default %(default)s)",
     )
 
 

@@ -70,7 +70,7 @@ def whole_characters(
     """A stream whose text is that of the plain answer.
 
     The parent gives out what it held back for a stop string token by token, and drops characters of several tokens then.
-    From the first of these on, the text comes with the last chunk.
+    From the first of these on, the text comes in one chunk, before the last one.
 
     Args:
         made: another value after every token.
@@ -86,7 +86,10 @@ def whole_characters(
             choice["text"] = "" if held else choice["text"]
             given += choice["text"]
         elif held:
-            choice["text"] = whole().removeprefix(given)
+            # in a chunk of its own: the parent's converter to chat chunks drops the text of the last one
+            rest = whole().removeprefix(given)
+            yield {**chunk, "choices": [{**choice, "text": rest, "finish_reason": None}]}
+            choice["text"] = ""
         yield chunk
 
 

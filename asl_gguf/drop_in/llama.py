@@ -69,8 +69,9 @@ class Llama(StatefulLlama):
         asl_decode_ctx: KV cells of the decode context; default: the budget at n_ctx plus asl_room; n_ctx for a time.
         asl_room: cells beside the budget, for the answer and later turns (default 1,024).
         asl_min_prompt: prompts up to this many tokens are not pruned by a share or for a time (default 256).
-        asl_dequant: expand weights that are faster as F16 on this CPU, once per layer and prompt: True or
-            "auto" (default), "all", False or "off" (bit-identical to stock).
+        asl_dequant: on CPUs, weights in another form while their layer runs. True or "auto" (default): packed, or
+            expanded to F16, where that was measured to be faster; "int8", "int16": packed, activations in so many bits;
+            "all": F16; False or "off": as stored, bit-identical to stock.
         asl_protect: keep these tokens whatever their scores: "system", "tools" (all before the first user message),
             "question" (the last user message), (begin, end) spans of token indices, compiled regular expressions,
             or a list of these. They count towards the budget.

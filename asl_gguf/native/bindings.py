@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     llama_cpp = loading.load(list(_package_paths))
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 
 OK = 0
 ERR_ARGUMENT = 1
@@ -32,6 +32,8 @@ ERR_CELLS = 8
 DEQUANT_OFF = 0
 DEQUANT_AUTO = 1
 DEQUANT_ALL = 2
+DEQUANT_INT8 = 3
+DEQUANT_INT16 = 4
 
 progress_callback = ctypes.CFUNCTYPE(c_bool, c_void_p, c_int64, c_int64)
 
@@ -76,7 +78,12 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_kernel_expands": (c_bool, [c_int32, c_char_p, c_size_t]),
     "asl_kernel_measure": (
         c_bool,
-        [c_int32, c_bool, c_int32, c_int32, c_int32, c_int32, POINTER(c_float), c_char_p, c_size_t],
+        [c_int32, c_int32, c_int32, c_int32, c_int32, c_int32, POINTER(c_float), c_char_p, c_size_t],
+    ),
+    "asl_packed_kernel_name": (c_char_p, []),
+    "asl_packed_product": (
+        c_bool,
+        [c_char_p, c_int32, c_void_p, c_int32, c_int32, c_int32, c_void_p, c_int32, c_void_p],
     ),
     "asl_model_can_drop_tokens": (c_bool, [c_void_p]),
     "asl_model_can_load_rows": (c_bool, [c_void_p]),

@@ -16,7 +16,13 @@ from ..policies.contract import Floats, Indices
 from . import bindings
 from .bindings import check, lib, llama_cpp
 
-DEQUANT_MODES = {"off": bindings.DEQUANT_OFF, "auto": bindings.DEQUANT_AUTO, "all": bindings.DEQUANT_ALL}
+DEQUANT_MODES = {
+    "off": bindings.DEQUANT_OFF,
+    "auto": bindings.DEQUANT_AUTO,
+    "all": bindings.DEQUANT_ALL,
+    "int8": bindings.DEQUANT_INT8,
+    "int16": bindings.DEQUANT_INT16,
+}
 
 Progress = Callable[[int, int], bool | None]
 """(done, total) in token-layers; returning False cancels"""

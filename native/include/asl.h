@@ -50,7 +50,7 @@ struct llama_context_params;
 typedef struct asl_session asl_session;
 
 // Raised with every incompatible change of this header.
-#define ASL_ABI_VERSION 6
+#define ASL_ABI_VERSION 7
 
 typedef enum asl_status {
     ASL_OK              = 0,
@@ -67,8 +67,14 @@ typedef enum asl_status {
 // How weight matrices are held while their layer runs (CPU only; elsewhere ignored).
 typedef enum asl_dequant {
     ASL_DEQUANT_OFF  = 0, // as stored: bit-identical to stock llama.cpp
-    ASL_DEQUANT_AUTO = 1, // types whose products are faster in F16 on this CPU are expanded, once per layer (asl_kernel_rule)
-    ASL_DEQUANT_ALL  = 2, // every quantised matrix in ordinary host memory is expanded
+    // types whose products are faster so on this CPU are packed, or expanded to F16, once per layer (asl_kernel_rule):
+    // nearer to F32 arithmetic than stock llama.cpp's products
+    ASL_DEQUANT_AUTO = 1,
+    ASL_DEQUANT_ALL  = 2, // every quantised matrix in ordinary host memory is expanded to F16
+    // packed, where there is a kernel for the type and the processor (asl_packed_kernel); else as ASL_DEQUANT_AUTO.
+    // Activations are rounded to 8 bits, as stock llama.cpp does, or 16
+    ASL_DEQUANT_INT8  = 3,
+    ASL_DEQUANT_INT16 = 4,
 } asl_dequant;
 
 // done, total: work in token-layers (tokens times layers). total shrinks when tokens are dropped.
@@ -89,13 +95,13 @@ typedef struct asl_session_info {
     int32_t n_head;        // query heads of the layer that ran last
     int32_t n_head_kv;     // KV heads of the layer that ran last
     int32_t n_embd_head_k; // elements of a key of one head of the layer that ran last
-    int32_t n_dequantised; // weight matrices expanded so far in this prefill (asl_dequant)
+    int32_t n_dequantised; // weight matrices packed or expanded so far in this prefill (asl_dequant)
     int64_t kv_bytes_cell;     // bytes one cell takes over all layers of the decode context
     int64_t kv_bytes_cell_sliding; // of these, bytes in layers that attend to a sliding window
     int64_t kv_bytes_decode;   // bytes of the decode context's KV buffers
     int64_t kv_bytes_prefill;  // bytes of the prefill context's KV buffers, now
     int64_t kv_bytes_prefill_peak; // the same, largest since asl_session_begin
-    int64_t host_bytes;        // hidden states, expanded weights, attention mask and K/V of sliding layers held now in host memory
+    int64_t host_bytes;        // hidden states, packed and expanded weights, attention mask and K/V of sliding layers held now in host memory
     int64_t device_bytes;      // hidden states and attention mask held now in memory of other devices
 } asl_session_info;
 
@@ -120,22 +126,37 @@ ASL_API bool asl_model_can_drop_tokens(const struct llama_model * model);
 // a recurrent state, or attend to K/V of earlier layers.
 ASL_API bool asl_model_can_load_rows(const struct llama_model * model);
 
-// Which weight types ASL_DEQUANT_AUTO expands on this machine, in one line.
+// Which weight types ASL_DEQUANT_AUTO packs or expands on this machine, in one line.
 ASL_API const char * asl_kernel_rule(void);
 
 // Name of a ggml_type that model weights can have; NULL for any other number.
 ASL_API const char * asl_kernel_type_name(int32_t type);
 
-// Whether ASL_DEQUANT_AUTO expands weights of this ggml_type, and one line that says why.
+// Whether ASL_DEQUANT_AUTO packs or expands weights of this ggml_type, and one line that says why.
 ASL_API bool asl_kernel_expands(int32_t type, char * reason, size_t n_reason);
 
 // How fast a product of n_out x n_in weights with n_tokens columns of F32 is on this machine's CPU.
-//   repacked  in the form that llama.cpp brings such weights into when it loads a model, not in host memory as stored
+//   held      0: in host memory as stored. 1: in the form that llama.cpp brings such weights into when it loads a model.
+//             2, 3: packed by us, activations of 8 or 16 bits
 //   gflops    receives 1e9 operations per second
 //   buffer    receives the name of the buffer type that held the weights, or one line that says what is wrong
-// Returns false if llama.cpp does not repack this type here, or the product cannot be computed.
-ASL_API bool asl_kernel_measure(int32_t type, bool repacked, int32_t n_out, int32_t n_tokens, int32_t n_in, int32_t n_threads,
+// Returns false if the type is not held so here, or the product cannot be computed.
+ASL_API bool asl_kernel_measure(int32_t type, int32_t held, int32_t n_out, int32_t n_tokens, int32_t n_in, int32_t n_threads,
                                 float * gflops, char * buffer, size_t n_buffer);
+
+// The kernel of products with packed weights that is in force here: "scalar", "AVX2" or "AVX-512 VNNI".
+ASL_API const char * asl_packed_kernel_name(void);
+
+// One product with packed weights, for tests.
+//   kernel    a name as above
+//   weights   n_out rows of n_in weights of this ggml_type, as stored
+//   act_bits  8 or 16
+//   x         float [n_tokens, n_in]
+//   y         float [n_tokens, n_out]
+// Returns false if the type cannot be packed, n_in does not fit, or the kernel does not run here.
+// Twin: asl_gguf.policies.packed.packed_product
+ASL_API bool asl_packed_product(const char * kernel, int32_t type, const void * weights, int32_t n_out, int32_t n_in,
+                                int32_t act_bits, const float * x, int32_t n_tokens, float * y);
 
 // Bytes of the KV buffers of any context; of a recurrent model, which has none, those of its states.
 ASL_API int64_t asl_context_kv_bytes(const struct llama_context * ctx);

@@ -5,6 +5,7 @@
 
 #include "cache.h"
 #include "kernels.h"
+#include "packed.h"
 #include "memory.h"
 #include "move.h"
 #include "pages.h"
@@ -82,20 +83,33 @@ bool asl_kernel_expands(int32_t type, char * reason, size_t n_reason) {
         return false;
     }
     copy_message(reason, n_reason, asl_kernel_reason((ggml_type) type).c_str());
-    return asl_kernel_pays((ggml_type) type);
+    return asl_choose_held(ASL_DEQUANT_AUTO, (ggml_type) type, true) != asl_held::stored;
 }
 
-bool asl_kernel_measure(int32_t type, bool repacked, int32_t n_out, int32_t n_tokens, int32_t n_in, int32_t n_threads,
+bool asl_kernel_measure(int32_t type, int32_t held, int32_t n_out, int32_t n_tokens, int32_t n_in, int32_t n_threads,
                         float * gflops, char * buffer, size_t n_buffer) {
     try {
         std::string name;
-        *gflops = asl_measure_product({ (ggml_type) type, repacked, n_out, n_tokens, n_in, n_threads }, name);
-        copy_message(buffer, n_buffer, *gflops > 0 ? name.c_str() : "not repacked");
+        *gflops = asl_measure_product({ (ggml_type) type, held, n_out, n_tokens, n_in, n_threads }, name);
+        copy_message(buffer, n_buffer, *gflops > 0 ? name.c_str() : "not held so");
         return *gflops > 0;
     } catch (const std::exception & err) {
         copy_message(buffer, n_buffer, err.what());
         return false;
     }
+}
+
+const char * asl_packed_kernel_name(void) {
+    return asl_packed_kernel_in_force().name;
+}
+
+bool asl_packed_product(const char * kernel, int32_t type, const void * weights, int32_t n_out, int32_t n_in, int32_t act_bits,
+                        const float * x, int32_t n_tokens, float * y) {
+    const asl_packed_kernel * k = asl_find_packed_kernel(kernel);
+    if (!k || !asl_is_weight_type(type) || (act_bits != 8 && act_bits != 16)) {
+        return false;
+    }
+    return asl_compute_packed(*k, (ggml_type) type, weights, n_out, n_in, act_bits, x, n_tokens, y);
 }
 
 bool asl_model_can_drop_tokens(const llama_model * model) {
@@ -216,7 +230,7 @@ asl_status asl_session_set_progress(asl_session * session, asl_progress_callback
 
 asl_status asl_session_set_dequant(asl_session * session, asl_dequant mode) {
     return guard(session, [&] {
-        if (mode < ASL_DEQUANT_OFF || mode > ASL_DEQUANT_ALL) {
+        if (mode < ASL_DEQUANT_OFF || mode > ASL_DEQUANT_INT16) {
             throw asl_error(ASL_ERR_ARGUMENT, "expected an asl_dequant, got " + std::to_string((int) mode));
         }
         session->dequant = mode;

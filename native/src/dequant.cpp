@@ -1,7 +1,5 @@
 #include "dequant.h"
 
-#include "kernels.h"
-
 #include "ggml-backend.h"
 
 #include <algorithm>
@@ -47,46 +45,56 @@ void asl_dequantiser::set_mode(asl_dequant mode, int n_threads) {
 
 void asl_dequantiser::next_layer() {
     expanded.clear();
+    packed.clear();
 }
 
 void asl_dequantiser::release() {
     expanded.clear();
+    packed.release();
     buffer.reset();
     ctx.reset();
 }
 
-bool asl_dequantiser::is_eligible(const ggml_tensor * node) const {
-    if (node->op != GGML_OP_MUL_MAT && node->op != GGML_OP_MUL_MAT_ID) {
-        return false;
+asl_held asl_dequantiser::choose(const ggml_tensor * node) const {
+    if (!enabled() || (node->op != GGML_OP_MUL_MAT && node->op != GGML_OP_MUL_MAT_ID)) {
+        return asl_held::stored;
     }
     const ggml_tensor * w = node->src[0];
     const ggml_tensor * x = node->src[1];
 
     const int64_t n_tokens = node->op == GGML_OP_MUL_MAT ? x->ne[1] : x->ne[2];
 
-    return w->op == GGML_OP_NONE && w->view_src == nullptr && w->buffer && x->type == GGML_TYPE_F32 &&
+    const bool is_eligible = w->op == GGML_OP_NONE && w->view_src == nullptr && w->buffer && x->type == GGML_TYPE_F32 &&
         // repacked weights (CPU_REPACK, AMX) are not host memory: they have fast kernels of their own
         ggml_backend_buffer_is_host(w->buffer) &&
         ggml_backend_buffer_get_usage(w->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS &&
-        ggml_is_contiguous(w) && n_tokens >= N_TOKENS_MIN &&
-        (mode == ASL_DEQUANT_ALL ? ggml_is_quantized(w->type) : asl_kernel_pays(w->type));
+        ggml_is_contiguous(w) && n_tokens >= N_TOKENS_MIN;
+    return is_eligible ? asl_choose_held(mode, w->type, asl_packed_weights::can_pack(node)) : asl_held::stored;
 }
 
 void asl_dequantiser::prepare(const std::vector<ggml_tensor *> & nodes) {
-    if (!enabled()) {
-        return;
-    }
-    std::vector<ggml_tensor *> weights;
-    size_t n_bytes = 0;
-    for (ggml_tensor * node : nodes) {
-        ggml_tensor * w = is_eligible(node) ? node->src[0] : nullptr;
-        if (w && std::find(weights.begin(), weights.end(), w) == weights.end()) {
-            weights.push_back(w);
-            n_bytes += padded_bytes(w);
+    std::vector<const ggml_tensor *> weights[2]; // to be expanded, to be packed
+    for (const ggml_tensor * node : nodes) {
+        const asl_held held = choose(node);
+        if (held != asl_held::stored) {
+            auto & list = weights[held != asl_held::f16];
+            if (std::find(list.begin(), list.end(), node->src[0]) == list.end()) {
+                list.push_back(node->src[0]);
+            }
         }
     }
+    prepare_expanded(weights[0]);
+    packed.prepare(weights[1], mode == ASL_DEQUANT_INT8 ? 8 : 16, n_threads);
+    n_total += (int32_t) (weights[0].size() + weights[1].size());
+}
+
+void asl_dequantiser::prepare_expanded(const std::vector<const ggml_tensor *> & weights) {
     if (weights.empty()) {
         return;
+    }
+    size_t n_bytes = 0;
+    for (const ggml_tensor * w : weights) {
+        n_bytes += padded_bytes(w);
     }
     if (!buffer || ggml_backend_buffer_get_size(buffer.get()) < n_bytes) {
         buffer.reset();
@@ -107,11 +115,10 @@ void asl_dequantiser::prepare(const std::vector<ggml_tensor *> & nodes) {
         expanded[w] = t;
         base += padded_bytes(w);
     }
-    n_total += (int32_t) weights.size();
 }
 
 size_t asl_dequantiser::size_bytes() const {
-    return buffer ? ggml_backend_buffer_get_size(buffer.get()) : 0;
+    return packed.size_bytes() + (buffer ? ggml_backend_buffer_get_size(buffer.get()) : 0);
 }
 
 void asl_dequantiser::expand(const ggml_tensor * src, ggml_fp16_t * dst) const {
@@ -138,12 +145,16 @@ void asl_dequantiser::expand(const ggml_tensor * src, ggml_fp16_t * dst) const {
     }
 }
 
-void asl_dequantiser::replace(ggml_tensor * node) const {
-    if (expanded.empty() || !is_eligible(node)) {
-        return;
+void asl_dequantiser::replace(const std::vector<ggml_tensor *> & nodes, ggml_context * ctx) const {
+    std::vector<ggml_tensor *> with_packed;
+    for (ggml_tensor * node : nodes) {
+        const asl_held held = choose(node);
+        if (held == asl_held::f16) {
+            const auto it = expanded.find(node->src[0]);
+            node->src[0] = it == expanded.end() ? node->src[0] : it->second;
+        } else if (held != asl_held::stored) {
+            with_packed.push_back(node);
+        }
     }
-    const auto it = expanded.find(node->src[0]);
-    if (it != expanded.end()) {
-        node->src[0] = it->second;
-    }
+    packed.replace(with_packed, ctx);
 }

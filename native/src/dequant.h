@@ -1,4 +1,4 @@
-// Weights expanded to F16 for the time their layer runs.
+// Weights expanded to F16, or packed (packed.h), for the time their layer runs.
 //
 // Prefill is matrix products, and those of formats without a fast matrix kernel (Q4_1, Q5_1; which ones is measured,
 // kernels.cpp) run at about half the speed of F16 on CPUs. Layer by layer, a weight is expanded once for the whole
@@ -7,6 +7,8 @@
 #pragma once
 
 #include "asl.h"
+#include "kernels.h"
+#include "packed-weights.h"
 
 #include "ggml-cpp.h"
 #include "ggml.h"
@@ -21,14 +23,17 @@ public:
 
     bool enabled() const { return mode != ASL_DEQUANT_OFF; }
 
-    // forget the expanded weights of the layer before, keep the memory
+    // forget the weights of the layer before, keep the memory
     void next_layer();
 
-    // expand the eligible weights of these nodes; once per layer, before the first call of replace
+    // expand or pack the eligible weights of these nodes; once per layer, before the first call of replace
     void prepare(const std::vector<ggml_tensor *> & nodes);
 
-    // let the node read the expanded weight, if there is one
-    void replace(ggml_tensor * node) const;
+    // let these nodes of a graph read the expanded or packed weights, where there are such; makes tensors in ctx
+    void replace(const std::vector<ggml_tensor *> & nodes, ggml_context * ctx) const;
+
+    // most tensors that replace makes
+    size_t n_extra(size_t n_nodes) const { return enabled() ? asl_packed_weights::n_extra(n_nodes) : 0; }
 
     void release();
 
@@ -36,7 +41,8 @@ public:
     int32_t n_dequantised() const { return n_total; }
 
 private:
-    bool is_eligible(const ggml_tensor * node) const;
+    asl_held choose(const ggml_tensor * node) const;
+    void prepare_expanded(const std::vector<const ggml_tensor *> & weights);
     void expand(const ggml_tensor * src, ggml_fp16_t * dst) const;
 
     asl_dequant mode = ASL_DEQUANT_OFF;
@@ -47,4 +53,6 @@ private:
     ggml_backend_buffer_ptr buffer; // their data
 
     std::unordered_map<const ggml_tensor *, ggml_tensor *> expanded;
+
+    asl_packed_weights packed;
 };

@@ -155,7 +155,8 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
 
     // the capacity of the full graph bounds the part as well
     const auto & hparams = ctx.get_model().hparams;
-    const size_t n_extra = n_score_nodes(hparams.n_head_kv(range.last)) + N_MASK_NODES*hparams.n_layer() + N_HIDDEN_NODES;
+    const size_t n_extra = n_score_nodes(hparams.n_head_kv(range.last)) + N_MASK_NODES*hparams.n_layer() + N_HIDDEN_NODES +
+        dequantiser.n_extra(i_last - i_prev);
     const size_t n_nodes = res.get_max_nodes() + n_extra;
     ctx_part.reset(ggml_init({ n_extra*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
     ggml_cgraph * part = ggml_new_graph_custom(ctx_part.get(), n_nodes, false);
@@ -184,9 +185,7 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     if (inputs) {
         inputs->replace(res, chunk.n_past, read, nodes);
     }
-    for (ggml_tensor * node : nodes) {
-        dequantiser.replace(node);
-    }
+    dequantiser.replace(nodes, ctx_part.get());
     for (ggml_tensor * node : nodes) {
         if (!chunk.rows_only || is_memory_write(node)) {
             ggml_build_forward_expand(part, node); // with what it reads

@@ -1,5 +1,7 @@
 #include "kernels.h"
 
+#include "packed-weights.h"
+
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 
@@ -16,16 +18,20 @@
 struct measured_row {
     const char * name;
     std::vector<const char *> features; // as ggml_backend_get_features names them
-    std::set<ggml_type> expands;
+    std::set<ggml_type> expands; // to F16
+    std::set<ggml_type> packs;   // for activations of 16 bits, where the product can be computed so
 };
+
+// Types whose products as stored are slow, and which can be packed.
+static const std::set<ggml_type> SIMPLE = { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0 };
 
 static const std::vector<measured_row> & table() {
     static const std::vector<measured_row> rows = {
         { "AVX-512 VNNI", { "AVX512_VNNI", "LLAMAFILE" },
-            { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4 } },
+            { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4 }, SIMPLE },
         { "AVX2", { "AVX2", "LLAMAFILE" },
             { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4,
-              GGML_TYPE_NVFP4, GGML_TYPE_Q2_0 } },
+              GGML_TYPE_NVFP4, GGML_TYPE_Q2_0 }, SIMPLE },
     };
     return rows;
 }
@@ -61,9 +67,31 @@ static const measured_row * row_in_force() {
     return row;
 }
 
-bool asl_kernel_pays(ggml_type type) {
-    const measured_row * row = row_in_force();
+static bool expands(const measured_row * row, ggml_type type) {
     return row && row->expands.count(type) > 0;
+}
+
+static bool has_fast_kernel() {
+    static const bool result = &asl_packed_kernel_in_force() != asl_find_packed_kernel("scalar");
+    return result;
+}
+
+static bool packs(const measured_row & row, ggml_type type) {
+    return row.packs.count(type) > 0 && has_fast_kernel();
+}
+
+asl_held asl_choose_held(asl_dequant mode, ggml_type type, bool can_pack) {
+    if (mode == ASL_DEQUANT_OFF || !ggml_is_quantized(type)) {
+        return asl_held::stored;
+    }
+    if (mode == ASL_DEQUANT_ALL) {
+        return asl_held::f16;
+    }
+    const measured_row * row = row_in_force();
+    if (can_pack && (mode == ASL_DEQUANT_AUTO ? row && packs(*row, type) : has_fast_kernel())) {
+        return mode == ASL_DEQUANT_INT8 ? asl_held::int8 : asl_held::int16;
+    }
+    return expands(row, type) ? asl_held::f16 : asl_held::stored;
 }
 
 std::string asl_kernel_reason(ggml_type type) {
@@ -74,7 +102,10 @@ std::string asl_kernel_reason(ggml_type type) {
     if (!row) {
         return "as stored: not measured on this CPU";
     }
-    return std::string(asl_kernel_pays(type) ? "expanded to F16 in host memory, as stored elsewhere: F16 was faster on "
+    if (packs(*row, type)) {
+        return std::string("packed for activations of 16 bits in host memory, as stored elsewhere: faster on ") + row->name;
+    }
+    return std::string(expands(row, type) ? "expanded to F16 in host memory, as stored elsewhere: F16 was faster on "
             : "as stored: F16 was no faster on ") + row->name;
 }
 
@@ -84,11 +115,16 @@ const std::string & asl_kernel_rule_line() {
         if (!row) {
             return std::string("nothing is expanded: no measurements for this CPU");
         }
-        std::string names;
-        for (ggml_type type : row->expands) {
-            names += (names.empty() ? "" : ", ") + std::string(ggml_type_name(type));
+        std::string packed, expanded;
+        for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+            const ggml_type type = (ggml_type) i;
+            if (packs(*row, type) || expands(row, type)) {
+                std::string & names = packs(*row, type) ? packed : expanded;
+                names += (names.empty() ? "" : ", ") + std::string(ggml_type_name(type));
+            }
         }
-        return std::string(row->name) + ": " + names + " are expanded to F16, if they lie in host memory";
+        packed += packed.empty() ? "" : " are packed, ";
+        return std::string(row->name) + ": " + packed + expanded + " are expanded to F16, if they lie in host memory";
     }();
     return line;
 }
@@ -193,8 +229,8 @@ double asl_measure_product(const asl_product & p, std::string & buffer_name) {
     ggml_tensor * x = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, p.n_in, p.n_tokens);
     ggml_tensor * y = ggml_mul_mat(ctx.get(), w, x);
 
-    ggml_backend_buffer_type_t buft = p.repacked ? find_repacked(y) : ggml_backend_cpu_buffer_type();
-    if (!buft) {
+    ggml_backend_buffer_type_t buft = p.held == 1 ? find_repacked(y) : ggml_backend_cpu_buffer_type();
+    if (!buft || (p.held > 1 && !asl_packed_weights::can_pack(y))) {
         return 0;
     }
     buffer_name = ggml_backend_buft_name(buft);
@@ -206,7 +242,15 @@ double asl_measure_product(const asl_product & p, std::string & buffer_name) {
     const std::vector<uint8_t> activations = draw_weights(GGML_TYPE_F32, p.n_tokens, p.n_in);
     ggml_backend_tensor_set(x, activations.data(), 0, ggml_nbytes(x));
 
+    asl_packed_weights packed;
+    if (p.held > 1) {
+        packed.prepare({ w }, p.held == 2 ? 8 : 16, p.n_threads);
+        packed.replace({ y }, ctx.get());
+        buffer_name = p.held == 2 ? "packed int8" : "packed int16";
+    }
     ggml_cgraph * gf = ggml_new_graph_custom(ctx.get(), 8, false);
     ggml_build_forward_expand(gf, y);
+    // the rounded activations
+    const ggml_backend_buffer_ptr acts = y->src[1] ? nullptr : place(ggml_backend_cpu_buffer_type(), y->src[0]);
     return 2e-9*p.n_out*p.n_tokens*p.n_in/time_graph(backend.get(), gf);
 }

@@ -1,16 +1,27 @@
-// Which weight types run faster as F16 on this CPU: a table of measurements, and the means to measure again.
+// Which weight types run faster in another form on this CPU: a table of measurements, and the means to measure again.
 
 #pragma once
+
+#include "asl.h"
 
 #include "ggml.h"
 
 #include <cstdint>
 #include <string>
 
-// Whether weights of a type, in ordinary host memory, are worth expanding to F16 here. Only where it was measured.
-bool asl_kernel_pays(ggml_type type);
+// How a weight matrix is held while its layer runs.
+enum class asl_held {
+    stored,
+    f16,
+    int8,  // packed (packed.h), activations of 8 bits
+    int16, // packed, activations of 16 bits
+};
 
-// The same in words.
+// What a mode does with weights of a type in ordinary host memory. can_pack: whether their product can be computed
+// with packed weights.
+asl_held asl_choose_held(asl_dequant mode, ggml_type type, bool can_pack);
+
+// What ASL_DEQUANT_AUTO does with weights of a type, and why.
 std::string asl_kernel_reason(ggml_type type);
 
 // One line: which row of the table is in force.
@@ -22,7 +33,7 @@ bool asl_is_weight_type(int32_t type);
 // One product of matrices: n_out x n_in weights with n_tokens columns.
 struct asl_product {
     ggml_type type     = GGML_TYPE_F16;
-    bool      repacked = false; // in the form that llama.cpp brings such weights into, if it has one
+    int32_t   held     = 0; // 0 as stored, 1 as llama.cpp repacks such weights, 2 and 3 packed, activations of 8 and 16 bits
     int64_t   n_out    = 0;
     int64_t   n_tokens = 0;
     int64_t   n_in     = 0;
@@ -30,5 +41,5 @@ struct asl_product {
 };
 
 // 1e9 operations per second of the quickest of some runs, and the name of the buffer type that held the weights.
-// 0 if llama.cpp does not repack this type here. Throws std::runtime_error if it cannot be computed at all.
+// 0 if this type is not held so here. Throws std::runtime_error if it cannot be computed at all.
 double asl_measure_product(const asl_product & product, std::string & buffer_name);

@@ -14,7 +14,10 @@ def test_demo(smollm2):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     arguments = [sys.executable, "-m", "asl_gguf", "demo", "--tokens", "1000", "-t", "2"]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=PATIENCE)
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    # a busy machine takes longer than 30 seconds, of which a line tells
+    assert re.fullmatch(r"(prefill: \d+%, \d+ s left\n)*", done.stderr) and done.returncode == 0, (
+        done.stdout + done.stderr
+    )
     lines = done.stdout.splitlines()
     expected = re.search(r"^Expected: (\d{7})$", done.stdout, re.MULTILINE)[1]
     rows: dict[str, list[str]] = {}

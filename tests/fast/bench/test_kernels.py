@@ -21,6 +21,7 @@ MEASURED = "no measurements" not in kernels.rule()
 """a row of the table holds on this machine"""
 K_AND_IQ = [name for name in TYPES if name.lower().endswith("_k") or name.startswith("iq")]
 FASTER_AS_STORED = [name for name in K_AND_IQ if name != "iq4_nl"]
+PACKS = kernels.packed_kernel() != "scalar"
 
 
 def test_the_types_are_those_of_model_files():
@@ -80,12 +81,14 @@ def test_every_type_is_measured():
     assert [row.gflops for row in rows] == sorted((row.gflops for row in rows), reverse=True)
     assert all(0.001 < row.gflops < 1e5 for row in rows)
     assert stored["q6_K"].auto.startswith("as stored")
-    assert not MEASURED or stored["q4_1"].auto.startswith("expanded")
+    assert not MEASURED or stored["q4_1"].auto.startswith("packed" if PACKS else "expanded")
+    assert {row.held for row in rows if row.type == "q4_1"} >= {"packed int8", "packed int16"}
+    assert not [row for row in rows if row.type.startswith("iq") and row.held.startswith("packed")]
 
 
 def test_a_longer_product_takes_longer():
     """Times are of the product asked for: eight times the outputs, about as many operations a second."""
-    short, long = (kernels.measure(TYPES["f16"], False, (n_out, 64, 1024), 1)[0] for n_out in (256, 2048))
+    short, long = (kernels.measure(TYPES["f16"], kernels.STORED, (n_out, 64, 1024), 1)[0] for n_out in (256, 2048))
     assert 0.3 < long / short < 3
 
 
@@ -93,7 +96,7 @@ def test_a_longer_product_takes_longer():
 def test_a_bad_shape(shape):
     with pytest.raises(ValueError, match="--shape: expected positive numbers"):
         kernels.bench_kernels(shape, 1)
-    assert kernels.measure(TYPES["q4_1"], False, (64, 40, 100), 1) is None
+    assert kernels.measure(TYPES["q4_1"], kernels.STORED, (64, 40, 100), 1) is None
 
 
 def test_an_unknown_type():

@@ -226,7 +226,7 @@ def test_help(capsys, name):
     out, text = capsys.readouterr()
     assert err.value.code == 0 and text == "" and out.startswith(f"usage: asl-gguf {name}")
     assert ("none: full cache" in " ".join(out.split())) == (name in ("inspect", "demo", "run", "chat"))
-    assert ("--runs RUNS" in out) == (name.startswith("bench ") and name != "bench memory")
+    assert ("--runs RUNS" in out) == (name.startswith("bench ") and name not in ("bench memory", "bench kernels"))
 
 
 def test_version(capsys):

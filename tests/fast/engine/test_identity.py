@@ -126,9 +126,9 @@ def test_finish_without_running_a_layer(load_tiny):
         assert_same(ours.continuation(ANSWER), stock_logits(stock, tokens))
 
 
-@pytest.mark.parametrize("dequant", ["auto", "all"])
+@pytest.mark.parametrize("dequant", ["auto", "all", "int8", "int16"])
 def test_dequantised_weights_of_exact_types(load_tiny, dequant):
-    """Expanding changes nothing for weights that are stored as F16."""
+    """No mode changes anything for weights that are stored as F16."""
     model, tokens = load_tiny("llama", weight_type="F16"), prompt(110)
     with model.context() as stock, model.context() as ours:
         session = ours.session()
@@ -137,13 +137,14 @@ def test_dequantised_weights_of_exact_types(load_tiny, dequant):
         assert_same(ours.continuation(ANSWER), stock_logits(stock, tokens))
 
 
+@pytest.mark.parametrize("mode", ["all", "int8", "int16"])
 @pytest.mark.parametrize("weight_type", ["Q8_0", "Q4_1"])
-def test_dequantised_weights_are_put_back(tiny_model, weight_type):
-    """Expanding changes a prompt's logits a little, and nothing of what is decoded or prefilled later."""
+def test_dequantised_weights_are_put_back(tiny_model, weight_type, mode):
+    """Expanding or packing changes a prompt's logits a little, and nothing of what is decoded or prefilled later."""
     path, tokens, policy = tiny_model("llama", weight_type=weight_type), prompt(110), make_policy("none")
     with closing(Model(path, repack=False)) as model, model.context() as stock, model.context() as ours:
         session, expected = ours.session(), stock_logits(stock, tokens)
-        session.set_dequant("all")
+        session.set_dequant(mode)
         report = prefill(session, tokens, policy, len(tokens))
         assert report.n_dequantised > 0 and session.info().host_bytes == 0
         difference = np.abs(ours.logits() - expected[0]).max()

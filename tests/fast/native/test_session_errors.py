@@ -140,7 +140,11 @@ WRONG_CALLS: dict[str, tuple[Callable[[Session], object], str, type[AslError]]] 
     "load-beyond": (lambda s: s.load_layer(6, LAYER), "expected a layer from 0 to 5, got 6", OptionError),
     "load-negative": (lambda s: s.load_layer(-1, LAYER), "expected a layer from 0 to 5, got -1", OptionError),
     "load-ran": (lambda s: s.load_layer(1, s.save_layer()), "expected a layer that has not run", NativeError),
-    "dequant": (lambda s: s.set_dequant("some"), "expected one of off, auto, all, got 'some'", OptionError),
+    "dequant": (
+        lambda s: s.set_dequant("some"),
+        "expected one of off, auto, all, int8, int16, got 'some'",
+        OptionError,
+    ),
 }
 
 
