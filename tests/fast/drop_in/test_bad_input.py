@@ -114,7 +114,7 @@ def test_budget_below_what_the_policy_needs(tiny_model):
         ({"asl_room": True}, "asl_room: expected .*, got True"),
         ({"asl_min_prompt": -1}, "asl_min_prompt: expected .*, got -1"),
         ({"asl_min_prompt": 0.1}, "asl_min_prompt: expected .*, got 0.1"),
-        ({"asl_dequant": "on"}, "asl_dequant: expected .*off, auto, all, got 'on'"),
+        ({"asl_dequant": "on"}, "asl_dequant: expected .*off, auto, all, int8, int16, got 'on'"),
         ({"asl_dequant": 1}, "asl_dequant: expected .*, got 1"),
         ({"asl_dequant": ["off"]}, "asl_dequant: expected .*, got "),
         ({"asl_progress": "bar"}, "asl_progress: expected a callable .*, got 'bar'"),
