@@ -105,7 +105,7 @@ def test_what_a_progress_callback_may_ask(make, tmp_path):
     assert found and all(len(each) == len(OF_THE_MODEL) for each in found)
     llm.set_progress(lambda *_: False)
     with pytest.raises(PrefillCancelled):
-        llm.prefill([5, *ASKED])
+        llm.prefill(prompt(200, seed=5))
 
 
 def test_threads_take_turns(make):
