@@ -83,7 +83,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_packed_kernel_name": (c_char_p, []),
     "asl_packed_product": (
         c_bool,
-        [c_char_p, c_int32, c_void_p, c_int32, c_int32, c_int32, c_void_p, c_int32, c_void_p],
+        [c_char_p, c_int32, c_void_p, c_int32, c_int32, c_int32, POINTER(c_float), c_int32, POINTER(c_float)],
     ),
     "asl_model_can_drop_tokens": (c_bool, [c_void_p]),
     "asl_model_can_load_rows": (c_bool, [c_void_p]),

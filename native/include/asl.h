@@ -154,7 +154,7 @@ ASL_API const char * asl_packed_kernel_name(void);
 //   x         float [n_tokens, n_in]
 //   y         float [n_tokens, n_out]
 // Returns false if the type cannot be packed, n_in does not fit, or the kernel does not run here.
-// Twin: asl_gguf.policies.packed.packed_product
+// Twin: packed_product in tests/twins.py
 ASL_API bool asl_packed_product(const char * kernel, int32_t type, const void * weights, int32_t n_out, int32_t n_in,
                                 int32_t act_bits, const float * x, int32_t n_tokens, float * y);
 

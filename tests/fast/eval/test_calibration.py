@@ -299,7 +299,7 @@ def test_what_is_foreseen_happens(command):
 
 def test_the_command(command, config, tmp_path):
     code, out, err = command("--out", str(tmp_path / "profile.svg"), "--tradeoff", "0.8", "--budget", "64")
-    assert (code, err) == (0, "")
+    assert code == 0 and "--budget 64 keeps 64 tokens" in err and err.count("\n") == 1
     found = load(command.model, "asl-span")
     assert (found.tradeoff, found.budget, found.tokens, found.samples) == (0.8, 64, 512, 1)
     assert found.profile.layers == (8, 9, 10, 11) and len(found.profile.variance_easy) == 12 - 7

@@ -74,7 +74,8 @@ def test_functions_are_bound_as_declared():
 
 @pytest.mark.parametrize("name", functions())
 def test_the_library_exports(name):
-    function = getattr(bindings.lib, name.removeprefix("asl_"))
+    assert callable(getattr(bindings.lib, name.removeprefix("asl_")))
+    function = getattr(bindings.llama_cpp.llama_cpp._lib, name)  # what that calls once its integers are C's
     assert (function.restype, function.argtypes) == functions()[name]
 
 
@@ -92,7 +93,7 @@ def test_enum_values(name):
 
 
 def test_every_status_has_a_name():
-    assert len(enumeration("asl_status")) == 9 and len(enumeration("asl_dequant")) == 3
+    assert len(enumeration("asl_status")) == 9 and len(enumeration("asl_dequant")) == 5
     known = {
         name
         for name, value in vars(bindings).items()

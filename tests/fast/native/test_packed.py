@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import closing
+from typing import Any
 
 import gguf
 import llama_cpp
@@ -35,10 +37,14 @@ def draw_weights(rng: np.random.Generator, name: str, n_out: int, n_in: int) -> 
     return blocks.reshape(n_out, -1)
 
 
+def floats(array: np.ndarray) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+
+
 def product(kernel: str, name: str, weights: np.ndarray, x: np.ndarray, bits: int) -> np.ndarray:
     n_tokens, n_in = x.shape
     y = np.full((n_tokens, len(weights)), np.nan, np.float32)
-    arguments = (len(weights), n_in, bits, x.ctypes.data, n_tokens, y.ctypes.data)
+    arguments = (len(weights), n_in, bits, floats(x), n_tokens, floats(y))
     assert lib.packed_product(kernel.encode(), type_names()[name], weights.ctypes.data, *arguments)
     return y
 
@@ -116,7 +122,7 @@ def test_sixteen_bits_are_nearer_than_eight():
 
 def test_what_cannot_be_packed():
     weights, x = draw(0, "q4_1", 1, 1, 64)
-    arguments = (weights.ctypes.data, 1, 64, 8, x.ctypes.data, 1, np.empty(1, np.float32).ctypes.data)
+    arguments = (weights.ctypes.data, 1, 64, 8, floats(x), 1, floats(np.empty(1, np.float32)))
     assert lib.packed_product(b"scalar", type_names()["q4_1"], *arguments)
     assert not lib.packed_product(b"scalar", type_names()["iq4_nl"], *arguments)
     assert not lib.packed_product(b"scalar", 999, *arguments)
