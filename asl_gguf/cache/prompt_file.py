@@ -7,6 +7,7 @@ checks the digest before anything is parsed, and what was parsed before anything
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -81,7 +82,7 @@ def load(path: Path, expected: Any, form: Form) -> tuple[State, AllRows]:
         with path.open("rb") as file:
             _check_seal(file)
             with np.load(file, allow_pickle=False) as arrays:
-                return _parse({name: arrays[name] for name in arrays}, expected, form)
+                return _parse({name: _whole_member(arrays, name) for name in arrays}, expected, form)
     except StateError:
         raise
     # Parsers of NumPy, zip and JSON raise nearly anything on bytes that somebody wrote by hand.
@@ -89,6 +90,16 @@ def load(path: Path, expected: Any, form: Form) -> tuple[State, AllRows]:
         raise StateError(
             f"expected a prompt saved by save_prompt in {path}, got {type(err).__name__}: {err}; prefill the prompt again"
         ) from err
+
+
+def _whole_member(arrays: Any, name: str) -> np.ndarray:
+    """An array whose bytes are all of its member behind the header that NumPy writes for it."""
+    array = arrays[name]
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    if not array.flags.c_contiguous or arrays.zip.getinfo(f"{name}.npy").file_size != header.tell() + array.nbytes:
+        raise ValueError(f"{name} with other bytes than those of {array.dtype} {list(array.shape)}")
+    return array
 
 
 def _seal(file: BinaryIO) -> None:

@@ -127,7 +127,7 @@ class AslOptions:
 
 def _cells(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        raise OptionError(f"{name}: expected a number of KV cells, at least 1 and below 2**31, got {value!r}")
+        raise OptionError(f"{name}: expected a number of KV cells below 2**31, at least 1, got {value!r}")
     return value
 
 

@@ -254,7 +254,7 @@ def _run_layers(
             decision = observe(scores)
             if not isinstance(decision, Decision):
                 raise OptionError(f"policy {policy.name}, layer {layer}: expected a Decision, got {decision!r:.60}")
-            decision.check(policy.name, layer, trace.current.size)
+            decision.check(policy.name, layer, trace.current.size, scores.attention.shape[0])
             trace.add(scores, decision)
         if guard is not None and layer >= prompt.n_layer // 3:
             trace.check(guard)

@@ -76,14 +76,23 @@ class Decision:
     second_pass: bool = False
     """with tokens: run them again from layer 0 as a prompt of their own, and keep all of that"""
 
-    def check(self, policy: str, layer: int, n_current: int) -> None:
-        """Raises OptionError for rows or tokens that are no increasing indices of the current tokens."""
+    def check(self, policy: str, layer: int, n_current: int, n_head_kv: int) -> None:
+        """Raises OptionError for rows or tokens that are no increasing indices of the current tokens.
+
+        Args:
+            n_head_kv: of the layer; 0: the model says so when rows are kept.
+        """
         for name, index, dimensions in (("rows", self.rows, (1, 2)), ("tokens", self.tokens, (1,))):
             if index is None:
                 continue
-            array = np.asarray(index)
+            try:
+                array = np.asarray(index)
+            except ValueError:  # lists of several lengths
+                array = np.empty(0, dtype=object)
             if array.ndim not in dimensions or array.dtype.kind not in "iu" or not array.size:
                 got = f"{array.dtype} {list(array.shape)}"
+            elif array.ndim == 2 and n_head_kv not in (0, len(array)):
+                got = f"{len(array)} lists of rows for {n_head_kv} heads"
             elif array.min() < 0 or array.max() >= n_current:
                 got = f"indices from {array.min()} to {array.max()}"
             elif (np.diff(array.astype(np.int64)) <= 0).any():

@@ -52,7 +52,10 @@ def forged(parts: dict[str, np.ndarray], rng: random.Random) -> bytes:
     if name == "about":
         about: dict[str, Any] = json.loads(part.tobytes())
         values = (None, True, -1, 0, 7, 2**31, 2**70, 0.5, "x", [], {}, [[]] * 9, {"a": {}}, float("nan"))
-        about[rng.choice([*about, "other"])] = rng.choice(values)
+        key = rng.choice([*about, "other"])
+        about[key] = rng.choice(values)
+        if key in ("sampled", "n_pruned") and about[key] in (0, 7):
+            about[key] = -7  # 0 and 7 are values that another prompt may have: no check can tell
         parts[name] = np.frombuffer(json.dumps(about).encode(), np.uint8)
         return rewritten(parts)
     kind = rng.choice(("type", "shape", "short", "long", "gone", "renamed", "empty", "values"))
@@ -83,7 +86,9 @@ def forged(parts: dict[str, np.ndarray], rng: random.Random) -> bytes:
         parts[rng.choice(("x", "full_9", "full_x", "hidden", "more.npy"))] = parts.pop(name)
     elif kind == "empty":
         parts[name] = np.empty(0, part.dtype)
-    elif name not in ("cells", "hidden") and not name.startswith("full_") and part.size:  # those have no wrong values
+    elif (
+        name not in ("cells", "logits", "hidden") and not name.startswith("full_") and part.size
+    ):  # those have no wrong values
         low = rng.choice((-1, 10**6, -(2**31)))
         parts[name] = np.where(np.arange(part.size) == rng.randrange(part.size), low, part).astype(part.dtype)
     return rewritten(parts)
