@@ -6,9 +6,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..server.options import help_text, split
-from ..server.run import run
-
 HELP = "an OpenAI- and Anthropic-compatible endpoint: llama.cpp's server with pruned prompts"
 
 
@@ -19,6 +16,9 @@ def add_parser(commands: Any) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Serves until it is interrupted."""
+    from ..server.options import help_text, split
+    from ..server.run import run
+
     options, rest = split(arguments)
     if {"-h", "--help", "--usage"} & set(rest):
         print(f"usage: asl-gguf serve -m MODEL [--asl-* ...] [llama-server options ...]\n\n{HELP}\n\n{help_text()}\n")
