@@ -147,6 +147,7 @@ def _exact(name: str, function: Any, arguments: list[Any]) -> Callable[..., Any]
                 raise OptionError(f"{name}: expected an integer from {allowed[0]} to {allowed[-1]}, got {given[i]}")
         return function(*given)
 
+    call.restype, call.argtypes = function.restype, arguments  # type: ignore[attr-defined]
     return call
 
 
