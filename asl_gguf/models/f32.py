@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 
 from ..errors import ModelError
+from .files import replacing
 from .named import cache_dir
 
 _F32 = int(gguf.LlamaFileType.ALL_F32)
@@ -26,14 +27,11 @@ def expanded(path: str | os.PathLike) -> Path:
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(f".{os.getpid()}.part")
     try:
-        _write(source, part)
-        os.replace(part, target)
+        with replacing(target) as file:
+            _write(source, Path(file.name))
     except (ValueError, NotImplementedError, IndexError, KeyError) as err:
         raise ModelError(f"expected a GGUF model that the gguf package can dequantise, got {source}: {err}") from err
-    finally:
-        part.unlink(missing_ok=True)
     return target
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders of the user's."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             part.chmod(stat.S_IMODE(target.stat().st_mode))
         os.replace(part, target)
         undo.pop_all()
+
+
+def xdg_folder(variable: str, in_home: str) -> Path:
+    """The folder that an XDG variable names, or this one in the user's home.
+
+    Raises:
+        RuntimeError: the user has no home folder.
+    """
+    named = os.environ.get(variable, "")
+    # the XDG specification says to ignore a relative path
+    return Path(named) if os.path.isabs(named) else Path.home() / in_home
 
 
 def _unlink(path: Path) -> None:

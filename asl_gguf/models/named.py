@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import DownloadError, ModelError
+from .files import xdg_folder
 
 Progress = Callable[[int, int], None]
 
@@ -169,9 +170,7 @@ def _user_cache_dir() -> Path:
         return Path(local) if local else Path.home() / "AppData" / "Local"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
-    xdg = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification says to ignore a relative path.
-    return Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache"
+    return xdg_folder("XDG_CACHE_HOME", ".cache")
 
 
 def _known_model(name: str) -> NamedModel:

@@ -106,7 +106,35 @@ def load(package_paths: list[str]) -> ModuleType:
             f"expected llama-cpp-python {expected} (the library was built for it), got {llama_cpp.__version__}. "
             f"Install llama-cpp-python=={expected} as in requirements.txt."
         )
+    _load_backends(folder)
     return llama_cpp
+
+
+def cpu_variants(folder: Path) -> list[str]:
+    """Names of the CPU backends in a folder of which ggml loads the best for the machine; none: it is linked in."""
+    return sorted(path.stem.partition("ggml-cpu-")[2] for path in folder.glob("*ggml-cpu-*"))
+
+
+def _load_backends(folder: Path) -> None:
+    """Has ggml choose and load the backends of a build that keeps them in libraries of their own (GGML_BACKEND_DL).
+
+    By this path, and never from the working directory or beside the interpreter, where ggml itself would look.
+    """
+    if not cpu_variants(folder):
+        return
+    names = {"win32": "ggml.dll", "darwin": "libggml.dylib"}
+    load_all = ctypes.CDLL(str(folder / names.get(sys.platform, "libggml.so"))).ggml_backend_load_all_from_path
+    load_all.argtypes, load_all.restype = [ctypes.c_char_p], None
+    load_all(os.fsencode(folder))
+
+
+def cpu_variant(folder: Path) -> str | None:
+    """Which of `cpu_variants` this process has loaded; None where that cannot be told, or there is one alone."""
+    try:
+        loaded = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    return next((name for name in cpu_variants(folder) if f"ggml-cpu-{name}." in loaded), None)
 
 
 def has_symbol(library: ctypes.CDLL, name: str) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import OptionError, UnsupportedModelError
 from ..policies.contract import Floats, Indices
 from . import bindings
+from .arrays import float_p, indices, int32_p, require_int32
 from .bindings import check, lib, llama_cpp
 
 DEQUANT_MODES = {
@@ -156,9 +157,9 @@ class Session:
 
     def begin(self, tokens: Sequence[int], window: int, first_pos: int = 0) -> None:
         """Starts a prefill at position first_pos; what the decode context held is forgotten."""
-        ids = _indices("tokens", tokens, (1,))
+        ids = indices("tokens", tokens, (1,))
         self._expected = None
-        self._check(lib.session_begin(self._handle, _int32_p(ids), ids.size, window, first_pos))
+        self._check(lib.session_begin(self._handle, int32_p(ids), ids.size, window, first_pos))
 
     def extend(self, tokens: Sequence[int], window: int) -> None:
         """Starts a prefill of tokens that follow what the decode context holds, its past, pruned or not.
@@ -166,9 +167,9 @@ class Session:
         The past's cells come first among the current tokens (`info().n_past` of them) and are all kept, rows and
         tokens. Until the prefill ends the decode context stays as it is; `abort` leaves it so.
         """
-        ids = _indices("tokens", tokens, (1,))
+        ids = indices("tokens", tokens, (1,))
         self._expected = None
-        self._check(lib.session_extend(self._handle, _int32_p(ids), ids.size, window))
+        self._check(lib.session_extend(self._handle, int32_p(ids), ids.size, window))
 
     def set_window(self, window: int, weights: Floats | None = None) -> None:
         """Scores of layers that run from now on come from the last `window` tokens.
@@ -179,14 +180,14 @@ class Session:
         factors = None if weights is None else np.ascontiguousarray(weights, dtype=np.float32)
         if factors is not None and factors.shape != (window,):
             raise OptionError(f"weights: expected shape [{window}], got {list(factors.shape)}")
-        self._check(lib.session_set_window(self._handle, window, None if factors is None else _float_p(factors)))
+        self._check(lib.session_set_window(self._handle, window, None if factors is None else float_p(factors)))
 
     def set_past(self, n_past: int) -> None:
         """The first n_past tokens are not computed: `load_rows` gives their K/V before each layer runs.
 
         Tokens cannot be dropped then, and all layers have to run, one by one.
         """
-        _require_int32("n_past", n_past)
+        require_int32("n_past", n_past)
         self._check(lib.session_set_past(self._handle, n_past))
 
     def row_bytes(self, layer: int) -> int:
@@ -221,7 +222,7 @@ class Session:
     def save_hidden(self, begin: int, end: int) -> Floats:
         """float32 [end - begin, n_embd]: output of the layer that ran last, not the model's last, for `load_hidden`."""
         result = np.empty((max(0, end - begin), self._n_embd), dtype=np.float32)
-        self._check(lib.session_save_hidden(self._handle, begin, end, _float_p(result), result.nbytes))
+        self._check(lib.session_save_hidden(self._handle, begin, end, float_p(result), result.nbytes))
         return result
 
     def load_hidden(self, hidden: Floats) -> None:
@@ -235,7 +236,7 @@ class Session:
                 f"hidden: expected float32 [n_past, {self._n_embd}], got {hidden.dtype} {list(hidden.shape)}"
             )
         data = np.ascontiguousarray(hidden)
-        self._check(lib.session_load_hidden(self._handle, _float_p(data), data.nbytes))
+        self._check(lib.session_load_hidden(self._handle, float_p(data), data.nbytes))
 
     def run(self, n_layers: int, with_scores: bool) -> None:
         """Runs the next layers over the current tokens; the last of them has scores."""
@@ -303,21 +304,21 @@ class Session:
         """float32 [n_head_kv, n_current]: the window's attention in the layer that ran last."""
         info = self.info()
         result = np.empty((info.n_head_kv, info.n_current), dtype=np.float32)
-        self._check(lib.session_get_scores(self._handle, _float_p(result)))
+        self._check(lib.session_get_scores(self._handle, float_p(result)))
         return result
 
     def queries(self) -> Floats:
         """float32 [n_window, n_head, n_embd_head_k]: the window's queries in the layer that ran last."""
         info = self.info()
         result = np.empty((info.n_window, info.n_head, info.n_embd_head_k), dtype=np.float32)
-        self._check(lib.session_get_queries(self._handle, _float_p(result)))
+        self._check(lib.session_get_queries(self._handle, float_p(result)))
         return result
 
     def keys(self) -> Floats:
         """float32 [n_current, n_head_kv, n_embd_head_k]: the keys of the layer that ran last."""
         info = self.info()
         result = np.empty((info.n_current, info.n_head_kv, info.n_embd_head_k), dtype=np.float32)
-        self._check(lib.session_get_keys(self._handle, _float_p(result)))
+        self._check(lib.session_get_keys(self._handle, float_p(result)))
         return result
 
     def keep_rows(self, index: Indices | None) -> int:
@@ -333,17 +334,17 @@ class Session:
         if index is None:
             self._check(lib.session_keep_rows(self._handle, None, info.n_current, False))
             return info.n_current
-        rows = _indices("rows", index, (1, 2))
+        rows = indices("rows", index, (1, 2))
         if rows.ndim == 2 and rows.shape[0] != info.n_head_kv:
             raise OptionError(f"rows: expected shape [k] or [{info.n_head_kv}, k], got {list(rows.shape)}")
-        self._check(lib.session_keep_rows(self._handle, _int32_p(rows), rows.shape[-1], rows.ndim == 2))
+        self._check(lib.session_keep_rows(self._handle, int32_p(rows), rows.shape[-1], rows.ndim == 2))
         return rows.shape[-1]
 
     def keep_tokens(self, index: Indices) -> None:
         """Deeper layers see only these tokens, int32 [k]."""
-        kept = _indices("tokens", index, (1,))
+        kept = indices("tokens", index, (1,))
         self._expected = None
-        self._check(lib.session_keep_tokens(self._handle, _int32_p(kept), kept.size))
+        self._check(lib.session_keep_tokens(self._handle, int32_p(kept), kept.size))
 
     def save_layer(self) -> np.ndarray:
         """uint8: K/V and output of the layer that ran last, for `load_layer`."""
@@ -381,32 +382,3 @@ class Session:
         if raised is not None:
             raise raised
         check(status, self._handle)
-
-
-def _indices(name: str, values: Sequence[int] | Indices, dimensions: tuple[int, ...]) -> Indices:
-    """values as a contiguous int32 array, refused where that would change them."""
-    try:
-        array = np.asarray(values)
-    except (ValueError, OverflowError) as err:
-        raise OptionError(f"{name}: expected integers, got {values!r:.80}") from err
-    if array.ndim not in dimensions or (array.size and array.dtype.kind not in "iu"):
-        shapes = " or ".join(f"{n}-dimensional" for n in dimensions)
-        raise OptionError(
-            f"{name}: expected a {shapes} array of integers, got shape {list(array.shape)} of {array.dtype}"
-        )
-    if array.size and not (np.iinfo(np.int32).min <= array.min() and array.max() <= np.iinfo(np.int32).max):
-        raise OptionError(f"{name}: expected 32-bit integers, got {array.min()} to {array.max()}")
-    return np.ascontiguousarray(array, dtype=np.int32)
-
-
-def _require_int32(name: str, value: int) -> None:
-    if not np.iinfo(np.int32).min <= value <= np.iinfo(np.int32).max:
-        raise OptionError(f"{name}: expected a number of tokens, got {value}")
-
-
-def _int32_p(array: np.ndarray) -> ctypes._Pointer[ctypes.c_int32]:
-    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-
-
-def _float_p(array: np.ndarray) -> ctypes._Pointer[ctypes.c_float]:
-    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))

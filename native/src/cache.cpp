@@ -137,50 +137,6 @@ void asl_read_keys(llama_context & ctx, int32_t il, int64_t n_rows, float * dst)
     }
 }
 
-// V stored transposed: [n_cells] per channel. Each channel's cells 0..n_rows-1 go one after another.
-template <typename Copy>
-static void for_each_run(const asl_kv_layer & layer, int64_t n_rows, Copy copy) {
-    size_t n_done = 0;
-    const size_t n_k = n_rows*layer.k->nb[1];
-    copy(layer.k, 0, n_done, n_k);
-    n_done += n_k;
-    if (!layer.v) {
-        return;
-    }
-    if (!layer.v_trans) {
-        copy(layer.v, 0, n_done, n_rows*layer.v->nb[1]);
-        return;
-    }
-    const size_t size   = ggml_type_size(layer.v->type);
-    const size_t stride = layer.v->ne[1]*size;
-    for (int64_t i = 0; i < layer.n_head_kv*layer.n_embd_head_v; ++i) {
-        copy(layer.v, i*stride, n_done, n_rows*size);
-        n_done += n_rows*size;
-    }
-}
-
-size_t asl_rows_size(llama_context & ctx, int32_t il, int64_t n_rows) {
-    return asl_owns_rows(ctx.get_model(), il) ? n_rows*asl_row_bytes(ctx, il) : 0;
-}
-
-void asl_save_rows(llama_context & ctx, int32_t il, int64_t n_rows, uint8_t * dst) {
-    if (!asl_owns_rows(ctx.get_model(), il)) {
-        return;
-    }
-    for_each_run(asl_get_kv_layer(ctx, il), n_rows, [dst](const ggml_tensor * t, size_t offset, size_t at, size_t size) {
-        ggml_backend_tensor_get(t, dst + at, offset, size);
-    });
-}
-
-void asl_load_rows(llama_context & ctx, int32_t il, int64_t n_rows, const uint8_t * src) {
-    if (!asl_owns_rows(ctx.get_model(), il)) {
-        return;
-    }
-    for_each_run(asl_get_kv_layer(ctx, il), n_rows, [src](ggml_tensor * t, size_t offset, size_t at, size_t size) {
-        ggml_backend_tensor_set(t, src + at, offset, size);
-    });
-}
-
 // Cells of a layer, and the bytes of a row of the array that holds them token by token.
 struct asl_row_range {
     int64_t begin;
@@ -191,6 +147,10 @@ struct asl_row_range {
 size_t asl_row_bytes(llama_context & ctx, int32_t il) {
     const asl_kv_layer layer = asl_get_kv_layer(ctx, il);
     return ggml_row_size(layer.k->type, layer.k->ne[0]) + (layer.v ? ggml_row_size(layer.v->type, layer.v->ne[0]) : 0);
+}
+
+size_t asl_rows_size(llama_context & ctx, int32_t il, int64_t n_rows) {
+    return asl_owns_rows(ctx.get_model(), il) ? n_rows*asl_row_bytes(ctx, il) : 0;
 }
 
 // The part of each row at byte `at`, n_bytes long, to or from contiguous memory.

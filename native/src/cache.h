@@ -58,13 +58,9 @@ int64_t asl_kv_bytes_cell(llama_context & ctx, const llama_kv_cache & kv);
 uint32_t asl_get_first_cell(llama_context & ctx, int32_t il);
 void     asl_set_first_cell(llama_context & ctx, int32_t il, uint32_t first);
 
-// K and V of cells 0..n_rows-1 of a layer: bytes, and copies in a form of our own that only load understands.
-size_t asl_rows_size(llama_context & ctx, int32_t il, int64_t n_rows);
-void   asl_save_rows(llama_context & ctx, int32_t il, int64_t n_rows, uint8_t * dst);
-void   asl_load_rows(llama_context & ctx, int32_t il, int64_t n_rows, const uint8_t * src);
-
 // K/V of cells begin..end-1 of a layer, token by token: dst is [end - begin][K row, V row] in the cache's types.
 size_t asl_row_bytes(llama_context & ctx, int32_t il);
+size_t asl_rows_size(llama_context & ctx, int32_t il, int64_t n_rows); // 0 for layers without rows of their own
 void   asl_get_rows(llama_context & ctx, int32_t il, int64_t begin, int64_t end, uint8_t * dst);
 void   asl_set_rows(llama_context & ctx, int32_t il, int64_t begin, int64_t end, const uint8_t * src);
 

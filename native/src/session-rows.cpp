@@ -280,8 +280,10 @@ void asl_session::save_layer(uint8_t * dst, size_t n_bytes) const {
     if ((int32_t) positions.size() != n_tokens) {
         throw asl_error(ASL_ERR_STATE, "expected all " + str(n_tokens) + " tokens to be current, " + str(positions.size()) + " are left");
     }
-    asl_save_rows(*prefill, il, n_tokens, dst);
-    dst += asl_rows_size(*prefill, il, n_tokens);
+    if (const size_t n_row_bytes = asl_rows_size(*prefill, il, n_tokens)) {
+        asl_get_rows(*prefill, il, 0, n_tokens, dst);
+        dst += n_row_bytes;
+    }
     asl_save_state(*prefill, il, dst);
     dst += asl_state_size(*prefill, il);
     if (il == n_layer - 1) {
@@ -303,8 +305,10 @@ void asl_session::load_layer(int32_t il, const uint8_t * src, size_t n_bytes) {
     if (asl_first_shared(ctx.get_model()) < n_layer && il > next_layer && il > owner) {
         throw asl_error(ASL_ERR_STATE, "expected layer " + str(next_layer) + " to be loaded first: from layer " + str(owner) + " on, deeper layers attend to its K/V");
     }
-    asl_load_rows(*prefill, il, n_tokens, src);
-    src += asl_rows_size(*prefill, il, n_tokens);
+    if (const size_t n_row_bytes = asl_rows_size(*prefill, il, n_tokens)) {
+        asl_set_rows(*prefill, il, 0, n_tokens, src);
+        src += n_row_bytes;
+    }
     asl_load_state(*prefill, il, src);
     src += asl_state_size(*prefill, il);
     if (il == n_layer - 1) {
