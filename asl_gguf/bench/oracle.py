@@ -104,11 +104,11 @@ def compare_case(model: Model, case: dict[str, Any]) -> Iterable[Agreement]:
 
 
 def _compare(
-    model: Model, ctx: Any, session: Any, recording: Recording, case: dict[str, Any], setting: dict[str, Any]
+    model: Model, ctx: Any, replay: Replay, recording: Recording, case: dict[str, Any], setting: dict[str, Any]
 ) -> Agreement:
     inner, n_kept = policy_of(setting, case["common"], len(recording.tokens))
     watch = PolicyRecorder(inner)
-    report = prefill(session, recording.tokens, watch.policy, n_kept, always_ask=True)
+    report = prefill(replay, recording.tokens, watch.policy, n_kept, always_ask=True)
     complaints: list[str] = []
     layers = (report.selection_layer, setting["select_layer"])
     if layers[0] != layers[1]:

@@ -13,6 +13,7 @@ from ..engine.plan import Request
 from ..engine.sequence import Sequence
 from ..engine.transcript import Transcript
 from ..native.model import Model, timed
+from ..native.session import Session
 from ..policies import make_policy
 from .prefill import make_prompt
 
@@ -64,7 +65,7 @@ def _slices(sequence: Sequence, tokens: list[int]) -> list[float]:
 class _Whole:
     """Layers of a session that give way between layers alone."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
 
     def __getattr__(self, name: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ...budget.share import Budget, round_cells
 from ...engine.prefill import prefill
@@ -107,7 +106,7 @@ def _profile(model: Model, policy: ASL, case: Case, budget: Budget, step: int, d
     example = replace(case.example, max_new_tokens=0)  # the likelihood of the right answer is enough
     with model.context(n_cells) as ctx, model.session(ctx, n_cells, n_cells, dequant) as session:
         window = policy.window_of(len(tokens), n_kept)
-        replay: Any = Replay(session, record(session, tokens, window, policy.weights_of(window)))
+        replay = Replay(session, record(session, tokens, window, policy.weights_of(window)))
 
         def run(policy: Policy) -> tuple[Outcome, tuple[float, ...]]:
             report = prefill(replay, tokens, policy, n_kept if isinstance(policy, ASL) else len(tokens))
