@@ -191,12 +191,13 @@ static ggml_backend_buffer_ptr place(ggml_backend_buffer_type_t buft, ggml_tenso
 
 // seconds of the quickest run
 static double time_graph(ggml_backend_t backend, ggml_cgraph * gf) {
-    const int64_t N_RUNS = 3;
-    const int64_t N_US   = 400*1000;
+    const int64_t N_LEAST = 3;
+    const int64_t N_MOST  = 200; // of a tiny product
+    const int64_t N_US    = 400*1000;
 
     int64_t best  = INT64_MAX;
     int64_t total = 0;
-    for (int64_t i = -1; i < N_RUNS || total < N_US; ++i) {
+    for (int64_t i = -1; i < N_LEAST || (total < N_US && i < N_MOST); ++i) {
         const int64_t begin = ggml_time_us();
         if (ggml_backend_graph_compute(backend, gf) != GGML_STATUS_SUCCESS) {
             throw std::runtime_error("the product failed to compute");
