@@ -15,7 +15,7 @@ from ..native.bindings import lib, llama_cpp, session_info
 from ..report import PrefillReport
 from .rule import BudgetContext, BudgetRule
 from .share import Budget, round_cells
-from .targets import Target
+from .targets import Auto, Target
 
 _STEP = round_cells(1)
 
@@ -148,7 +148,7 @@ def check_decode_ctx(context: BudgetContext) -> None:
         )
 
 
-def full_cache_note(budget: Budget | Target | None, context: Any) -> str:
+def full_cache_note(budget: Budget | Auto | Target | None, context: Any) -> str:
     """What a full cache in place of a pruned one means for a size; empty if nothing.
 
     Args:

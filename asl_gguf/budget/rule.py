@@ -10,7 +10,7 @@ from typing import Any
 
 from ..native.bindings import session_info
 from ..native.session import Session
-from ..policies import Policy
+from ..policies import LateBudget, Policy
 from ..report import PrefillReport
 from . import guard
 from .share import Budget, round_cells
@@ -100,6 +100,14 @@ class BudgetRule(ABC):
     def with_protected(self, n_kept: int, n_tokens: int, n_protected: int) -> int:
         """n_kept where so many tokens are protected."""
         return n_kept
+
+    def late(self, n_tokens: int, n_protected: int) -> LateBudget | None:
+        """Where `kept` is a limit, and the number of tokens is decided at the selection layer; None: it is not.
+
+        Args:
+            n_protected: tokens that are kept whatever their scores.
+        """
+        return None
 
     def annotate(self, report: PrefillReport) -> PrefillReport:
         """The report of a new prompt, with what was chosen."""

@@ -14,7 +14,7 @@ from ..cache.host_kv import HostKV
 from ..errors import ContextFullError, PromptError, StateError
 from ..native import context
 from ..native.session import Session
-from ..policies.contract import Indices
+from ..policies.contract import Indices, LateBudget
 from ..report import PrefillReport
 from .guarded import guarded_slices
 from .layers import Layers
@@ -274,8 +274,15 @@ class Sequence:
             n_most=plan.n_most,
             reason=plan.reason,
             protected=plan.protected,
+            late=self._late(plan),
         )
         return layers.corrected(report) if isinstance(layers, ReusingLayers) else report
+
+    def _late(self, plan: Plan) -> LateBudget | None:
+        """Where the rule decides at the selection how many tokens stay; not of a turn, whose scores the past shares."""
+        if plan.action == "turn" or plan.n_kept >= len(plan.new_tokens):
+            return None
+        return self.rule.late(len(plan.tokens), 0 if plan.protected is None else plan.protected.size)
 
     def _layers(self, plan: Plan) -> Layers:
         n_rows = plan.n_most if self._guard.share is not None else self._n_rows(len(plan.new_tokens), plan.n_kept)

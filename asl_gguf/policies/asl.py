@@ -21,6 +21,7 @@ class ASL(SelectingPolicy):
     """
 
     name: ClassVar[str] = "asl"
+    decides_late: ClassVar[bool] = True
 
     min_layer: int | None = None
     """first monitored layer (L_min); None: min_depth of the model's layers"""
@@ -65,7 +66,7 @@ class ASL(SelectingPolicy):
     def start(self, prompt: Prompt) -> Observer:
         min_layer = self._first_monitored(prompt.n_layer)
         require_layer(self.min_layer, "min_layer", prompt)
-        n_best = prompt.n_kept - self.n_sink - self.window_of(prompt.n_tokens, prompt.n_kept)
+        n_best = prompt.n_kept - self.n_sink - self.window_of(prompt.n_tokens, prompt.n_window)
         n_leading = min(self.obs_tokens or n_best, n_best)
         history: deque[Indices] = deque(maxlen=min(self.obs_layers, min_layer + 1))
         evidence = self.evidence()
@@ -93,8 +94,9 @@ class ASL(SelectingPolicy):
             if scores.layer < min_layer or (ratio >= self.tau and not alone):
                 return Decision(rows, None, variance, ratio)
             selected = True
-            tokens = self.choose(total, scores, prompt.n_kept)
-            more = self.n_rows(prompt.n_kept, prompt.n_kept) < prompt.n_kept
+            n_kept = prompt.n_kept if prompt.late is None else prompt.late.choose(scores)
+            tokens = self.choose(total, scores, n_kept)
+            more = self.n_rows(n_kept, n_kept) < n_kept
             return Decision(rows, tokens, variance, ratio, keep_asking=more, second_pass=self.two_pass)
 
         return observe
@@ -105,6 +107,7 @@ class TwoPassASL(ASL):
     """ASL whose kept tokens run again from layer 0, as a prompt of their own (section 3.4, with GemFilter)."""
 
     name: ClassVar[str] = "asl-two-pass"
+    decides_late: ClassVar[bool] = False  # the first pass keeps no rows to choose from
     two_pass: ClassVar[bool] = True
 
     def max_rows(self, n_tokens: int, n_kept: int) -> int:

@@ -18,6 +18,16 @@ Indices = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
+class LateBudget:
+    """How many tokens are kept of a prompt where that is decided at the layer that selects them."""
+
+    n_least: int
+    """tokens to keep at least; `Prompt.n_kept` is the most"""
+    choose: Callable[[LayerScores], int]
+    """asked once, with the scores of the layer at which a policy selects: tokens to keep, n_least to n_kept"""
+
+
+@dataclass(frozen=True)
 class Prompt:
     """What a policy knows before the first layer runs."""
 
@@ -32,6 +42,13 @@ class Prompt:
     full_layers: tuple[int, ...] = ()
     """the only layers with K/V of the whole prompt, and that a policy is asked about: the others attend to a sliding window,
     hold a state, or attend to K/V of these. Empty: all layers do"""
+    late: LateBudget | None = None
+    """where n_kept is a limit, and the policy asks at its selection how many tokens stay; None: n_kept stay"""
+
+    @property
+    def n_window(self) -> int:
+        """Tokens that the window's size follows (`Policy.window_of`): of a late budget, the middle between its limits."""
+        return self.n_kept if self.late is None else round((self.late.n_least * self.n_kept) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -123,6 +140,9 @@ class Policy(ABC):
     drops: ClassVar[bool] = True
     """False: everything is kept, whatever the budget"""
 
+    decides_late: ClassVar[bool] = False
+    """whether it serves prompts with a late budget (`Prompt.late`)"""
+
     scores_kept_rows: ClassVar[bool] = True
     """scores are computed for the rows that are kept, so that asl_guard can judge them; of two passes they never are"""
 
@@ -172,6 +192,17 @@ class Policy(ABC):
 
     def weights_of(self, window: int) -> Floats | None:
         """float32 [window], factors on the attention of each query; None: 1."""
+        return None
+
+    def fewer_rows(self, scores: LayerScores, held: Indices | None, n_kept: int) -> Indices | None:
+        """Of the rows that a layer before the selection holds, those that stay now that n_kept tokens are kept.
+
+        Args:
+            held: as its decision said.
+
+        Returns:
+            int32 [k] or [n_head_kv, k], token indices among the held ones; None: all stay.
+        """
         return None
 
     @abstractmethod

@@ -1,0 +1,196 @@
+"""`auto`: how it is written, what it chooses from a reading, and what a `Llama` keeps then."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from asl_gguf import Llama, OptionError
+from asl_gguf.budget import auto
+from asl_gguf.budget.auto import CALIBRATED, AutoRule, Thresholds
+from asl_gguf.budget.rule import BudgetContext
+from asl_gguf.budget.targets import Auto, make_budget
+from asl_gguf.cli.options import parse_budget
+from asl_gguf.native.bindings import session_info
+from asl_gguf.policies import REGISTRY
+from asl_gguf.policies.contract import LayerScores
+from asl_gguf.policies.reading import Reading
+from harness import prompt
+from tiny_llama import N_HEAD_KV, N_LAYER, SETTLES, greedy, logits
+
+N_CTX = 2048
+TINY = (N_LAYER, N_HEAD_KV, 32)
+NEVER, ALWAYS = 2.0, -1.0
+"""thresholds that no reading reaches, and that every one passes"""
+
+
+@pytest.mark.parametrize(
+    "text, least, most",
+    [
+        ("auto", 0.05, 0.4),
+        ("AUTO", 0.05, 0.4),
+        ("auto:0.05-0.5", 0.05, 0.5),
+        ("Auto:.1-1", 0.1, 1.0),
+        ("auto:0.2-0.2", 0.2, 0.2),
+    ],
+)
+def test_how_it_is_written(text, least, most):
+    assert make_budget(text, 100) == Auto(text, least, most, 100) and parse_budget(text) == text
+
+
+BAD = [
+    "auto:",
+    "auto:0.1",
+    "auto:0.5-0.1",
+    "auto:0-0.5",
+    "auto:0.1-1.1",
+    "auto:-0.1-0.5",
+    "auto:0.1-0.5 ",
+    "auto:1e-1-1",
+]
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_what_is_none(text):
+    with pytest.raises(OptionError, match=rf"^asl_budget: expected 'auto'.*LEAST-MOST.*got {re.escape(repr(text))}$"):
+        make_budget(text, 256)
+    with pytest.raises(OptionError, match=r"^--budget: expected 'auto'"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in REGISTRY.items() if kind.drops and not kind.decides_late])
+def test_policies_that_do_not_decide_late(name, tiny_model):
+    with pytest.raises(
+        OptionError, match=rf"expected a policy that decides at its selection layer for auto, .* got {name}"
+    ):
+        Llama(str(tiny_model("llama")), asl_budget="auto", asl_policy=name)
+
+
+FOUND = Thresholds(document=0.12, found=(0.9, 0.95), chained=(0.98, 0.99))
+
+
+@pytest.mark.parametrize(
+    "reading, need",
+    [
+        (Reading(0.05, 0.99), 0),
+        (Reading(0.05, 0.95), 0),
+        (Reading(0.05, 0.925), 0.5),
+        (Reading(0.05, 0.8), 1),
+        (Reading(0.2, 0.8), 0),
+        (Reading(0.2, 0.98), 0),
+        (Reading(0.2, 0.985), 0.5),
+        (Reading(0.2, 1.0), 1),
+    ],
+)
+def test_what_a_reading_needs(reading, need):
+    assert FOUND.need(reading) == pytest.approx(need)
+
+
+def test_every_model_s_thresholds_are_in_order():
+    for one in CALIBRATED.values():
+        assert 0 < one.document < 1 and one.found[0] < one.found[1] <= 1 and one.chained[0] < one.chained[1] <= 1
+
+
+def scores(peak: float, n: int = 1000) -> LayerScores:
+    attention = np.full((2, n), 1e-9, dtype=np.float32)
+    attention[:, 0] = 95
+    attention[:, 100:132] = 5 * peak / 32
+    attention[:, 200:600] += 5 * (1 - peak) / 400
+    return LayerScores(18, attention, 20)
+
+
+def rule(text: str = "auto", known: bool = True, **kwargs) -> AutoRule:
+    made = AutoRule.make(Auto.parse(text), BudgetContext("", 8192, REGISTRY["asl-span"](), 64, **kwargs))
+    shape = next(iter(CALIBRATED)) if known else (1, 1, 1)
+    made.bind(session_info(n_layer=shape[0], n_head_kv=shape[1], n_embd_head_k=shape[2]))
+    return made
+
+
+@pytest.mark.parametrize(
+    "text, n, least, most", [("auto", 1000, 100, 400), ("auto:0.2-0.5", 1000, 200, 500), ("auto", 4000, 200, 1600)]
+)
+def test_between_its_limits(text, n, least, most):
+    made = rule(text)
+    assert made.kept(n) == most
+    late = made.late(n, 0)
+    assert late.n_least == least
+    chosen = [late.choose(scores(peak, n)) for peak in (0.3, 0.9, 0.94, 0.95, 0.96, 0.99, 0.999)]
+    assert chosen == sorted(chosen, reverse=True) and chosen[0] == most and chosen[-1] == least
+    assert least < chosen[3] < most
+
+
+def test_careful_without_thresholds_or_a_document():
+    assert rule(known=False).late(1000, 0).choose(scores(0.99)) == 400
+    assert rule().late(1000, 0).choose(scores(0.99)) == 100
+    assert rule("auto:0.5-0.9").late(300, 0).choose(LayerScores(1, np.ones((2, 60), np.float32), 20)) == 270
+
+
+def test_short_prompts_and_protected_tokens():
+    made = rule()
+    assert made.kept(256) == 256 and made.late(256, 0) is None
+    assert made.late(1000, 200).n_least == 237
+    assert made.late(1000, 390).n_least == 400
+
+
+@pytest.fixture
+def thresholds(monkeypatch):
+    """Sets those of the tiny model."""
+    return lambda value: monkeypatch.setitem(auto.CALIBRATED, TINY, value)
+
+
+def test_a_llama_without_thresholds(make):
+    llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES)
+    fixed = make(n_ctx=N_CTX, asl_budget=0.5, asl_policy=SETTLES)
+    assert llm.n_cells == fixed.n_cells
+    report = llm.prefill(prompt(1000))
+    assert report.kept_tokens == report.budget_tokens == 500 and report.selection_layer == 3
+    assert re.fullmatch(
+        r"auto:0.1-0.5: 500 of 1,000 tokens, the upper limit: no thresholds are known for this model "
+        r"\(0\.\d{3} of the attention on the document, [01]\.\d{3} of it in one place\)",
+        report.budget_choice,
+    )
+    assert not llm.prefill(prompt(200, seed=1)).pruned and llm.last_prefill.budget_choice is None
+
+
+def test_a_llama_that_finds(make, thresholds):
+    """Everything looks found: the least is kept, and answers go on from it as from a fixed budget's."""
+    thresholds(Thresholds(NEVER, (ALWAYS, ALWAYS + 0.1), (NEVER, NEVER + 0.1)))
+    llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES)
+    report = llm.prefill(prompt(1000))
+    assert report.kept_tokens == report.budget_tokens == 100 == len(report.selected)
+    assert set(report.rows_by_layer) == {100} and report.kv_bytes_prompt == report.kv_bytes_prompt_full / 10
+    assert report.budget_choice.startswith("auto:0.1-0.5: 100 of 1,000 tokens, 0.") and "budget" in report.rows()
+    assert len(greedy(llm, prompt(1000))) == 8
+    assert 0 < report.attention_mass < 1
+
+
+def test_more_where_more_is_needed(make, thresholds):
+    found = []
+    for value in (Thresholds(NEVER, (ALWAYS, 0), (0, 1)), Thresholds(NEVER, (NEVER, 3), (0, 1))):
+        thresholds(value)
+        llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES)
+        found.append((llm.prefill(prompt(1000)).kept_tokens, logits(llm)))
+    assert [n for n, _ in found] == [100, 500]
+    assert not np.array_equal(found[0][1], found[1][1])
+
+
+def test_with_k_v_of_all_tokens(make, thresholds):
+    """Every question chooses anew, and its budget too."""
+    thresholds(Thresholds(NEVER, (ALWAYS, 0), (0, 1)))
+    llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES, asl_full_kv=True)
+    document = prompt(900)
+    assert llm.prefill(document).kept_tokens == 100
+    report = llm.prefill([*document, *prompt(60, seed=1)])
+    assert report.reused_tokens > 800 and report.kept_tokens == 100 and "100 of 960 tokens" in report.budget_choice
+
+
+def test_a_turn_keeps_to_the_upper_limit(make, thresholds):
+    """Its scores are shared with what came before: no threshold was found for that."""
+    thresholds(Thresholds(NEVER, (ALWAYS, 0), (0, 1)))
+    llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES)
+    first = prompt(900)
+    answer = greedy(llm, first, 4)
+    greedy(llm, [*first, *answer, *prompt(500, seed=1)], 1)
+    assert llm.last_prefill.turns[0] == (900, 100) and llm.last_prefill.turns[1][1] == llm.last_prefill.turns[1][0] // 2

@@ -1,0 +1,99 @@
+"""A budget that is decided at the selection layer: what is kept is what that budget would have kept from the start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from asl_gguf.engine.prefill import prefill
+from asl_gguf.engine.replay import Replay, record
+from asl_gguf.policies import ASL, LateBudget, SpanASL
+from harness import F16, Q8_0, Options, prompt
+from prefills import untimed
+
+OPTIONS = Options(n_batch=64, n_ubatch=32)
+TOKENS = prompt(300)
+POLICY = ASL(window=8, min_layer=2, obs_layers=2, obs_tokens=16, tau=2)
+"""keeps the best of the best: its window and its reach do not follow the budget"""
+POLICIES = {
+    "per-head": POLICY,
+    "uneven": replace(POLICY, cache_k=90),
+    "all-rows": replace(POLICY, cache_k="all"),
+    "span": SpanASL(window=8, min_layer=2, obs_layers=2, obs_tokens=16, tau=2, back_room=0),
+}
+
+
+def late_budget(n_kept: int, asked: list) -> LateBudget:
+    def choose(scores) -> int:
+        asked.append(scores)
+        return n_kept
+
+    return LateBudget(40, choose)
+
+
+@pytest.mark.parametrize("kv, flash", [(F16, False), (F16, True), (Q8_0, True)], ids=["plain", "flash", "q8_0"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_late_budget_is_that_budget(load_tiny, name, architecture, kv, flash):
+    model, policy = load_tiny(architecture), POLICIES[name]
+    if architecture == "gemma3":
+        policy = replace(policy, min_layer=1)
+    asked: list = []
+    found = []
+    with model.context(replace(OPTIONS, kv=kv, flash=flash)) as context:
+        session = context.session()
+        for n_kept, late in ((60, None), (150, late_budget(60, asked))):
+            report = prefill(session, TOKENS, policy, n_kept, late=late)
+            found.append((untimed(report), context.logits().tolist(), context.greedy(4), context.logits().tolist()))
+    assert found[0] == found[1]
+    assert found[1][0]["budget_tokens"] == len(found[1][0]["selected"]) == 60
+    (scores,) = asked
+    assert scores.layer == found[1][0]["selection_layer"] and scores.n_current == len(TOKENS)
+
+
+def test_the_limit_itself(load_tiny):
+    """Nothing goes where the most is chosen."""
+    model, asked = load_tiny("llama"), []
+    with model.context(OPTIONS) as context:
+        session = context.session()
+        reports = [
+            untimed(prefill(session, TOKENS, POLICY, 150, late=late)) for late in (None, late_budget(150, asked))
+        ]
+    assert reports[0] == reports[1] and len(asked) == 1
+
+
+def test_nothing_is_asked_where_nothing_is_selected(load_tiny):
+    model, asked = load_tiny("llama"), []
+    with model.context(OPTIONS) as context:
+        report = prefill(context.session(), TOKENS, replace(POLICY, tau=0), 150, late=late_budget(60, asked))
+    assert report.selection_layer is None and report.kept_tokens == 150 and not asked
+
+
+def test_from_a_record(load_tiny):
+    """A replay stands in for the session: the rows that go are the session's."""
+    model, asked = load_tiny("llama"), []
+    with model.context(OPTIONS) as context:
+        session = context.session()
+        direct = untimed(prefill(session, TOKENS, POLICY, 150, late=late_budget(60, asked)))
+        expected = context.get_state(), context.greedy(4)
+        replay = Replay(session, record(session, TOKENS, 8))
+        assert untimed(prefill(replay, TOKENS, POLICY, 150, late=late_budget(60, asked))) == direct
+        assert (context.get_state(), context.greedy(4)) == expected
+
+
+def test_protected_tokens_stay(load_tiny):
+    model, protected = load_tiny("llama"), np.arange(100, 130, dtype=np.int32)
+    with model.context(OPTIONS) as context:
+        report = prefill(context.session(), TOKENS, POLICY, 150, late=late_budget(60, []), protected=protected)
+    assert set(protected.tolist()) <= set(report.selected) and len(report.selected) == 60
+
+
+def test_the_window_is_that_of_the_middle(load_tiny):
+    """The scores come before the budget: the window's size follows neither limit."""
+    model, asked = load_tiny("llama"), []
+    policy = SpanASL(min_layer=2, obs_layers=2, tau=2)
+    with model.context(OPTIONS) as context:
+        prefill(context.session(), TOKENS, policy, 280, late=late_budget(60, asked))
+    assert asked[0].window == policy.window_of(300, round((40 * 280) ** 0.5)) == 13
