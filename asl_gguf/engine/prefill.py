@@ -266,6 +266,8 @@ def _run_layers(
         n_waiting = 0
         with trace.phase("policy"):
             scores = _read_scores(layers, layer, window, prompt, trace.current, with_scores, with_keys)
+            if prompt.late is not None and scores.attention.size:
+                prompt.late.see(scores)
             decision = observe(scores)
             if not isinstance(decision, Decision):
                 raise OptionError(f"policy {policy.name}, layer {layer}: expected a Decision, got {decision!r:.60}")

@@ -94,7 +94,7 @@ class ASL(SelectingPolicy):
             if scores.layer < min_layer or (ratio >= self.tau and not alone):
                 return Decision(rows, None, variance, ratio)
             selected = True
-            n_kept = prompt.n_kept if prompt.late is None else prompt.late.choose(scores)
+            n_kept = prompt.n_kept if prompt.late is None else prompt.late.choose()
             tokens = self.choose(total, scores, n_kept)
             more = self.n_rows(n_kept, n_kept) < n_kept
             return Decision(rows, tokens, variance, ratio, keep_asking=more, second_pass=self.two_pass)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,22 @@ Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True)
-class LateBudget:
+class LateBudget(Protocol):
     """How many tokens are kept of a prompt where that is decided at the layer that selects them."""
 
     n_least: int
     """tokens to keep at least; `Prompt.n_kept` is the most"""
-    choose: Callable[[LayerScores], int]
-    """asked once, with the scores of the layer at which a policy selects: tokens to keep, n_least to n_kept"""
+
+    def see(self, scores: LayerScores) -> None:
+        """A layer has run, before the policy is asked about it."""
+
+    def choose(self) -> int:
+        """Asked once, where the policy selects: tokens to keep, n_least to n_kept."""
+
+
+def window_budget(late: LateBudget | None, n_kept: int) -> int:
+    """Tokens that the window's size follows (`Policy.window_of`): of a late budget, the middle between its limits."""
+    return n_kept if late is None else round((late.n_least * n_kept) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,8 @@ class Prompt:
 
     @property
     def n_window(self) -> int:
-        """Tokens that the window's size follows (`Policy.window_of`): of a late budget, the middle between its limits."""
-        return self.n_kept if self.late is None else round((self.late.n_least * self.n_kept) ** 0.5)
+        """See `window_budget`."""
+        return window_budget(self.late, self.n_kept)
 
 
 @dataclass(frozen=True)

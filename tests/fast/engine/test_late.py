@@ -9,7 +9,7 @@ import pytest
 
 from asl_gguf.engine.prefill import prefill
 from asl_gguf.engine.replay import Replay, record
-from asl_gguf.policies import ASL, LateBudget, SpanASL
+from asl_gguf.policies import ASL, SpanASL
 from harness import F16, Q8_0, Options, prompt
 from prefills import untimed
 
@@ -25,12 +25,22 @@ POLICIES = {
 }
 
 
-def late_budget(n_kept: int, asked: list) -> LateBudget:
-    def choose(scores) -> int:
-        asked.append(scores)
-        return n_kept
+class Late:
+    """Chooses n_kept tokens; what it saw when it was asked is in `seen`."""
 
-    return LateBudget(40, choose)
+    n_least = 40
+
+    def __init__(self, n_kept: int) -> None:
+        self._n_kept = n_kept
+        self.seen: list = []
+        self.n_asked = 0
+
+    def see(self, scores) -> None:
+        self.seen.append(scores)
+
+    def choose(self) -> int:
+        self.n_asked += 1
+        return self._n_kept
 
 
 @pytest.mark.parametrize("kv, flash", [(F16, False), (F16, True), (Q8_0, True)], ids=["plain", "flash", "q8_0"])
@@ -40,60 +50,58 @@ def test_a_late_budget_is_that_budget(load_tiny, name, architecture, kv, flash):
     model, policy = load_tiny(architecture), POLICIES[name]
     if architecture == "gemma3":
         policy = replace(policy, min_layer=1)
-    asked: list = []
+    late = Late(60)
     found = []
     with model.context(replace(OPTIONS, kv=kv, flash=flash)) as context:
         session = context.session()
-        for n_kept, late in ((60, None), (150, late_budget(60, asked))):
-            report = prefill(session, TOKENS, policy, n_kept, late=late)
+        for n_kept, decides in ((60, None), (150, late)):
+            report = prefill(session, TOKENS, policy, n_kept, late=decides)
             found.append((untimed(report), context.logits().tolist(), context.greedy(4), context.logits().tolist()))
     assert found[0] == found[1]
     assert found[1][0]["budget_tokens"] == len(found[1][0]["selected"]) == 60
-    (scores,) = asked
-    assert scores.layer == found[1][0]["selection_layer"] and scores.n_current == len(TOKENS)
+    assert late.n_asked == 1 and late.seen[-1].layer == found[1][0]["selection_layer"]
+    assert all(scores.n_current == len(TOKENS) for scores in late.seen)
 
 
 def test_the_limit_itself(load_tiny):
     """Nothing goes where the most is chosen."""
-    model, asked = load_tiny("llama"), []
+    model, late = load_tiny("llama"), Late(150)
     with model.context(OPTIONS) as context:
         session = context.session()
-        reports = [
-            untimed(prefill(session, TOKENS, POLICY, 150, late=late)) for late in (None, late_budget(150, asked))
-        ]
-    assert reports[0] == reports[1] and len(asked) == 1
+        reports = [untimed(prefill(session, TOKENS, POLICY, 150, late=decides)) for decides in (None, late)]
+    assert reports[0] == reports[1] and late.n_asked == 1
 
 
 def test_nothing_is_asked_where_nothing_is_selected(load_tiny):
-    model, asked = load_tiny("llama"), []
+    model, late = load_tiny("llama"), Late(60)
     with model.context(OPTIONS) as context:
-        report = prefill(context.session(), TOKENS, replace(POLICY, tau=0), 150, late=late_budget(60, asked))
-    assert report.selection_layer is None and report.kept_tokens == 150 and not asked
+        report = prefill(context.session(), TOKENS, replace(POLICY, tau=0), 150, late=late)
+    assert report.selection_layer is None and report.kept_tokens == 150 and not late.n_asked
 
 
 def test_from_a_record(load_tiny):
     """A replay stands in for the session: the rows that go are the session's."""
-    model, asked = load_tiny("llama"), []
+    model = load_tiny("llama")
     with model.context(OPTIONS) as context:
         session = context.session()
-        direct = untimed(prefill(session, TOKENS, POLICY, 150, late=late_budget(60, asked)))
+        direct = untimed(prefill(session, TOKENS, POLICY, 150, late=Late(60)))
         expected = context.get_state(), context.greedy(4)
         replay = Replay(session, record(session, TOKENS, 8))
-        assert untimed(prefill(replay, TOKENS, POLICY, 150, late=late_budget(60, asked))) == direct
+        assert untimed(prefill(replay, TOKENS, POLICY, 150, late=Late(60))) == direct
         assert (context.get_state(), context.greedy(4)) == expected
 
 
 def test_protected_tokens_stay(load_tiny):
     model, protected = load_tiny("llama"), np.arange(100, 130, dtype=np.int32)
     with model.context(OPTIONS) as context:
-        report = prefill(context.session(), TOKENS, POLICY, 150, late=late_budget(60, []), protected=protected)
+        report = prefill(context.session(), TOKENS, POLICY, 150, late=Late(60), protected=protected)
     assert set(protected.tolist()) <= set(report.selected) and len(report.selected) == 60
 
 
 def test_the_window_is_that_of_the_middle(load_tiny):
     """The scores come before the budget: the window's size follows neither limit."""
-    model, asked = load_tiny("llama"), []
+    model, late = load_tiny("llama"), Late(60)
     policy = SpanASL(min_layer=2, obs_layers=2, tau=2)
     with model.context(OPTIONS) as context:
-        prefill(context.session(), TOKENS, policy, 280, late=late_budget(60, asked))
-    assert asked[0].window == policy.window_of(300, round((40 * 280) ** 0.5)) == 13
+        prefill(context.session(), TOKENS, policy, 280, late=late)
+    assert late.seen[0].window == policy.window_of(300, round((40 * 280) ** 0.5)) == 13
