@@ -28,15 +28,17 @@ class HeldRows:
         # the scores' buffers may be the session's or a record's
         self._layers.append((replace(scores, queries=None, keys=None), decision.rows))
 
-    def shrink(self, n_kept: int) -> list[tuple[int, Indices | None]]:
-        """The budget is n_kept: rows beyond it go.
+    def shrink(self, decision: Decision) -> list[tuple[int, Indices | None]]:
+        """The budget is the number of tokens that were selected: rows beyond it go.
 
         Returns:
             of each layer, how many rows it holds, and which tokens they are; None: all.
         """
+        assert decision.tokens is not None
+        first = decision.tokens if decision.spreads else None
         left: list[tuple[int, Indices | None]] = []
         for scores, held in self._layers:
-            rows = self._policy.fewer_rows(scores, held, n_kept)
+            rows = self._policy.fewer_rows(scores, held, decision.tokens.size, first)
             if rows is None:
                 rows = held
             else:

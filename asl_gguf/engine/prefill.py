@@ -61,10 +61,11 @@ class _Trace:
         if self.attention_mass and (mass := float(np.mean(self.attention_mass))) < guard:
             raise AttentionMassError(mass, guard)
 
-    def shrink(self, held: HeldRows, n_kept: int) -> None:
+    def shrink(self, held: HeldRows, decision: Decision) -> None:
         """The budget was decided: layers hold fewer rows than they did."""
-        self.n_kept = n_kept
-        left = held.shrink(n_kept)
+        assert decision.tokens is not None
+        self.n_kept = decision.tokens.size
+        left = held.shrink(decision)
         self.rows = [n_rows for n_rows, _ in left]
         self.attention_mass = [
             attention_mass(held.attention(place).attention, rows) for place, (_, rows) in enumerate(left)
@@ -283,7 +284,7 @@ def _run_layers(
             if held is not None:
                 held.add(scores, decision)
                 if decision.tokens is not None:
-                    trace.shrink(held, decision.tokens.size)
+                    trace.shrink(held, decision)
                     held = None
         if decision.tokens is None:
             continue

@@ -264,28 +264,35 @@ class Sequence:
             self._plan, self._work = plan, self._slices(plan)
 
     def _slices(self, plan: Plan) -> Generator[None, None, PrefillReport]:
-        layers = self._layers(plan)
+        late = self._late(plan)
+        n_kept = plan.n_kept if late is None else late.n_held
+        layers = self._layers(plan, n_kept)
         report = yield from guarded_slices(
             layers,
             plan.new_tokens,
             self.policy,
-            plan.n_kept,
+            n_kept,
             guard=self._guard,
             n_most=plan.n_most,
             reason=plan.reason,
             protected=plan.protected,
-            late=self._late(plan),
+            late=late,
         )
         return layers.corrected(report) if isinstance(layers, ReusingLayers) else report
 
     def _late(self, plan: Plan) -> LateBudget | None:
-        """Where the rule decides at the selection how many tokens stay; not of a turn, whose scores the past shares."""
-        if plan.action == "turn" or plan.n_kept >= len(plan.new_tokens):
+        """Where something is decided as the prompt is read. Not of a turn, whose attention the past shares, nor with a guard,
+        which tries whole budgets."""
+        if plan.action == "turn" or self._guard.share is not None:
             return None
-        return self.rule.late(len(plan.tokens), 0 if plan.protected is None else plan.protected.size)
+        n_tokens, n_protected = len(plan.tokens), 0 if plan.protected is None else plan.protected.size
+        late = self.rule.late(n_tokens, plan.n_kept, n_protected, self.place.info())
+        if late is not None:  # rows in excess lie in cells of the answer
+            late.n_held = max(plan.n_kept, min(late.n_held, self.place.n_cells))
+        return late
 
-    def _layers(self, plan: Plan) -> Layers:
-        n_rows = plan.n_most if self._guard.share is not None else self._n_rows(len(plan.new_tokens), plan.n_kept)
+    def _layers(self, plan: Plan, n_kept: int) -> Layers:
+        n_rows = plan.n_most if self._guard.share is not None else self._n_rows(len(plan.new_tokens), n_kept)
         if plan.action == "turn":
             return TurnLayers(self.place.open_turn(n_rows))
         session = self.place.open(n_rows)

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..budget.auto import prompt_budget, thresholds_of
+from ..budget.late import auto_budget, fixed_budget
 from ..budget.share import Budget, round_cells
 from ..budget.targets import Auto
 from ..engine.prefill import prefill
 from ..engine.replay import Records
-from ..native.bindings import llama_cpp
+from ..native.bindings import llama_cpp, session_info
 from ..native.model import Model
 from ..native.session import Session
 from ..policies import Full, Policy, parse_policy
-from ..policies.contract import Floats, LateBudget, window_budget
+from ..policies.contract import Floats, LateBudget
 from ..report import PrefillReport
 from .machine import processor
 from .measure import MOST_REFERENCE_TOKENS, answer_logits, measure
@@ -168,7 +168,6 @@ class _Answers:
         with model.context(n_cells) as ctx, model.session(ctx, n_cells, n_cells, self._dequant) as session:
             n_bytes = _record_bytes(model, session, n_tokens)
             in_use = [(policy, n_kept) for *_, policy, n_kept in chosen]
-            thresholds = thresholds_of(session.info())
             shared = _Shared(session, self._tokens, in_use, n_bytes, self._record_bytes)
             started = time.perf_counter()
             shared.for_policy(*chosen[0][2:])
@@ -178,9 +177,7 @@ class _Answers:
                 prefill(shared.for_policy(Full(), n_tokens), self._tokens, Full(), n_tokens)
                 full = answer_logits(model, ctx, n_tokens, self._example)
             for text, budget, policy, n_kept in chosen:
-                late = None
-                if isinstance(budget, str) and n_kept < n_tokens:
-                    late = prompt_budget(Auto.parse(budget, 0), policy, n_tokens, n_kept, thresholds)
+                late = _late(budget, policy, n_tokens, n_kept, session.info())
                 report, seconds = shared.prefill(policy, n_kept, late)
                 spent = time.perf_counter() - started
                 rows = answer_logits(model, ctx, n_tokens, self._example)
@@ -223,9 +220,9 @@ class _Shared:
 
     def prefill(self, policy: Policy, n_kept: int, late: LateBudget | None = None) -> tuple[PrefillReport, float]:
         """The report, and the seconds a prefill by itself takes: layers from a record count as they took there."""
-        session = self.for_policy(policy, window_budget(late, n_kept))
+        session = self.for_policy(policy, n_kept if late is None else late.n_window)
         before = session.seconds_spared if self.shares else 0.0
-        report = prefill(session, self._tokens, policy, n_kept, late=late)
+        report = prefill(session, self._tokens, policy, n_kept if late is None else late.n_held, late=late)
         return report, report.prefill_seconds + (session.seconds_spared - before if self.shares else 0.0)
 
 
@@ -238,6 +235,17 @@ def _most_kept(budget: float | int | str | None, n_tokens: int, policy: Policy) 
         auto.check(policy)
         budget = auto.most
     return Budget(budget, 0).kept(n_tokens, policy.min_kept)
+
+
+def _late(
+    budget: float | int | str | None, policy: Policy, n_tokens: int, n_kept: int, info: session_info
+) -> LateBudget | None:
+    """What is decided as the prompt is read, as a `Llama` with this budget does."""
+    if n_kept >= n_tokens:
+        return None
+    if isinstance(budget, str):
+        return auto_budget(Auto.parse(budget, 0), policy, n_tokens, n_kept, info)
+    return fixed_budget(policy, n_tokens, n_kept, info)
 
 
 def _record_bytes(model: Model, session: Session, n_tokens: int) -> int:

@@ -71,10 +71,11 @@ class ASL(SelectingPolicy):
         history: deque[Indices] = deque(maxlen=min(self.obs_layers, min_layer + 1))
         evidence = self.evidence()
         base: float | None = None
-        selected = False
+        selected = waits = False
+        last = max(prompt.full_layers or range(prompt.n_layer))
 
         def observe(scores: LayerScores) -> Decision:
-            nonlocal base, selected
+            nonlocal base, selected, waits
             per_head = self.head_scores(scores)
             rows = self.rows(per_head, scores, prompt.n_kept)
             if selected:
@@ -91,13 +92,16 @@ class ASL(SelectingPolicy):
             variance = ranking.rank_variance(list(history), n_leading)
             base = self._base(base, variance, per_token.size)
             ratio = variance / base if base > 0 and len(history) > 1 else 1.0
-            if scores.layer < min_layer or (ratio >= self.tau and not alone):
+            if scores.layer < min_layer or (ratio >= self.tau and not alone and not waits):
+                return Decision(rows, None, variance, ratio)
+            n_kept = prompt.n_kept if prompt.late is None else prompt.late.choose(scores.layer, last)
+            if n_kept is None:
+                waits = True
                 return Decision(rows, None, variance, ratio)
             selected = True
-            n_kept = prompt.n_kept if prompt.late is None else prompt.late.choose()
             tokens = self.choose(total, scores, n_kept)
             more = self.n_rows(n_kept, n_kept) < n_kept
-            return Decision(rows, tokens, variance, ratio, keep_asking=more, second_pass=self.two_pass)
+            return Decision(rows, tokens, variance, ratio, keep_asking=more, spreads=waits, second_pass=self.two_pass)
 
         return observe
 

@@ -75,12 +75,20 @@ class ScoringPolicy(Policy):
             pooled = pooled / np.maximum(pooled.sum(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
         return pooled
 
-    def choose(self, competing: Floats, scores: LayerScores, n_kept: int, among: Indices | None = None) -> Indices:
+    def choose(
+        self,
+        competing: Floats,
+        scores: LayerScores,
+        n_kept: int,
+        among: Indices | None = None,
+        first: Indices | None = None,
+    ) -> Indices:
         """The n_kept tokens with the best scores, sinks, window and protected tokens among them.
 
         Args:
             competing: [..., n - n_sink - window], before the span.
             among: int32 [..., at least n_kept], the only tokens to choose from, the fixed ones among them; None: all.
+            first: int32 [at most n_kept], tokens that come before others, the fixed ones among them.
 
         Returns:
             int32 [..., n_kept], in order of position
@@ -90,6 +98,8 @@ class ScoringPolicy(Policy):
         around = [(0, 0)] * (spanned.ndim - 1) + [(self.n_sink, scores.window)]
         fixed = fixed_tokens(scores, self.n_sink, scores.window)
         ranked = np.pad(spanned, around)
+        if first is not None:
+            ranked[..., first] += ranked.max() + 1
         if among is not None:
             left = np.full_like(ranked, -1)  # less than any score
             np.put_along_axis(left, among, np.take_along_axis(ranked, among, axis=-1), axis=-1)
@@ -137,8 +147,11 @@ class SelectingPolicy(ScoringPolicy):
         n_rows = self.n_rows(scores.n_current, n_kept)
         return None if n_rows == scores.n_current else self.choose(per_head, scores, n_rows)
 
-    def fewer_rows(self, scores: LayerScores, held: Indices | None, n_kept: int) -> Indices | None:
+    def fewer_rows(
+        self, scores: LayerScores, held: Indices | None, n_kept: int, tokens: Indices | None = None
+    ) -> Indices | None:
         n_rows = self.n_rows(scores.n_current, n_kept)
         if n_rows >= (scores.n_current if held is None else held.shape[-1]):
             return None
-        return self.choose(self.head_scores(scores), scores, n_rows, held)
+        per_head = self.head_scores(scores)
+        return self.choose(per_head, scores, n_rows, held, first=tokens)

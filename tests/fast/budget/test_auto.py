@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from asl_gguf import Llama, OptionError
-from asl_gguf.budget import auto
-from asl_gguf.budget.auto import CALIBRATED, AutoRule, Thresholds
+from asl_gguf.budget import late as late_budgets
+from asl_gguf.budget.auto import AutoRule
+from asl_gguf.budget.late import CALIBRATED, Thresholds, fixed_budget
 from asl_gguf.budget.rule import BudgetContext
 from asl_gguf.budget.targets import Auto, make_budget
 from asl_gguf.cli.options import parse_budget
@@ -69,20 +70,23 @@ def test_policies_that_do_not_decide_late(name, tiny_model):
         Llama(str(tiny_model("llama")), asl_budget="auto", asl_policy=name)
 
 
-FOUND = Thresholds(layer=3, document=0.12, found=(0.9, 0.95), chained=(0.98, 0.99))
+FOUND = Thresholds(3, 4, document=0.12, found=(0.9, 0.95), chained=(0.98, 0.99), summary=(0.04, 0.06))
 
 
 @pytest.mark.parametrize(
     "reading, need",
     [
-        (Reading(0.05, 0.99), 0),
-        (Reading(0.05, 0.95), 0),
-        (Reading(0.05, 0.925), 0.5),
-        (Reading(0.05, 0.8), 1),
+        (Reading(0.09, 0.99), 0),
+        (Reading(0.01, 0.95), 0),
+        (Reading(0.09, 0.925), 0.25),
+        (Reading(0.09, 0.8), 0.5),
+        (Reading(0.05, 0.8), 0.75),
+        (Reading(0.04, 0.8), 1),
+        (Reading(0.01, 0.925), 0.5),
         (Reading(0.2, 0.8), 0),
         (Reading(0.2, 0.98), 0),
-        (Reading(0.2, 0.985), 0.5),
-        (Reading(0.2, 1.0), 1),
+        (Reading(0.2, 0.985), 0.25),
+        (Reading(0.2, 1.0), 0.5),
     ],
 )
 def test_what_a_reading_needs(reading, need):
@@ -92,27 +96,29 @@ def test_what_a_reading_needs(reading, need):
 def test_every_model_s_thresholds_are_in_order():
     for one in CALIBRATED.values():
         assert 0 < one.document < 1 and one.found[0] < one.found[1] <= 1 and one.chained[0] < one.chained[1] <= 1
+        assert one.summary[0] < one.summary[1] < one.document and one.layer < one.deeper
 
 
 def scores(peak: float, n: int = 1000) -> LayerScores:
     attention = np.full((2, n), 1e-9, dtype=np.float32)
-    attention[:, 0] = 95
-    attention[:, 100:132] = 5 * peak / 32
-    attention[:, 200:600] += 5 * (1 - peak) / 400
+    attention[:, 0] = 97
+    attention[:, 100:132] = 3 * peak / 32
+    attention[:, 200:600] += 3 * (1 - peak) / 400
     return LayerScores(18, attention, 20)
 
 
-def rule(text: str = "auto", known: bool = True, **kwargs) -> AutoRule:
-    made = AutoRule.make(Auto.parse(text), BudgetContext("", 8192, REGISTRY["asl-span"](), 64, **kwargs))
-    shape = next(iter(CALIBRATED)) if known else (1, 1, 1)
-    made.bind(session_info(n_layer=shape[0], n_head_kv=shape[1], n_embd_head_k=shape[2]))
-    return made
+def rule(text: str = "auto", **kwargs) -> AutoRule:
+    return AutoRule.make(Auto.parse(text), BudgetContext("", 8192, REGISTRY["asl-span"](), 64, **kwargs))
 
 
-def choice(made: AutoRule, seen: LayerScores, n_tokens: int | None = None) -> int:
-    late = made.late(n_tokens or seen.n_current, 0)
+INFO = session_info(**dict(zip(("n_layer", "n_head_kv", "n_embd_head_k"), next(iter(CALIBRATED)))))
+
+
+def choice(made: AutoRule, seen: LayerScores, n_tokens: int | None = None, known: bool = True) -> int:
+    n_tokens = n_tokens or seen.n_current
+    late = made.late(n_tokens, made.kept(n_tokens), 0, INFO if known else session_info())
     late.see(seen)
-    return late.choose()
+    return late.choose(29, 29)
 
 
 @pytest.mark.parametrize(
@@ -121,14 +127,14 @@ def choice(made: AutoRule, seen: LayerScores, n_tokens: int | None = None) -> in
 def test_between_its_limits(text, n, least, most):
     made = rule(text)
     assert made.kept(n) == most
-    assert made.late(n, 0).n_least == least
+    assert made.late(n, most, 0, INFO).n_least == least
     chosen = [choice(made, scores(peak, n)) for peak in (0.3, 0.9, 0.93, 0.94, 0.95, 0.99, 0.999)]
     assert chosen == sorted(chosen, reverse=True) and chosen[0] == most and chosen[-1] == least
     assert least < chosen[3] < most
 
 
 def test_careful_without_thresholds_or_a_document():
-    assert choice(rule(known=False), scores(0.99)) == 400
+    assert choice(rule(), scores(0.99), known=False) == 400
     assert choice(rule(), scores(0.99)) == 100
     assert choice(rule(), replace(scores(0.99), layer=17)) == 400
     assert choice(rule("auto:0.5-0.9"), LayerScores(18, np.ones((2, 60), np.float32), 20), 300) == 270
@@ -136,15 +142,19 @@ def test_careful_without_thresholds_or_a_document():
 
 def test_short_prompts_and_protected_tokens():
     made = rule()
-    assert made.kept(256) == 256 and made.late(256, 0) is None
-    assert made.late(1000, 200).n_least == 237
-    assert made.late(1000, 390).n_least == 400
+    assert made.kept(256) == 256 and made.late(256, 256, 0, INFO) is None
+    assert made.late(1000, 400, 200, INFO).n_least == 237
+    assert made.late(1000, 400, 390, INFO).n_least == 400
+
+
+ONE_PLACE = Thresholds(3, 4, NEVER, (ALWAYS, 0), (0, 1), (0, 1))
+ALL_OF_IT = Thresholds(3, 4, NEVER, (NEVER, 3), (0, 1), (NEVER, 3))
 
 
 @pytest.fixture
 def thresholds(monkeypatch):
     """Sets those of the tiny model."""
-    return lambda value: monkeypatch.setitem(auto.CALIBRATED, TINY, value)
+    return lambda value: monkeypatch.setitem(late_budgets.CALIBRATED, TINY, value)
 
 
 def test_a_llama_without_thresholds(make):
@@ -161,41 +171,72 @@ def test_a_llama_without_thresholds(make):
 
 def test_a_llama_that_finds(make, thresholds):
     """Everything looks found: the least is kept, and answers go on from it as from a fixed budget's."""
-    thresholds(Thresholds(3, NEVER, (ALWAYS, ALWAYS + 0.1), (NEVER, NEVER + 0.1)))
+    thresholds(ONE_PLACE)
     llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES)
     report = llm.prefill(prompt(1000))
     assert report.kept_tokens == report.budget_tokens == 100 == len(report.selected)
     assert set(report.rows_by_layer) == {100} and report.kv_bytes_prompt == report.kv_bytes_prompt_full / 10
-    assert report.budget_choice.startswith("auto:0.1-0.5: 100 tokens, ") and "budget" in report.rows()
+    assert report.budget_choice.startswith("auto:0.1-0.5: 100 tokens: ") and "budget" in report.rows()
     assert len(greedy(llm, prompt(1000))) == 8
     assert 0 < report.attention_mass < 1
 
 
 def test_more_where_more_is_needed(make, thresholds):
     found = []
-    for value in (Thresholds(3, NEVER, (ALWAYS, 0), (0, 1)), Thresholds(3, NEVER, (NEVER, 3), (0, 1))):
+    for value in (ONE_PLACE, ALL_OF_IT):
         thresholds(value)
         llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES)
-        found.append((llm.prefill(prompt(1000)).kept_tokens, logits(llm)))
-    assert [n for n, _ in found] == [100, 500]
+        report = llm.prefill(prompt(1000))
+        found.append(((report.kept_tokens, report.selection_layer), logits(llm)))
+    assert [one for one, _ in found] == [(100, 3), (500, 4)]
     assert not np.array_equal(found[0][1], found[1][1])
 
 
 def test_with_k_v_of_all_tokens(make, thresholds):
     """Every question chooses anew, and its budget too."""
-    thresholds(Thresholds(3, NEVER, (ALWAYS, 0), (0, 1)))
+    thresholds(ONE_PLACE)
     llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES, asl_full_kv=True)
     document = prompt(900)
     assert llm.prefill(document).kept_tokens == 100
     report = llm.prefill([*document, *prompt(60, seed=1)])
-    assert report.reused_tokens > 800 and report.kept_tokens == 100 and "100 tokens, " in report.budget_choice
+    assert report.reused_tokens > 800 and report.kept_tokens == 100 and "100 tokens: " in report.budget_choice
 
 
 def test_a_turn_keeps_to_the_upper_limit(make, thresholds):
     """Its scores are shared with what came before: no threshold was found for that."""
-    thresholds(Thresholds(3, NEVER, (ALWAYS, 0), (0, 1)))
+    thresholds(ONE_PLACE)
     llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES)
     first = prompt(900)
     answer = greedy(llm, first, 4)
     greedy(llm, [*first, *answer, *prompt(500, seed=1)], 1)
     assert llm.last_prefill.turns[0] == (900, 100) and llm.last_prefill.turns[1][1] == llm.last_prefill.turns[1][0] // 2
+
+
+def test_a_fixed_budget_looks_again(make, thresholds):
+    """It keeps as many tokens and cells as ever, and a deeper layer chooses them where much is needed."""
+    found = []
+    for value in (None, ONE_PLACE, ALL_OF_IT):
+        if value is not None:
+            thresholds(value)
+        llm = make(n_ctx=N_CTX, asl_budget=0.2, asl_policy=SETTLES)
+        report = llm.prefill(prompt(1000))
+        assert report.kept_tokens == report.budget_tokens == 200 and set(report.rows_by_layer) == {200}
+        assert report.budget_choice is None
+        found.append((report.selection_layer, report.selected, logits(llm).tolist(), llm.n_cells))
+    assert found[0] == found[1]
+    assert found[2][0] == 4 and found[2][1] != found[1][1] and found[2][3] == found[1][3]
+
+
+def test_other_policies_stay_as_published(thresholds):
+    thresholds(ALL_OF_IT)
+    info = session_info(n_layer=TINY[0], n_head_kv=TINY[1], n_embd_head_k=TINY[2])
+    assert fixed_budget(REGISTRY["asl"](), 1000, 200, info) is None
+    assert fixed_budget(SETTLES, 1000, 200, info) is not None and fixed_budget(SETTLES, 200, 200, info) is None
+    assert fixed_budget(SETTLES, 1000, 200, session_info()) is None
+
+
+def test_rows_in_excess_have_to_fit_the_cells(make, thresholds):
+    """Where there is no room for twice the budget, layers hold what there is room for."""
+    thresholds(ALL_OF_IT)
+    llm = make(n_ctx=N_CTX, asl_budget=400, asl_policy=SETTLES, asl_decode_ctx=512)
+    assert llm.prefill(prompt(1000)).kept_tokens == 400 and len(greedy(llm, prompt(1000))) == 8

@@ -12,6 +12,7 @@ from asl_gguf.engine.replay import Replay, record
 from asl_gguf.policies import ASL, SpanASL
 from harness import F16, Q8_0, Options, prompt
 from prefills import untimed
+from twins import assert_rows
 
 OPTIONS = Options(n_batch=64, n_ubatch=32)
 TOKENS = prompt(300)
@@ -26,21 +27,22 @@ POLICIES = {
 
 
 class Late:
-    """Chooses n_kept tokens; what it saw when it was asked is in `seen`."""
+    """Chooses n_kept tokens at a layer; what it saw when it was asked is in `seen`."""
 
-    n_least = 40
+    n_held, n_window = 150, 106
 
-    def __init__(self, n_kept: int) -> None:
-        self._n_kept = n_kept
+    def __init__(self, n_kept: int, layer: int = 0) -> None:
+        self._n_kept, self._layer = n_kept, layer
         self.seen: list = []
         self.n_asked = 0
 
     def see(self, scores) -> None:
         self.seen.append(scores)
 
-    def choose(self) -> int:
+    def choose(self, layer: int, last: int) -> int | None:
         self.n_asked += 1
-        return self._n_kept
+        assert layer <= last
+        return self._n_kept if layer >= self._layer else None
 
 
 @pytest.mark.parametrize("kv, flash", [(F16, False), (F16, True), (Q8_0, True)], ids=["plain", "flash", "q8_0"])
@@ -104,4 +106,38 @@ def test_the_window_is_that_of_the_middle(load_tiny):
     policy = SpanASL(min_layer=2, obs_layers=2, tau=2)
     with model.context(OPTIONS) as context:
         prefill(context.session(), TOKENS, policy, 280, late=late)
-    assert late.seen[0].window == policy.window_of(300, round((40 * 280) ** 0.5)) == 13
+    assert late.seen[0].window == policy.window_of(300, 106) == 13
+
+
+@pytest.mark.parametrize("kv, flash", [(F16, False), (Q8_0, True)], ids=["plain", "q8_0"])
+def test_a_deeper_layer_selects_and_earlier_ones_follow(load_tiny, kv, flash):
+    """What was selected late has its K/V in all layers that held them."""
+    model, late = load_tiny("llama"), Late(60, layer=4)
+    with model.context(replace(OPTIONS, kv=kv, flash=flash)) as context:
+        session = context.session()
+        direct = prefill(session, TOKENS, replace(POLICY, min_layer=3), 60)
+        report = prefill(session, TOKENS, replace(POLICY, min_layer=3), len(TOKENS), late=late, always_ask=True)
+        assert direct.selection_layer == 3 and report.selection_layer == 4 and late.n_asked == 2
+        assert len(report.selected) == 60 and set(report.rows_by_layer) == {60}
+        cells = context.cells()
+        context.prefill(TOKENS)
+        assert_rows(cells, context.cells(), [np.array(report.selected)] * 4)
+
+
+def test_own_rows_fill_what_a_layer_did_not_hold(load_tiny):
+    model, late, chosen = load_tiny("llama"), Late(60, layer=4), []
+
+    class Watched(ASL):
+        def fewer_rows(self, scores, held, n_kept, tokens=None):
+            rows = super().fewer_rows(scores, held, n_kept, tokens)
+            chosen.append((held, tokens, rows))
+            return rows
+
+    policy = Watched(window=8, min_layer=3, obs_layers=2, obs_tokens=16, tau=2)
+    with model.context(OPTIONS) as context:
+        prefill(context.session(), TOKENS, policy, 100, late=late)
+    assert len(chosen) == 5
+    for held, tokens, rows in chosen:
+        for of_head, left in zip(held, rows):
+            assert set(left) <= set(of_head) and set(tokens) & set(of_head) <= set(left) and left.size == 60
+    assert any(set(left) != set(tokens) for _, tokens, rows in chosen for left in rows)

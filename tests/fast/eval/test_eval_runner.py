@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from asl_gguf.budget import auto
+from asl_gguf.budget import late
 from asl_gguf.budget.share import round_cells
 from asl_gguf.cli import main
 from asl_gguf.engine.prefill import prefill
@@ -271,8 +271,8 @@ def test_a_budget_that_follows_the_question(model, tmp_path, monkeypatch, record
     """What it chooses is kept as if it had been the budget; figures and tables take its name."""
     shape = (model.n_layer, 2, 32)
     for need, kept in ((0, 0.2), (1, 0.4)):
-        thresholds = auto.Thresholds(2, 2.0, (1.5, 2) if need else (-2, -1), (2, 3))
-        monkeypatch.setitem(auto.CALIBRATED, shape, thresholds)
+        thresholds = late.Thresholds(2, 3, 2.0, (1.5, 2) if need else (-2, -1), (2, 3), (1.5, 2))
+        monkeypatch.setitem(late.CALIBRATED, shape, thresholds)
         folder = tmp_path / str(need)
         policy = "asl:min_layer=3:obs_layers=2:obs_tokens=16:tau=2:window=8"
         plan = Plan(("passkey",), (700,), ("auto:0.2-0.4", kept), (policy,), samples=1, seed=0)
