@@ -71,14 +71,16 @@ class PromptBudget:
     Args:
         n_least: tokens to keep at least, and n_most at most. Where they are the same, the layer alone is chosen.
         n_held: rows to hold until then, n_most at least.
-        n_sink: first tokens that are no part of the document.
+        policy: its first tokens are no part of the document.
         thresholds: of the model; None: there are none.
     """
 
-    def __init__(self, n_least: int, n_most: int, n_held: int, *, n_sink: int, thresholds: Thresholds | None) -> None:
+    def __init__(
+        self, n_least: int, n_most: int, n_held: int, *, policy: Policy, thresholds: Thresholds | None
+    ) -> None:
         self.n_held, self.n_window = n_held, round(math.sqrt(n_least * n_most))
         self.n_least, self.n_most = n_least, n_most
-        self._n_sink, self._thresholds = n_sink, thresholds
+        self._policy, self._thresholds = policy, thresholds
         self._reading: Reading | None = None
         self.choice = "the upper limit: no layer selected tokens"
         """how many tokens, and why"""
@@ -86,7 +88,7 @@ class PromptBudget:
     def see(self, scores: LayerScores) -> None:
         """Reads the layer that thresholds are known for."""
         if self._thresholds is not None and scores.layer == self._thresholds.layer:
-            self._reading = read(scores, self._n_sink)
+            self._reading = read(scores, self._policy.first_kept)
 
     def choose(self, layer: int, last: int) -> int | None:
         """As `LateBudget.choose`."""
@@ -96,7 +98,7 @@ class PromptBudget:
             self.choice = f"{self.n_most:,} tokens, the upper limit: {known}"
             return self.n_most
         need = thresholds.need(reading)
-        if need >= _SEVERAL / 2 and layer < min(thresholds.deeper, last):
+        if self._policy.looks_again and need >= _SEVERAL / 2 and layer < min(thresholds.deeper, last):
             return None
         n_kept = self.n_least + round(need * (self.n_most - self.n_least))
         self.choice = (
@@ -112,7 +114,7 @@ def auto_budget(
     """Of `auto`, for a prompt of which n_most tokens are kept at most."""
     least = policy.least_with(n_protected) if n_protected else policy.min_kept
     n_least = min(n_most, max(math.ceil(auto.least * n_tokens - 1e-9), _LEAST_TOKENS, least))
-    return PromptBudget(n_least, n_most, n_most, n_sink=policy.first_kept, thresholds=thresholds_of(info))
+    return PromptBudget(n_least, n_most, n_most, policy=policy, thresholds=thresholds_of(info))
 
 
 def fixed_budget(policy: Policy, n_tokens: int, n_kept: int, info: session_info) -> PromptBudget | None:
@@ -121,4 +123,4 @@ def fixed_budget(policy: Policy, n_tokens: int, n_kept: int, info: session_info)
     if not policy.looks_again or n_kept >= n_tokens or thresholds is None:
         return None
     n_held = min(n_tokens, _HELD * n_kept)
-    return PromptBudget(n_kept, n_kept, n_held, n_sink=policy.first_kept, thresholds=thresholds)
+    return PromptBudget(n_kept, n_kept, n_held, policy=policy, thresholds=thresholds)

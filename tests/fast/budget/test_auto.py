@@ -231,6 +231,7 @@ def test_other_policies_stay_as_published(thresholds):
     thresholds(ALL_OF_IT)
     info = session_info(n_layer=TINY[0], n_head_kv=TINY[1], n_embd_head_k=TINY[2])
     assert fixed_budget(REGISTRY["asl"](), 1000, 200, info) is None
+    assert fixed_budget(replace(SETTLES, look_again=False), 1000, 200, info) is None
     assert fixed_budget(SETTLES, 1000, 200, info) is not None and fixed_budget(SETTLES, 200, 200, info) is None
     assert fixed_budget(SETTLES, 1000, 200, session_info()) is None
 
