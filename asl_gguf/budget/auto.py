@@ -15,6 +15,8 @@ from .targets import Auto
 class AutoRule(BudgetRule):
     """Between two shares of the prompt, by what its end looks for. Models without thresholds get the larger one."""
 
+    fixed = False
+
     def __init__(self, auto: Auto, context: BudgetContext) -> None:
         self._auto = auto
         self._most = ShareRule(Budget(auto.most, auto.min_prompt), context)

@@ -124,3 +124,13 @@ def fixed_budget(policy: Policy, n_tokens: int, n_kept: int, info: session_info)
         return None
     n_held = min(n_tokens, _HELD * n_kept)
     return PromptBudget(n_kept, n_kept, n_held, policy=policy, thresholds=thresholds)
+
+
+def guarded_budget(policy: Policy, n_tokens: int, n_kept: int, n_most: int, info: session_info) -> PromptBudget | None:
+    """Of n_kept tokens, up to n_most where what the prompt looks for does not stand in one place (`asl_guard`); None: as
+    `fixed_budget`."""
+    thresholds = thresholds_of(info)
+    if not policy.looks_again or n_kept >= n_tokens or thresholds is None:
+        return None
+    n_most = max(n_kept, min(n_most, n_tokens))
+    return PromptBudget(n_kept, n_most, n_most, policy=policy, thresholds=thresholds)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ..native.bindings import session_info
 from ..native.session import Session
@@ -66,6 +66,8 @@ class BudgetRule(ABC):
     """Chooses for one `Llama`."""
 
     context: BudgetContext
+    fixed: ClassVar[bool] = True
+    """`kept` is the number of tokens that are kept, not a limit"""
 
     @property
     @abstractmethod

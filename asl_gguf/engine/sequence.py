@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from ..budget.guard import CAP, Guard
+from ..budget.late import PromptBudget, guarded_budget
 from ..budget.rule import BudgetRule
 from ..budget.share import round_cells
 from ..cache.host_kv import HostKV
@@ -272,21 +273,25 @@ class Sequence:
             plan.new_tokens,
             self.policy,
             n_kept,
-            guard=self._guard,
+            guard=self._guard if late is None else Guard(None),
             n_most=plan.n_most,
             reason=plan.reason,
             protected=plan.protected,
             late=late,
         )
+        if isinstance(late, PromptBudget) and self._guard.share is not None and report.pruned:
+            report = replace(report, budget_choice=f"asl_guard: {late.choice}")
         return layers.corrected(report) if isinstance(layers, ReusingLayers) else report
 
     def _late(self, plan: Plan) -> LateBudget | None:
-        """Where something is decided as the prompt is read. Not of a turn, whose attention the past shares, nor with a guard,
-        which tries whole budgets."""
-        if plan.action == "turn" or self._guard.share is not None:
+        """What is decided as the prompt is read, if anything. Nothing of a turn, whose attention the past shares."""
+        if plan.action == "turn":
             return None
         n_tokens, n_protected = len(plan.tokens), 0 if plan.protected is None else plan.protected.size
         late = self.rule.late(n_tokens, plan.n_kept, n_protected, self.place.info())
+        if self._guard.share is not None and self.rule.fixed:
+            n_most = self._guard.largest(plan.n_kept, plan.n_most)
+            late = guarded_budget(self.policy, n_tokens, plan.n_kept, n_most, self.place.info())
         if late is not None:  # rows in excess lie in cells of the answer
             late.n_held = max(plan.n_kept, min(late.n_held, self.place.n_cells))
         return late

@@ -241,3 +241,15 @@ def test_rows_in_excess_have_to_fit_the_cells(make, thresholds):
     thresholds(ALL_OF_IT)
     llm = make(n_ctx=N_CTX, asl_budget=400, asl_policy=SETTLES, asl_decode_ctx=512)
     assert llm.prefill(prompt(1000)).kept_tokens == 400 and len(greedy(llm, prompt(1000))) == 8
+
+
+def test_a_guard_reads_the_prompt(make, thresholds):
+    """With thresholds it needs no second prefill: more is kept where what is looked for stands in no one place."""
+    for value, kept in ((ONE_PLACE, 100), (ALL_OF_IT, 400)):
+        thresholds(value)
+        llm = make(n_ctx=N_CTX, asl_budget=0.1, asl_guard=0.01, asl_policy=SETTLES)
+        report = llm.prefill(prompt(1000))
+        assert report.kept_tokens == report.budget_tokens == kept and not report.guard_attempts
+        assert report.budget_choice.startswith(f"asl_guard: {kept} tokens: ")
+    llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.3", asl_guard=0.01, asl_policy=SETTLES)
+    assert llm.prefill(prompt(1000)).kept_tokens == 300
