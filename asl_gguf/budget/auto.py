@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..native.bindings import session_info
 from ..report import PrefillReport
-from .late import PromptBudget, auto_budget
+from .late import PromptBudget, Shape, auto_budget
 from .rule import BudgetContext, BudgetRule, ShareRule
 from .share import Budget
 from .targets import Auto
@@ -41,10 +41,10 @@ class AutoRule(BudgetRule):
     def bind(self, info: session_info) -> None:
         """Every model will do."""
 
-    def late(self, n_tokens: int, n_kept: int, n_protected: int, info: session_info) -> PromptBudget | None:
+    def late(self, n_tokens: int, n_kept: int, n_protected: int, shape: Shape) -> PromptBudget | None:
         if n_kept >= n_tokens or not self.context.policy.drops:
             return None
-        self._budget = auto_budget(self._auto, self.context.policy, n_tokens, n_kept, info, n_protected)
+        self._budget = auto_budget(self._auto, self.context.policy, n_tokens, n_kept, shape, n_protected)
         return self._budget
 
     def annotate(self, report: PrefillReport) -> PrefillReport:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..native.bindings import session_info
 from ..policies import Policy
 from ..policies.contract import LayerScores
 from ..policies.reading import Reading, read
@@ -51,18 +50,17 @@ class Thresholds:
 
 
 CALIBRATED = {
-    (30, 3, 64): Thresholds(18, 22, document=0.11, found=(0.925, 0.955), chained=(0.985, 0.996), summary=(0.045, 0.06))
+    (30, 3, 576): Thresholds(18, 22, document=0.11, found=(0.925, 0.955), chained=(0.985, 0.996), summary=(0.045, 0.06))
 }
-"""layers, KV heads and elements of a K head of a model -> its thresholds. SmolLM2-135M"""
+"""shape of a model (native/context.py) -> its thresholds. SmolLM2-135M"""
 
 
 def _ramp(value: float, begin: float, end: float) -> float:
     return min(1.0, max(0.0, (value - begin) / (end - begin)))
 
 
-def thresholds_of(info: session_info) -> Thresholds | None:
-    """Those of a loaded model; None: there are none."""
-    return CALIBRATED.get((info.n_layer, info.n_head_kv, info.n_embd_head_k))
+Shape = tuple[int, int, int]
+"""layers, KV heads and width of a model"""
 
 
 class PromptBudget:
@@ -109,27 +107,27 @@ class PromptBudget:
 
 
 def auto_budget(
-    auto: Auto, policy: Policy, n_tokens: int, n_most: int, info: session_info, n_protected: int = 0
+    auto: Auto, policy: Policy, n_tokens: int, n_most: int, shape: Shape, n_protected: int = 0
 ) -> PromptBudget:
     """Of `auto`, for a prompt of which n_most tokens are kept at most."""
     least = policy.least_with(n_protected) if n_protected else policy.min_kept
     n_least = min(n_most, max(math.ceil(auto.least * n_tokens - 1e-9), _LEAST_TOKENS, least))
-    return PromptBudget(n_least, n_most, n_most, policy=policy, thresholds=thresholds_of(info))
+    return PromptBudget(n_least, n_most, n_most, policy=policy, thresholds=CALIBRATED.get(shape))
 
 
-def fixed_budget(policy: Policy, n_tokens: int, n_kept: int, info: session_info) -> PromptBudget | None:
+def fixed_budget(policy: Policy, n_tokens: int, n_kept: int, shape: Shape) -> PromptBudget | None:
     """Of n_kept tokens, where the layer is chosen; None: the policy does not look again, or the model has no thresholds."""
-    thresholds = thresholds_of(info)
+    thresholds = CALIBRATED.get(shape)
     if not policy.looks_again or n_kept >= n_tokens or thresholds is None:
         return None
     n_held = min(n_tokens, _HELD * n_kept)
     return PromptBudget(n_kept, n_kept, n_held, policy=policy, thresholds=thresholds)
 
 
-def guarded_budget(policy: Policy, n_tokens: int, n_kept: int, n_most: int, info: session_info) -> PromptBudget | None:
+def guarded_budget(policy: Policy, n_tokens: int, n_kept: int, n_most: int, shape: Shape) -> PromptBudget | None:
     """Of n_kept tokens, up to n_most where what the prompt looks for does not stand in one place (`asl_guard`); None: as
     `fixed_budget`."""
-    thresholds = thresholds_of(info)
+    thresholds = CALIBRATED.get(shape)
     if not policy.looks_again or n_kept >= n_tokens or thresholds is None:
         return None
     n_most = max(n_kept, min(n_most, n_tokens))

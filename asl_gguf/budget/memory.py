@@ -14,7 +14,7 @@ from ..native import devices
 from ..native.bindings import lib, llama_cpp, session_info
 from ..policies import LateBudget
 from ..report import PrefillReport
-from .late import fixed_budget
+from .late import Shape, fixed_budget
 from .rule import BudgetContext, BudgetRule
 from .share import Budget, round_cells
 from .targets import Auto, Target
@@ -124,8 +124,8 @@ class MemoryRule(BudgetRule):
     def kept(self, n_tokens: int) -> int:
         return self.context.most_kept(n_tokens, self.n_cells)
 
-    def late(self, n_tokens: int, n_kept: int, n_protected: int, info: session_info) -> LateBudget | None:
-        return fixed_budget(self.context.policy, n_tokens, n_kept, info)
+    def late(self, n_tokens: int, n_kept: int, n_protected: int, shape: Shape) -> LateBudget | None:
+        return fixed_budget(self.context.policy, n_tokens, n_kept, shape)
 
     def annotate(self, report: PrefillReport) -> PrefillReport:
         return replace(report, budget_choice=self._choice(report.prompt_tokens))

@@ -13,7 +13,7 @@ from ..native.session import Session
 from ..policies import LateBudget, Policy
 from ..report import PrefillReport
 from . import guard
-from .late import fixed_budget
+from .late import Shape, fixed_budget
 from .share import Budget, round_cells
 
 _UNFINISHED = 3
@@ -104,13 +104,13 @@ class BudgetRule(ABC):
         """n_kept where so many tokens are protected."""
         return n_kept
 
-    def late(self, n_tokens: int, n_kept: int, n_protected: int, info: session_info) -> LateBudget | None:
+    def late(self, n_tokens: int, n_kept: int, n_protected: int, shape: Shape) -> LateBudget | None:
         """Where it is decided as the prompt is read how many of n_kept tokens stay, or which layer selects them; None: it is
         not.
 
         Args:
             n_protected: tokens that are kept whatever their scores.
-            info: of the loaded model.
+            shape: of the loaded model.
         """
         return None
 
@@ -151,8 +151,8 @@ class ShareRule(BudgetRule):
     def bind(self, info: session_info) -> None:
         """Every model will do."""
 
-    def late(self, n_tokens: int, n_kept: int, n_protected: int, info: session_info) -> LateBudget | None:
-        return fixed_budget(self.context.policy, n_tokens, n_kept, info)
+    def late(self, n_tokens: int, n_kept: int, n_protected: int, shape: Shape) -> LateBudget | None:
+        return fixed_budget(self.context.policy, n_tokens, n_kept, shape)
 
     def with_policy(self, policy: Policy) -> ShareRule:
         """The same under another policy."""

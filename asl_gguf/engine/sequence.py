@@ -14,6 +14,7 @@ from ..budget.share import round_cells
 from ..cache.host_kv import HostKV
 from ..errors import ContextFullError, PromptError, StateError
 from ..native import context
+from ..native.bindings import llama_cpp
 from ..native.session import Session
 from ..policies.contract import Indices, LateBudget
 from ..report import PrefillReport
@@ -288,10 +289,11 @@ class Sequence:
         if plan.action == "turn":
             return None
         n_tokens, n_protected = len(plan.tokens), 0 if plan.protected is None else plan.protected.size
-        late = self.rule.late(n_tokens, plan.n_kept, n_protected, self.place.info())
+        shape = context.model_shape(llama_cpp.llama_get_model(self.place.ctx))
+        late = self.rule.late(n_tokens, plan.n_kept, n_protected, shape)
         if self._guard.share is not None and self.rule.fixed:
             n_most = self._guard.largest(plan.n_kept, plan.n_most)
-            late = guarded_budget(self.policy, n_tokens, plan.n_kept, n_most, self.place.info())
+            late = guarded_budget(self.policy, n_tokens, plan.n_kept, n_most, shape)
         if late is not None:  # rows in excess lie in cells of the answer
             late.n_held = max(plan.n_kept, min(late.n_held, self.place.n_cells))
         return late

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..budget.late import auto_budget, fixed_budget
+from ..budget.late import Shape, auto_budget, fixed_budget
 from ..budget.share import Budget, round_cells
 from ..budget.targets import Auto
 from ..engine.prefill import prefill
 from ..engine.replay import Records
-from ..native.bindings import llama_cpp, session_info
+from ..native.bindings import llama_cpp
+from ..native.context import model_shape
 from ..native.model import Model
 from ..native.session import Session
 from ..policies import Full, Policy, parse_policy
@@ -177,7 +178,7 @@ class _Answers:
                 prefill(shared.for_policy(Full(), n_tokens), self._tokens, Full(), n_tokens)
                 full = answer_logits(model, ctx, n_tokens, self._example)
             for text, budget, policy, n_kept in chosen:
-                late = _late(budget, policy, n_tokens, n_kept, session.info())
+                late = _late(budget, policy, n_tokens, n_kept, model_shape(model.handle))
                 report, seconds = shared.prefill(policy, n_kept, late)
                 spent = time.perf_counter() - started
                 rows = answer_logits(model, ctx, n_tokens, self._example)
@@ -238,14 +239,14 @@ def _most_kept(budget: float | int | str | None, n_tokens: int, policy: Policy) 
 
 
 def _late(
-    budget: float | int | str | None, policy: Policy, n_tokens: int, n_kept: int, info: session_info
+    budget: float | int | str | None, policy: Policy, n_tokens: int, n_kept: int, shape: Shape
 ) -> LateBudget | None:
     """What is decided as the prompt is read, as a `Llama` with this budget does."""
     if n_kept >= n_tokens:
         return None
     if isinstance(budget, str):
-        return auto_budget(Auto.parse(budget, 0), policy, n_tokens, n_kept, info)
-    return fixed_budget(policy, n_tokens, n_kept, info)
+        return auto_budget(Auto.parse(budget, 0), policy, n_tokens, n_kept, shape)
+    return fixed_budget(policy, n_tokens, n_kept, shape)
 
 
 def _record_bytes(model: Model, session: Session, n_tokens: int) -> int:

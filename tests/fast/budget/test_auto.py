@@ -15,7 +15,6 @@ from asl_gguf.budget.late import CALIBRATED, Thresholds, fixed_budget
 from asl_gguf.budget.rule import BudgetContext
 from asl_gguf.budget.targets import Auto, make_budget
 from asl_gguf.cli.options import parse_budget
-from asl_gguf.native.bindings import session_info
 from asl_gguf.policies import REGISTRY
 from asl_gguf.policies.contract import LayerScores
 from asl_gguf.policies.reading import Reading
@@ -23,7 +22,7 @@ from harness import prompt
 from tiny_llama import N_HEAD_KV, N_LAYER, SETTLES, greedy, logits
 
 N_CTX = 2048
-TINY = (N_LAYER, N_HEAD_KV, 32)
+TINY = (N_LAYER, N_HEAD_KV, 128)
 NEVER, ALWAYS = 2.0, -1.0
 """thresholds that no reading reaches, and that every one passes"""
 
@@ -111,12 +110,12 @@ def rule(text: str = "auto", **kwargs) -> AutoRule:
     return AutoRule.make(Auto.parse(text), BudgetContext("", 8192, REGISTRY["asl-span"](), 64, **kwargs))
 
 
-INFO = session_info(**dict(zip(("n_layer", "n_head_kv", "n_embd_head_k"), next(iter(CALIBRATED)))))
+SHAPE = next(iter(CALIBRATED))
 
 
 def choice(made: AutoRule, seen: LayerScores, n_tokens: int | None = None, known: bool = True) -> int:
     n_tokens = n_tokens or seen.n_current
-    late = made.late(n_tokens, made.kept(n_tokens), 0, INFO if known else session_info())
+    late = made.late(n_tokens, made.kept(n_tokens), 0, SHAPE if known else (1, 1, 1))
     late.see(seen)
     return late.choose(29, 29)
 
@@ -127,7 +126,7 @@ def choice(made: AutoRule, seen: LayerScores, n_tokens: int | None = None, known
 def test_between_its_limits(text, n, least, most):
     made = rule(text)
     assert made.kept(n) == most
-    assert made.late(n, most, 0, INFO).n_least == least
+    assert made.late(n, most, 0, SHAPE).n_least == least
     chosen = [choice(made, scores(peak, n)) for peak in (0.3, 0.9, 0.93, 0.94, 0.95, 0.99, 0.999)]
     assert chosen == sorted(chosen, reverse=True) and chosen[0] == most and chosen[-1] == least
     assert least < chosen[3] < most
@@ -142,9 +141,9 @@ def test_careful_without_thresholds_or_a_document():
 
 def test_short_prompts_and_protected_tokens():
     made = rule()
-    assert made.kept(256) == 256 and made.late(256, 256, 0, INFO) is None
-    assert made.late(1000, 400, 200, INFO).n_least == 237
-    assert made.late(1000, 400, 390, INFO).n_least == 400
+    assert made.kept(256) == 256 and made.late(256, 256, 0, SHAPE) is None
+    assert made.late(1000, 400, 200, SHAPE).n_least == 237
+    assert made.late(1000, 400, 390, SHAPE).n_least == 400
 
 
 ONE_PLACE = Thresholds(3, 4, NEVER, (ALWAYS, 0), (0, 1), (0, 1))
@@ -192,14 +191,21 @@ def test_more_where_more_is_needed(make, thresholds):
     assert not np.array_equal(found[0][1], found[1][1])
 
 
-def test_with_k_v_of_all_tokens(make, thresholds):
-    """Every question chooses anew, and its budget too."""
-    thresholds(ONE_PLACE)
-    llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES, asl_full_kv=True)
-    document = prompt(900)
-    assert llm.prefill(document).kept_tokens == 100
-    report = llm.prefill([*document, *prompt(60, seed=1)])
-    assert report.reused_tokens > 800 and report.kept_tokens == 100 and "100 tokens: " in report.budget_choice
+@pytest.mark.parametrize("value, kept, layer", [(ONE_PLACE, 100, 3), (ALL_OF_IT, 500, 4)], ids=["found", "all-of-it"])
+def test_with_k_v_of_all_tokens(make, thresholds, value, kept, layer):
+    """Every question chooses anew, and its budget and layer too, as a prompt that runs from its start does."""
+    thresholds(value)
+    llm, alone = (
+        make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES, asl_full_kv=full) for full in (True, False)
+    )
+    document, question = prompt(900), prompt(100, seed=1)
+    assert llm.prefill(document).selection_layer == layer
+    reports = [one.prefill([*document, *question]) for one in (llm, alone)]
+    assert reports[0].reused_tokens > 800
+    for report in reports:
+        assert (report.kept_tokens, report.selection_layer) == (kept, layer)
+        assert f"{kept} tokens: " in report.budget_choice
+    assert reports[0].selected == reports[1].selected
 
 
 def test_a_turn_keeps_to_the_upper_limit(make, thresholds):
@@ -229,11 +235,10 @@ def test_a_fixed_budget_looks_again(make, thresholds):
 
 def test_other_policies_stay_as_published(thresholds):
     thresholds(ALL_OF_IT)
-    info = session_info(n_layer=TINY[0], n_head_kv=TINY[1], n_embd_head_k=TINY[2])
-    assert fixed_budget(REGISTRY["asl"](), 1000, 200, info) is None
-    assert fixed_budget(replace(SETTLES, look_again=False), 1000, 200, info) is None
-    assert fixed_budget(SETTLES, 1000, 200, info) is not None and fixed_budget(SETTLES, 200, 200, info) is None
-    assert fixed_budget(SETTLES, 1000, 200, session_info()) is None
+    assert fixed_budget(REGISTRY["asl"](), 1000, 200, TINY) is None
+    assert fixed_budget(replace(SETTLES, look_again=False), 1000, 200, TINY) is None
+    assert fixed_budget(SETTLES, 1000, 200, TINY) is not None and fixed_budget(SETTLES, 200, 200, TINY) is None
+    assert fixed_budget(SETTLES, 1000, 200, (1, 1, 1)) is None
 
 
 def test_rows_in_excess_have_to_fit_the_cells(make, thresholds):

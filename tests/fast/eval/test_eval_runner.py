@@ -24,6 +24,7 @@ from asl_gguf.eval.results import TIMES
 from asl_gguf.eval.runner import FULL, Plan, Results, key_of, read_rows, run
 from asl_gguf.eval.summary import document, relative_score, table
 from asl_gguf.eval.tasks import make_task
+from asl_gguf.native.context import model_shape
 from asl_gguf.native.model import ContextOptions, Model
 from asl_gguf.policies import parse_policy
 
@@ -269,7 +270,7 @@ def test_report_without_results_is_an_error(tmp_path, capsys):
 @pytest.mark.parametrize("record_bytes", [2**30, 0], ids=["shared", "alone"])
 def test_a_budget_that_follows_the_question(model, tmp_path, monkeypatch, record_bytes):
     """What it chooses is kept as if it had been the budget; figures and tables take its name."""
-    shape = (model.n_layer, 2, 32)
+    shape = model_shape(model.handle)
     for need, kept in ((0, 0.2), (1, 0.4)):
         thresholds = late.Thresholds(2, 3, 2.0, (1.5, 2) if need else (-2, -1), (2, 3), (1.5, 2))
         monkeypatch.setitem(late.CALIBRATED, shape, thresholds)
