@@ -30,3 +30,18 @@ PUBLISHED = {
     "kv_retrieval": "a71190f880a3e27a73a7d14f11a031301fc35247fab320f04122c655e08d6d13",
 }
 """Of prompt + reference_text of the first example at 1,500 tokens, DEVELOPMENT_SEED."""
+
+OWN = {
+    "gist": "ea3f1dde8be4e483192ef23d67fd95a5e0f4a08e23b286ed8059b492c3e6d90d",
+    "topics": "5f37fe7d482fad19855d86f0d0244f44f0df22de7be3a0b018ee9f47aa6dee6b",
+    "tone": "44c40c606102efbef60715a380eb4aa748dbc58ac6ed59ad529606e253cda3e1",
+    "compare": "6deb2333ad6a04c5fdff532afc352a0548f569dc1b30f3fcddcab0c13efe7f5a",
+    "sum": "e8a6fc80815eabbdffe870b23e216eeffa0502365298927eb0c7926ace38a1a6",
+    "rule": "04259615f166cc22d8b1140e03ea812b0569f53cccb668111b80fe188a9d85a3",
+    "turns": "a59431f136080ed19be3ff0b70886aa5139d73db901e7543728b97b1bb29ff87",
+    "function": "1f387e6ce5cc2ee9c89d8f89b86e671e2019f55041d3ae14f657884fc7260a41",
+    "identifier": "021e8f3110656f13a3ad8e7074a10cde34f57ec4b15d2d3d1e9f74b8fbfbc0fa",
+    "table": "c35411f070aa1afad1bc5f468eaef36b75e88fcbbaf11c5185bd6838e148545e",
+    "records": "72b0d49b2685a8cea098b8ab170ca7d8c8bbb102d0d3051dd9a30aa9602bfb54",
+}
+"""Of prompt + reference_text of the first example at 500 tokens of test_eval_tasks_own.py, DEVELOPMENT_SEED."""

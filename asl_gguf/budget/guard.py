@@ -30,9 +30,13 @@ class Guard:
             n_most: largest number of tokens to keep.
         """
         n_most = min(max(n_most, n_kept), n_tokens)
-        largest = n_most if self.cap is None else min(self.cap * n_kept, n_most)
+        largest = self.largest(n_kept, n_most)
         last = n_most if n_most == n_tokens else largest
         while self.share is not None and n_kept < last:
             yield n_kept, self.share
             n_kept = min(n_kept * GROWTH, largest) if n_kept < largest else n_most
         yield n_kept, None
+
+    def largest(self, n_kept: int, n_most: int) -> int:
+        """The largest budget in tokens, of those that fit n_most."""
+        return n_most if self.cap is None else min(self.cap * n_kept, n_most)

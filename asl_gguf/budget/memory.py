@@ -12,10 +12,12 @@ from ..errors import ModelError, OptionError
 from ..models import gguf_header
 from ..native import devices
 from ..native.bindings import lib, llama_cpp, session_info
+from ..policies import LateBudget
 from ..report import PrefillReport
+from .late import Shape, fixed_budget
 from .rule import BudgetContext, BudgetRule
 from .share import Budget, round_cells
-from .targets import Target
+from .targets import Auto, Target
 
 _STEP = round_cells(1)
 
@@ -122,6 +124,9 @@ class MemoryRule(BudgetRule):
     def kept(self, n_tokens: int) -> int:
         return self.context.most_kept(n_tokens, self.n_cells)
 
+    def late(self, n_tokens: int, n_kept: int, n_protected: int, shape: Shape) -> LateBudget | None:
+        return fixed_budget(self.context.policy, n_tokens, n_kept, shape)
+
     def annotate(self, report: PrefillReport) -> PrefillReport:
         return replace(report, budget_choice=self._choice(report.prompt_tokens))
 
@@ -148,7 +153,7 @@ def check_decode_ctx(context: BudgetContext) -> None:
         )
 
 
-def full_cache_note(budget: Budget | Target | None, context: Any) -> str:
+def full_cache_note(budget: Budget | Auto | Target | None, context: Any) -> str:
     """What a full cache in place of a pruned one means for a size; empty if nothing.
 
     Args:

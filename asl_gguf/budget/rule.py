@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ..native.bindings import session_info
 from ..native.session import Session
-from ..policies import Policy
+from ..policies import LateBudget, Policy
 from ..report import PrefillReport
 from . import guard
+from .late import Shape, fixed_budget
 from .share import Budget, round_cells
 
 _UNFINISHED = 3
@@ -65,6 +66,8 @@ class BudgetRule(ABC):
     """Chooses for one `Llama`."""
 
     context: BudgetContext
+    fixed: ClassVar[bool] = True
+    """`kept` is the number of tokens that are kept, not a limit"""
 
     @property
     @abstractmethod
@@ -100,6 +103,16 @@ class BudgetRule(ABC):
     def with_protected(self, n_kept: int, n_tokens: int, n_protected: int) -> int:
         """n_kept where so many tokens are protected."""
         return n_kept
+
+    def late(self, n_tokens: int, n_kept: int, n_protected: int, shape: Shape) -> LateBudget | None:
+        """Where it is decided as the prompt is read how many of n_kept tokens stay, or which layer selects them; None: it is
+        not.
+
+        Args:
+            n_protected: tokens that are kept whatever their scores.
+            shape: of the loaded model.
+        """
+        return None
 
     def annotate(self, report: PrefillReport) -> PrefillReport:
         """The report of a new prompt, with what was chosen."""
@@ -137,6 +150,9 @@ class ShareRule(BudgetRule):
 
     def bind(self, info: session_info) -> None:
         """Every model will do."""
+
+    def late(self, n_tokens: int, n_kept: int, n_protected: int, shape: Shape) -> LateBudget | None:
+        return fixed_budget(self.context.policy, n_tokens, n_kept, shape)
 
     def with_policy(self, policy: Policy) -> ShareRule:
         """The same under another policy."""

@@ -16,11 +16,48 @@ _UNITS: dict[str, dict[str, int | Fraction]] = {
     "ttft": {"ms": Fraction(1, 1000), "s": 1, "min": 60},
 }
 FORMS = (
+    "'auto' or 'auto:LEAST-MOST' (follows the question, between two shares, such as auto:0.05-0.4), "
     "'fit:SIZE' (KV memory: a number and B, KB, MB, GB, KiB, MiB or GiB, such as fit:2GiB) or 'ttft:TIME' (time to the "
     "first token: a number and ms, s or min, such as ttft:5s)"
 )
 BudgetValue = float | int | str
 """what users give: a share, a number of tokens, or a goal"""
+
+
+@dataclass(frozen=True)
+class Auto:
+    """A budget that follows the question, between two shares of the prompt."""
+
+    value: str
+    """as it was written"""
+    least: float = 0.05
+    most: float = 0.4
+    min_prompt: int = Budget.min_prompt
+    """prompts up to this length are not pruned"""
+
+    @classmethod
+    def parse(cls, text: str, min_prompt: int = Budget.min_prompt, option: str = "asl_budget") -> Auto:
+        """From `auto` or `auto:LEAST-MOST`, in any case.
+
+        Raises:
+            OptionError: it is neither; the message begins with the option's name.
+        """
+        Budget(1, min_prompt)  # refuses a wrong min_prompt
+        if text.lower() == "auto":
+            return cls(text, min_prompt=min_prompt)
+        number = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+        match = re.fullmatch(rf"auto:{number}-{number}", text, re.IGNORECASE | re.ASCII)
+        if match is None or not 0 < float(match[1]) <= float(match[2]) <= 1:
+            raise OptionError(f"{option}: expected {FORMS}, with 0 < LEAST <= MOST <= 1, got {text!r}")
+        return cls(text, float(match[1]), float(match[2]), min_prompt)
+
+    def check(self, policy: Policy) -> None:
+        """Raises OptionError if a policy cannot decide at its selection how many tokens are kept."""
+        if policy.drops and not policy.decides_late:
+            raise OptionError(
+                f"asl_budget: expected a policy that decides at its selection layer for {self.value}, such as asl-span or "
+                f"asl, got {policy.name}; take another policy or a share"
+            )
 
 
 @dataclass(frozen=True)
@@ -52,7 +89,16 @@ class Target:
         raise OptionError(f"{option}: expected {FORMS}, got {text!r}")
 
 
-def make_budget(value: BudgetValue, min_prompt: int) -> Budget | Target:
+def parse_target(text: str, min_prompt: int = Budget.min_prompt, option: str = "asl_budget") -> Auto | Target:
+    """From a budget that is a goal, or follows the question.
+
+    Raises:
+        OptionError: it is none; the message begins with the option's name.
+    """
+    return (Auto if text.lower().startswith("auto") else Target).parse(text, min_prompt, option)
+
+
+def make_budget(value: BudgetValue, min_prompt: int) -> Budget | Auto | Target:
     """`asl_budget` as an object.
 
     Raises:
@@ -62,15 +108,17 @@ def make_budget(value: BudgetValue, min_prompt: int) -> Budget | Target:
         return Budget(value, min_prompt)
     if not is_target(value):
         raise OptionError(f"asl_budget: expected a float in (0, 1], an int of at least 1 token, {FORMS}, got {value!r}")
-    return Target.parse(value, min_prompt)
+    return parse_target(value, min_prompt)
 
 
-def check_budget(budget: Budget | Target, policy: Policy) -> None:
+def check_budget(budget: Budget | Auto | Target, policy: Policy) -> None:
     """Raises OptionError if this policy keeps to no such budget, whatever the model."""
     if not policy.drops:
         return
     if isinstance(budget, Budget):
         budget.check(policy.min_kept)
+    elif isinstance(budget, Auto):
+        budget.check(policy)
     elif budget.kind == "ttft" and policy.first_selection(2) is None:
         raise OptionError(
             f"asl_budget: expected a policy whose deeper layers see fewer tokens for {budget.value}, such as asl-span, "
@@ -80,4 +128,4 @@ def check_budget(budget: Budget | Target, policy: Policy) -> None:
 
 def is_target(text: str) -> bool:
     """Whether a text is meant as a goal, however wrong the rest of it is."""
-    return text.lower().startswith(("fit:", "ttft:"))
+    return text.lower().startswith(("fit:", "ttft:", "auto:")) or text.lower() == "auto"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..budget.targets import Auto, is_target
 from ..errors import OptionError
 from .options import DEQUANT, add_model_options
 
@@ -33,7 +34,7 @@ def add_parser(commands: Any) -> None:
     )
     evaluate.add_argument("--tasks", help="names, or name:FILE, with commas")
     evaluate.add_argument("--lengths", help="prompt tokens, with commas")
-    evaluate.add_argument("--budgets", help="shares or tokens, with commas")
+    evaluate.add_argument("--budgets", help="shares, tokens, or auto, with commas")
     evaluate.add_argument("--policies", help="name or name:parameter=value:..., with commas")
     evaluate.add_argument("--samples", type=int, help="examples of each task; of niah: at each depth")
     evaluate.add_argument("--depths", help="of niah: percent of the haystack, with commas")
@@ -76,7 +77,9 @@ def _numbers(name: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...
         raise OptionError(f"{name}: expected numbers with commas, got {text!r}") from None
 
 
-def _budget(text: str) -> float | int:
+def _budget(text: str) -> float | int | str:
+    if is_target(text):
+        return Auto.parse(text, option="--budgets").value
     return float(text) if "." in text else int(text)
 
 

@@ -8,7 +8,7 @@ import re
 import sys
 from typing import Any
 
-from ..budget.targets import FORMS, BudgetValue, Target, is_target
+from ..budget.targets import FORMS, BudgetValue, is_target, parse_target
 from ..cache.packing import KINDS
 from ..errors import OptionError
 from ..policies import DEFAULT
@@ -27,10 +27,10 @@ _LAYERS = {"all": -1, "auto": -1}
 _FEW_TOKENS = 100
 """a budget of fewer tokens may have been meant as a percentage"""
 
-BUDGET_HELP = "0.2 or 20%: share of the prompt; 512: tokens; fit:2GiB: KV memory; ttft:5s: time to the first token"
+BUDGET_HELP = "0.2 or 20%: share of the prompt; 512: tokens; auto: follows the question; fit:2GiB: KV memory; ttft:5s: time to the first token"
 ESCAPED_BUDGET_HELP = BUDGET_HELP.replace("%", "%%")
 """the same for argparse"""
-_FIXED_BUDGET_HELP = ESCAPED_BUDGET_HELP.partition("; fit")[0]
+_FIXED_BUDGET_HELP = ESCAPED_BUDGET_HELP.partition("; auto")[0]
 
 
 def warn(text: str) -> None:
@@ -52,7 +52,7 @@ def parse_budget(text: str, option: str = "--budget") -> BudgetValue | None:
     if text.lower() == "none":
         return None
     if is_target(text):
-        return Target.parse(text, option=option).value
+        return parse_target(text, option=option).value
     try:
         n_tokens = int(text)
     except ValueError:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..budget.auto import AutoRule
 from ..budget.latency import LatencyRule
 from ..budget.memory import MemoryRule
 from ..budget.rule import BudgetContext, BudgetRule, ShareRule
 from ..budget.share import Budget
-from ..budget.targets import BudgetValue, Target, check_budget, make_budget
+from ..budget.targets import Auto, BudgetValue, Target, check_budget, make_budget
 from ..cache import packing
 from ..errors import OptionError
 from ..models.calibration import calibrated
@@ -26,7 +27,7 @@ _DECIDING = ("asl_budget", "asl_min_prompt", "asl_policy", "asl_protect", "asl_g
 class AslOptions:
     """Options of one `Llama`, under their names without `asl_`."""
 
-    budget: Budget | Target | None = None
+    budget: Budget | Auto | Target | None = None
     policy: Policy = field(default_factory=lambda: make_policy(DEFAULT))
     decode_ctx: int | None = None
     """KV cells of the decode context; None: the budget at n_ctx, and room"""
@@ -100,6 +101,8 @@ class AslOptions:
         use = BudgetContext(path, n_ctx, self.policy, self.room, self.decode_ctx, self.guard is not None, kwargs)
         if isinstance(self.budget, Budget):
             return ShareRule(self.budget, use)
+        if isinstance(self.budget, Auto):
+            return AutoRule.make(self.budget, use)
         return (MemoryRule if self.budget.kind == "fit" else LatencyRule).make(self.budget, use)
 
     def deciding_what_is_kept(self) -> dict[str, Any]:
@@ -137,7 +140,7 @@ def _flag(name: str, value: object) -> bool:
     return value
 
 
-def _full_kv(value: object, budget: Budget | Target | None) -> bool | str:
+def _full_kv(value: object, budget: Budget | Auto | Target | None) -> bool | str:
     """Without a budget there is no other selection to make; a time cannot be predicted."""
     if not isinstance(value, bool) and not (isinstance(value, str) and value in packing.KINDS):
         raise OptionError(f"asl_full_kv: expected True, False or one of {', '.join(packing.KINDS)}, got {value!r}")

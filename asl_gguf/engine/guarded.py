@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..budget.guard import Guard
 from ..errors import AttentionMassError
 from ..policies import Policy
-from ..policies.contract import Indices
+from ..policies.contract import Indices, LateBudget
 from ..report import PrefillReport
 from .layers import Layers
 from .prefill import prefill_slices
@@ -24,6 +24,7 @@ def guarded_slices(
     n_most: int,
     reason: str | None = None,
     protected: Indices | None = None,
+    late: LateBudget | None = None,
 ) -> Generator[None, None, PrefillReport]:
     """`prefill_slices` with the budgets of a guard, until the mean attention mass of the layers reaches its share.
 
@@ -36,7 +37,7 @@ def guarded_slices(
     for n_tried, share in guard.attempts(n_kept, len(tokens), n_most):
         try:
             report = yield from prefill_slices(
-                layers, tokens, policy, n_tried, reason=reason, protected=protected, guard=share
+                layers, tokens, policy, n_tried, reason=reason, protected=protected, guard=share, late=late
             )
         except AttentionMassError as err:
             attempts.append((n_tried, err.mass))

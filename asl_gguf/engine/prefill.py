@@ -13,8 +13,9 @@ import numpy as np
 
 from ..errors import AttentionMassError, ContextFullError, OptionError, PromptError
 from ..policies import Full, Policy
-from ..policies.contract import Decision, Floats, Indices, LayerScores, Prompt
+from ..policies.contract import Decision, Floats, Indices, LateBudget, LayerScores, Prompt
 from ..report import PrefillReport
+from .late import HeldRows
 from .layers import Layers, drained
 
 _END = object()
@@ -30,6 +31,7 @@ class _Trace:
         self.selection_layer: int | None = None
         self.rows: list[int] = []
         self.passes = 1
+        self.n_kept = n_tokens
         self.token_layers = 0
         self.n_dequantised = self.kv_bytes_peak = 0
         self.current = np.arange(n_tokens, dtype=np.int32)
@@ -58,6 +60,16 @@ class _Trace:
         """Raises AttentionMassError if kept rows hold too little so far."""
         if self.attention_mass and (mass := float(np.mean(self.attention_mass))) < guard:
             raise AttentionMassError(mass, guard)
+
+    def shrink(self, held: HeldRows, decision: Decision) -> None:
+        """The budget was decided: layers hold fewer rows than they did."""
+        assert decision.tokens is not None
+        self.n_kept = decision.tokens.size
+        left = held.shrink(decision)
+        self.rows = [n_rows for n_rows, _ in left]
+        self.attention_mass = [
+            attention_mass(held.attention(place).attention, rows) for place, (_, rows) in enumerate(left)
+        ]
 
     def drop(self, layer: int, tokens: Indices) -> None:
         """Only these of the current tokens go on."""
@@ -104,6 +116,7 @@ def prefill_slices(
     protected: Indices | None = None,
     always_ask: bool = False,
     guard: float | None = None,
+    late: LateBudget | None = None,
 ) -> Generator[None, None, PrefillReport]:
     """Runs a prompt layer by layer and leaves the decode context ready to sample from.
 
@@ -118,6 +131,7 @@ def prefill_slices(
         protected: int32, increasing indices of tokens that are kept whatever their scores.
         always_ask: ask the policy even if n_kept spares every token (of a prompt longer than the policy's min_kept).
         guard: least mean share of the window's attention that kept rows must hold, judged from a third of the depth on.
+        late: decides where the policy selects how many tokens are kept, n_kept at most.
 
     Raises:
         PromptError: there are no tokens.
@@ -128,7 +142,7 @@ def prefill_slices(
         AttentionMassError: the guard was not met.
     """
     info = layers.info()
-    prompt = _check(info.n_cells, layers.sliding, len(tokens), policy, n_kept, protected)
+    prompt = replace(_check(info.n_cells, layers.sliding, len(tokens), policy, n_kept, protected), late=late)
     asked = prompt.n_kept < prompt.n_tokens or (always_ask and prompt.n_tokens > policy.min_kept)
     trace = _Trace(prompt.n_tokens)
     work = _run(layers, tokens, policy if asked else Full(window=policy.window), prompt, trace, guard)
@@ -172,7 +186,7 @@ def _report(layers: Layers, policy: Policy, prompt: Prompt, trace: _Trace) -> Pr
         prompt_tokens=n_tokens,
         kept_tokens=max(full),
         policy=policy.name,
-        budget_tokens=prompt.n_kept,
+        budget_tokens=prompt.n_kept if prompt.late is None else trace.n_kept,
         selection_layer=trace.selection_layer,
         selected=tuple(trace.current.tolist()) if trace.current.size < n_tokens else (),
         rows_by_layer=rows,
@@ -233,6 +247,8 @@ def _run_layers(
 ) -> Generator[None, None, bool]:
     """Layer after layer, as long as the policy has to be asked. Returns whether the kept tokens start again."""
     observe = policy.start(prompt)
+    held = HeldRows(layers, policy) if prompt.late is not None and policy.decides_late else None
+    trace.n_kept = prompt.n_kept
     n_waiting = 0  # layers that nobody looks at run together with the next one
     for group in _layers_to_ask(layers.sliding, prompt.n_layer):
         layer = group[-1]
@@ -242,7 +258,7 @@ def _run_layers(
         with_rows = policy.keeps_rows(layer, prompt.n_layer)
         if not (with_scores or with_rows) and layer < prompt.n_layer - 1:
             continue
-        window = policy.window_of(trace.current.size, prompt.n_kept)
+        window = policy.window_of(trace.current.size, prompt.n_window)
         layers.set_window(window, policy.weights_of(window))
         if trace.selection_layer is None and (first := policy.first_selection(prompt.n_layer)) is not None:
             layers.expect(0 if policy.two_pass else prompt.n_kept, max(first, layer))
@@ -251,6 +267,8 @@ def _run_layers(
         n_waiting = 0
         with trace.phase("policy"):
             scores = _read_scores(layers, layer, window, prompt, trace.current, with_scores, with_keys)
+            if prompt.late is not None and scores.attention.size:
+                prompt.late.see(scores)
             decision = observe(scores)
             if not isinstance(decision, Decision):
                 raise OptionError(f"policy {policy.name}, layer {layer}: expected a Decision, got {decision!r:.60}")
@@ -263,6 +281,11 @@ def _run_layers(
             return True
         with trace.phase("rows"):
             trace.rows.append(layers.keep_rows(decision.rows))
+            if held is not None:
+                held.add(scores, decision)
+                if decision.tokens is not None:
+                    trace.shrink(held, decision)
+                    held = None
         if decision.tokens is None:
             continue
         if layer == prompt.n_layer - 1:  # no layer is left that could do without the other tokens

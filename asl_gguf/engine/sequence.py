@@ -8,13 +8,15 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from ..budget.guard import CAP, Guard
+from ..budget.late import PromptBudget, guarded_budget
 from ..budget.rule import BudgetRule
 from ..budget.share import round_cells
 from ..cache.host_kv import HostKV
 from ..errors import ContextFullError, PromptError, StateError
 from ..native import context
+from ..native.bindings import llama_cpp
 from ..native.session import Session
-from ..policies.contract import Indices
+from ..policies.contract import Indices, LateBudget
 from ..report import PrefillReport
 from .guarded import guarded_slices
 from .layers import Layers
@@ -264,21 +266,40 @@ class Sequence:
             self._plan, self._work = plan, self._slices(plan)
 
     def _slices(self, plan: Plan) -> Generator[None, None, PrefillReport]:
-        layers = self._layers(plan)
+        late = self._late(plan)
+        n_kept = plan.n_kept if late is None else late.n_held
+        layers = self._layers(plan, n_kept)
         report = yield from guarded_slices(
             layers,
             plan.new_tokens,
             self.policy,
-            plan.n_kept,
-            guard=self._guard,
+            n_kept,
+            guard=self._guard if late is None else Guard(None),
             n_most=plan.n_most,
             reason=plan.reason,
             protected=plan.protected,
+            late=late,
         )
+        if isinstance(late, PromptBudget) and self._guard.share is not None and report.pruned:
+            report = replace(report, budget_choice=f"asl_guard: {late.choice}")
         return layers.corrected(report) if isinstance(layers, ReusingLayers) else report
 
-    def _layers(self, plan: Plan) -> Layers:
-        n_rows = plan.n_most if self._guard.share is not None else self._n_rows(len(plan.new_tokens), plan.n_kept)
+    def _late(self, plan: Plan) -> LateBudget | None:
+        """What is decided as the prompt is read, if anything. Nothing of a turn, whose attention the past shares."""
+        if plan.action == "turn":
+            return None
+        n_tokens, n_protected = len(plan.tokens), 0 if plan.protected is None else plan.protected.size
+        shape = context.model_shape(llama_cpp.llama_get_model(self.place.ctx))
+        late = self.rule.late(n_tokens, plan.n_kept, n_protected, shape)
+        if self._guard.share is not None and self.rule.fixed:
+            n_most = self._guard.largest(plan.n_kept, plan.n_most)
+            late = guarded_budget(self.policy, n_tokens, plan.n_kept, n_most, shape)
+        if late is not None:  # rows in excess lie in cells of the answer
+            late.n_held = max(plan.n_kept, min(late.n_held, self.place.n_cells))
+        return late
+
+    def _layers(self, plan: Plan, n_kept: int) -> Layers:
+        n_rows = plan.n_most if self._guard.share is not None else self._n_rows(len(plan.new_tokens), n_kept)
         if plan.action == "turn":
             return TurnLayers(self.place.open_turn(n_rows))
         session = self.place.open(n_rows)

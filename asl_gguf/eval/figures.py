@@ -100,7 +100,8 @@ def _heat_maps(rows: Sequence[Row]) -> Iterator[Drawing]:
         lengths = sorted({row["length"] for row in of_task})
         depths = sorted({row["depths"][0] for row in of_task})
         cells = sorted(
-            group(of_task, "policy", "budget").items(), key=lambda cell: (cell[0][0] != FULL, cell[0][1] or 0)
+            group(of_task, "policy", "budget").items(),
+            key=lambda cell: (cell[0][0] != FULL, isinstance(cell[0][1], str), cell[0][1] or 0),
         )
         figure, axes = _panels(len(cells), 3.0, 0.9 + 0.25 * len(depths), sharex=True, sharey=True)
         for axis, ((policy, budget), answers) in zip(axes, cells):

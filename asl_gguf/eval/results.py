@@ -15,8 +15,10 @@ TIMES = frozenset({"full_seconds", "prefill_seconds", "prefill_spent", "decode_s
 """columns that no two runs have alike"""
 
 _NUMBER, _OR_NONE = (int, float), (int, float, type(None))
+_BUDGET = (*_OR_NONE, str)
+"""`auto` and its like are texts"""
 _REQUIRED: dict[str, Any] = {
-    "task": str, "policy": str, "model": str, "length": int, "index": int, "seed": int, "budget": _OR_NONE,
+    "task": str, "policy": str, "model": str, "length": int, "index": int, "seed": int, "budget": _BUDGET,
     "score": _NUMBER, "nll": _NUMBER, "selection_layer": _OR_NONE, "prefill_share": _NUMBER, "kv_share": _NUMBER,
 }  # fmt: skip
 _KINDS = _REQUIRED | dict.fromkeys(
@@ -25,7 +27,7 @@ _KINDS = _REQUIRED | dict.fromkeys(
 )  # fmt: skip
 
 Row = dict[str, Any]
-Key = tuple[str, int, int, int, str, float | int | None]
+Key = tuple[str, int, int, int, str, float | int | str | None]
 
 
 class Results:

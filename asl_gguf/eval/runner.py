@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
+from ..budget.late import Shape, auto_budget, fixed_budget
 from ..budget.share import Budget, round_cells
+from ..budget.targets import Auto
 from ..engine.prefill import prefill
 from ..engine.replay import Records
 from ..native.bindings import llama_cpp
+from ..native.context import model_shape
 from ..native.model import Model
 from ..native.session import Session
 from ..policies import Full, Policy, parse_policy
-from ..policies.contract import Floats
+from ..policies.contract import Floats, LateBudget
 from ..report import PrefillReport
 from .machine import processor
 from .measure import MOST_REFERENCE_TOKENS, answer_logits, measure
@@ -39,7 +42,8 @@ class Plan:
     """names, or name:FILE"""
     lengths: tuple[int, ...]
     """tokens of a prompt, at most"""
-    budgets: tuple[float | int, ...]
+    budgets: tuple[float | int | str, ...]
+    """shares, tokens, or `auto` and its like"""
     policies: tuple[str, ...]
     """names, with parameters in the form name:parameter=value:..."""
     samples: int
@@ -51,7 +55,7 @@ class Plan:
 
 Progress = Callable[[int, int, float], None]
 """(examples done, examples in all, seconds since the start)"""
-Wanted = tuple[str, float | int | None]
+Wanted = tuple[str, float | int | str | None]
 """policy and budget of an answer"""
 
 
@@ -161,8 +165,7 @@ class _Answers:
         chosen = []
         for text, budget in wanted:
             policy = policies.get(text, Full())
-            n_kept = n_tokens if budget is None else Budget(budget, 0).kept(n_tokens, policy.min_kept)
-            chosen.append((text, budget, policy, n_kept))
+            chosen.append((text, budget, policy, _most_kept(budget, n_tokens, policy)))
         with model.context(n_cells) as ctx, model.session(ctx, n_cells, n_cells, self._dequant) as session:
             n_bytes = _record_bytes(model, session, n_tokens)
             in_use = [(policy, n_kept) for *_, policy, n_kept in chosen]
@@ -175,7 +178,8 @@ class _Answers:
                 prefill(shared.for_policy(Full(), n_tokens), self._tokens, Full(), n_tokens)
                 full = answer_logits(model, ctx, n_tokens, self._example)
             for text, budget, policy, n_kept in chosen:
-                report, seconds = shared.prefill(policy, n_kept)
+                late = _late(budget, policy, n_tokens, n_kept, model_shape(model.handle))
+                report, seconds = shared.prefill(policy, n_kept, late)
                 spent = time.perf_counter() - started
                 rows = answer_logits(model, ctx, n_tokens, self._example)
                 full = rows if full is None else full
@@ -215,12 +219,34 @@ class _Shared:
         """A session, or what stands in for one."""
         return self._records.replay_for(policy, n_kept) if self.shares else self._session
 
-    def prefill(self, policy: Policy, n_kept: int) -> tuple[PrefillReport, float]:
+    def prefill(self, policy: Policy, n_kept: int, late: LateBudget | None = None) -> tuple[PrefillReport, float]:
         """The report, and the seconds a prefill by itself takes: layers from a record count as they took there."""
-        session = self.for_policy(policy, n_kept)
+        session = self.for_policy(policy, n_kept if late is None else late.n_window)
         before = session.seconds_spared if self.shares else 0.0
-        report = prefill(session, self._tokens, policy, n_kept)
+        report = prefill(session, self._tokens, policy, n_kept if late is None else late.n_held, late=late)
         return report, report.prefill_seconds + (session.seconds_spared - before if self.shares else 0.0)
+
+
+def _most_kept(budget: float | int | str | None, n_tokens: int, policy: Policy) -> int:
+    """Tokens that a budget keeps of a prompt, at most."""
+    if budget is None:
+        return n_tokens
+    if isinstance(budget, str):
+        auto = Auto.parse(budget, 0)
+        auto.check(policy)
+        budget = auto.most
+    return Budget(budget, 0).kept(n_tokens, policy.min_kept)
+
+
+def _late(
+    budget: float | int | str | None, policy: Policy, n_tokens: int, n_kept: int, shape: Shape
+) -> LateBudget | None:
+    """What is decided as the prompt is read, as a `Llama` with this budget does."""
+    if n_kept >= n_tokens:
+        return None
+    if isinstance(budget, str):
+        return auto_budget(Auto.parse(budget, 0), policy, n_tokens, n_kept, shape)
+    return fixed_budget(policy, n_tokens, n_kept, shape)
 
 
 def _record_bytes(model: Model, session: Session, n_tokens: int) -> int:

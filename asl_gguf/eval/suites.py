@@ -17,6 +17,11 @@ Suite = tuple[Plan, ...]
 
 FAMILIES = ("niah_prose", "multikey", "keyvalue", "multivalue", "passkey", "tracking")
 """one task of each kind that a model of 100M parameters solves"""
+QUESTIONS = (
+    *("gist", "topics", "tone", "compare", "sum", "rule", "turns"),
+    *("function", "identifier", "table", "records"),
+)
+"""what retrieval does not ask: gists, facts put together, a rule, earlier turns, code, tables. Ours"""
 RULER = (
     *(f"niah_single_{i}" for i in (1, 2, 3)),
     *(f"niah_multikey_{i}" for i in (1, 2, 3)),
@@ -35,11 +40,15 @@ _PAPER_POLICIES = ("asl", "asl-two-pass", "asl-span", "fastkv", "gemfilter", "sn
 _PAPER_BUDGETS = (2048,)
 
 SUITES: dict[str, Suite] = {
-    "standard": (Plan(FAMILIES, (1024, 2048), (0.05, 0.1, 0.2, 0.4), _ALL_POLICIES, 20, DEVELOPMENT_SEED),),
+    "standard": (
+        Plan(FAMILIES, (1024, 2048), (0.05, 0.1, 0.2, 0.4), _ALL_POLICIES, 20, DEVELOPMENT_SEED),
+        Plan(QUESTIONS, (1024,), (0.1, 0.2, 0.4), _MAIN_POLICIES, 20, DEVELOPMENT_SEED),
+    ),
     "smoke": (Plan(("niah_prose", "multikey", "passkey"), (512,), (0.1, 0.2), ("asl-span", "snapkv"), 2, 0),),
     "small": (
         Plan(FAMILIES, (1024,), (0.1, 0.2, 0.4), _MAIN_POLICIES, 10, REPORT_SEED),
         Plan(("niah",), (512, 1024, 2048), (0.1,), _MAIN_POLICIES, 1, REPORT_SEED, depths=(0, 25, 50, 75, 100)),
+        Plan(QUESTIONS, (1024,), (0.2,), ("asl-span", "streaming_llm"), 5, REPORT_SEED),
     ),
     "paper": (
         Plan(RULER, (8192,), _PAPER_BUDGETS, _PAPER_POLICIES, 100, REPORT_SEED),

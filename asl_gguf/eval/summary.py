@@ -121,7 +121,7 @@ def _commands(rows: Sequence[Row]) -> list[str]:
     alike: dict[str, list[str]] = {}
     for (task,), of_task in group([row for row in rows if "command" not in row], "task").items():
         pruned = [row for row in of_task if row["policy"] != FULL]
-        budgets = sorted({row["budget"] for row in pruned})
+        budgets = sorted({row["budget"] for row in pruned}, key=_budget_order)
         depths, samples = {row["index"] % 101 for row in of_task}, len({row["index"] for row in of_task})
         grid = task.partition(":")[0] == "niah"
         options = [
@@ -142,7 +142,8 @@ def _commands(rows: Sequence[Row]) -> list[str]:
 def _ordered(rows: Sequence[Row]) -> list[tuple[tuple, list[Row]]]:
     """By budget, then policy; the full cache first."""
     return sorted(
-        group(rows, "policy", "budget").items(), key=lambda item: (item[0][0] != FULL, item[0][1] or 1, item[0][0])
+        group(rows, "policy", "budget").items(),
+        key=lambda item: (item[0][0] != FULL, _budget_order(item[0][1]), item[0][0]),
     )
 
 
@@ -150,7 +151,14 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _line(policy: str, budget: float | None, answers: list[Row], full: list[Row], tasks: Sequence[str]) -> str:
+def _budget_order(budget: float | int | str | None) -> tuple[bool, float | int | str]:
+    """Numbers by their size, then `auto` and its like."""
+    return isinstance(budget, str), budget or 1
+
+
+def _line(
+    policy: str, budget: float | int | str | None, answers: list[Row], full: list[Row], tasks: Sequence[str]
+) -> str:
     by_task = group(answers, "task")
     cells = [f"{mean(row['score'] for row in by_task[(task,)]):.2f}" if (task,) in by_task else "" for task in tasks]
     seen = {(row["task"], row["index"]) for row in answers}

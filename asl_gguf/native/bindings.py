@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     llama_cpp = loading.load(list(_package_paths))
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 OK = 0
 ERR_ARGUMENT = 1
@@ -117,6 +117,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_session_get_queries": (c_int, [c_void_p, POINTER(c_float)]),
     "asl_session_get_keys": (c_int, [c_void_p, POINTER(c_float)]),
     "asl_session_keep_rows": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_bool]),
+    "asl_session_shrink_rows": (c_int, [c_void_p, c_int32, POINTER(c_int32), c_int32, c_bool]),
     "asl_session_keep_tokens": (c_int, [c_void_p, POINTER(c_int32), c_int32]),
     "asl_session_layer_bytes": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),
     "asl_session_save_layer": (c_int, [c_void_p, c_void_p, c_int64]),

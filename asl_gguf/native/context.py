@@ -81,3 +81,16 @@ def put_cells(ctx: Any, cells: bytes, first: Sequence[int], logits: Floats | Non
             return True
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(ctx), True)
     return False
+
+
+def model_shape(model: int) -> tuple[int, int, int]:
+    """Layers, KV heads and width of a model, by which thresholds are found.
+
+    Args:
+        model: a `llama_model *`.
+    """
+    return (
+        llama_cpp.llama_model_n_layer(model),
+        llama_cpp.llama_model_n_head_kv(model),
+        llama_cpp.llama_model_n_embd(model),
+    )

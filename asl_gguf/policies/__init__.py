@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import OptionError
 from .asl import ASL, TwoPassASL
 from .asl_span import SpanASL
-from .contract import Decision, Floats, Indices, LayerScores, Observer, Policy, Prompt
+from .contract import Decision, Floats, Indices, LateBudget, LayerScores, Observer, Policy, Prompt
 from .fastkv import FastKV
 from .gemfilter import GemFilter
 from .none import Full
@@ -86,6 +86,7 @@ __all__ = [
     "Full",
     "GemFilter",
     "Indices",
+    "LateBudget",
     "LayerScores",
     "Observer",
     "Policy",

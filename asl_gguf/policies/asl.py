@@ -21,6 +21,7 @@ class ASL(SelectingPolicy):
     """
 
     name: ClassVar[str] = "asl"
+    decides_late: ClassVar[bool] = True
 
     min_layer: int | None = None
     """first monitored layer (L_min); None: min_depth of the model's layers"""
@@ -65,15 +66,16 @@ class ASL(SelectingPolicy):
     def start(self, prompt: Prompt) -> Observer:
         min_layer = self._first_monitored(prompt.n_layer)
         require_layer(self.min_layer, "min_layer", prompt)
-        n_best = prompt.n_kept - self.n_sink - self.window_of(prompt.n_tokens, prompt.n_kept)
+        n_best = prompt.n_kept - self.n_sink - self.window_of(prompt.n_tokens, prompt.n_window)
         n_leading = min(self.obs_tokens or n_best, n_best)
         history: deque[Indices] = deque(maxlen=min(self.obs_layers, min_layer + 1))
         evidence = self.evidence()
         base: float | None = None
-        selected = False
+        selected = waits = False
+        last = max(prompt.full_layers or range(prompt.n_layer))
 
         def observe(scores: LayerScores) -> Decision:
-            nonlocal base, selected
+            nonlocal base, selected, waits
             per_head = self.head_scores(scores)
             rows = self.rows(per_head, scores, prompt.n_kept)
             if selected:
@@ -90,12 +92,16 @@ class ASL(SelectingPolicy):
             variance = ranking.rank_variance(list(history), n_leading)
             base = self._base(base, variance, per_token.size)
             ratio = variance / base if base > 0 and len(history) > 1 else 1.0
-            if scores.layer < min_layer or (ratio >= self.tau and not alone):
+            if scores.layer < min_layer or (ratio >= self.tau and not alone and not waits):
+                return Decision(rows, None, variance, ratio)
+            n_kept = prompt.n_kept if prompt.late is None else prompt.late.choose(scores.layer, last)
+            if n_kept is None:
+                waits = True
                 return Decision(rows, None, variance, ratio)
             selected = True
-            tokens = self.choose(total, scores, prompt.n_kept)
-            more = self.n_rows(prompt.n_kept, prompt.n_kept) < prompt.n_kept
-            return Decision(rows, tokens, variance, ratio, keep_asking=more, second_pass=self.two_pass)
+            tokens = self.choose(total, scores, n_kept)
+            more = self.n_rows(n_kept, n_kept) < n_kept
+            return Decision(rows, tokens, variance, ratio, keep_asking=more, spreads=waits, second_pass=self.two_pass)
 
         return observe
 
@@ -105,6 +111,7 @@ class TwoPassASL(ASL):
     """ASL whose kept tokens run again from layer 0, as a prompt of their own (section 3.4, with GemFilter)."""
 
     name: ClassVar[str] = "asl-two-pass"
+    decides_late: ClassVar[bool] = False  # the first pass keeps no rows to choose from
     two_pass: ClassVar[bool] = True
 
     def max_rows(self, n_tokens: int, n_kept: int) -> int:

@@ -19,7 +19,7 @@ class SpanASL(ASL):
     those 8 tokens older half as much; each KV head's scores are divided by their sum; a token's score reaches 10
     tokens forward and 6 back, so that what follows an attended token is kept with it; deeper layers get the tokens
     with the best sum over the newest 3 layers. Its stopping rule compares the 64 leading tokens only and refers to the
-    variance's running peak. The window shrinks with the budget: to an eighth of it, and 12 tokens at least. Below 200
+    variance's running peak; `look_again` says when a deeper layer selects. The window shrinks with the budget: to an eighth of it, and 12 tokens at least. Below 200
     tokens, so does what of a score reaches back: with the square of the budget.
     """
 
@@ -36,6 +36,13 @@ class SpanASL(ASL):
     obs_tokens: int | None = 64
     tau: float = 0.9
     variance_reference: Literal["first", "peak", "random"] = "peak"
+    look_again: bool = True
+    """where several places are needed, a deeper layer selects, and layers before it keep rows of what it selects; on models
+    with known thresholds (budget/late.py)"""
+
+    @property
+    def looks_again(self) -> bool:
+        return self.look_again
 
     @property
     def min_kept(self) -> int:

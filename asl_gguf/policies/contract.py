@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,25 @@ from .parameters import require_int, scaled_layer
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
+
+
+class LateBudget(Protocol):
+    """How many tokens are kept of a prompt, and from which layer on, where that is decided as the prompt is read."""
+
+    n_held: int
+    """rows that layers keep until then, at most: `Prompt.n_kept`"""
+    n_window: int
+    """tokens that the window's size follows (`Policy.window_of`)"""
+
+    def see(self, scores: LayerScores) -> None:
+        """A layer has run, before the policy is asked about it."""
+
+    def choose(self, layer: int, last: int) -> int | None:
+        """Asked where the policy would select, up to the layer `last`: tokens to keep, n_held at most.
+
+        Returns:
+            None: a deeper layer shall select.
+        """
 
 
 @dataclass(frozen=True)
@@ -32,6 +51,13 @@ class Prompt:
     full_layers: tuple[int, ...] = ()
     """the only layers with K/V of the whole prompt, and that a policy is asked about: the others attend to a sliding window,
     hold a state, or attend to K/V of these. Empty: all layers do"""
+    late: LateBudget | None = None
+    """where n_kept is a limit, and the policy asks where it would select how many tokens stay; None: n_kept stay"""
+
+    @property
+    def n_window(self) -> int:
+        """Tokens that the window's size follows."""
+        return self.n_kept if self.late is None else self.late.n_window
 
 
 @dataclass(frozen=True)
@@ -73,6 +99,8 @@ class Decision:
     """the variance divided by its reference"""
     keep_asking: bool = False
     """with tokens: deeper layers are asked about as well; else they keep all rows they see"""
+    spreads: bool = False
+    """with tokens: layers before this one keep rows of these tokens, as far as they hold them. Else each keeps its own best"""
     second_pass: bool = False
     """with tokens: run them again from layer 0 as a prompt of their own, and keep all of that"""
 
@@ -123,6 +151,9 @@ class Policy(ABC):
     drops: ClassVar[bool] = True
     """False: everything is kept, whatever the budget"""
 
+    decides_late: ClassVar[bool] = False
+    """whether it serves prompts with a late budget (`Prompt.late`)"""
+
     scores_kept_rows: ClassVar[bool] = True
     """scores are computed for the rows that are kept, so that asl_guard can judge them; of two passes they never are"""
 
@@ -141,6 +172,11 @@ class Policy(ABC):
     def first_kept(self) -> int:
         """First tokens of a prompt (sinks) that are always kept."""
         return 0
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether a deeper layer selects where the first one shows that much is needed, on models with known thresholds."""
+        return False
 
     def least_with(self, n_protected: int) -> int:
         """Fewest tokens that hold so many protected ones, the first ones and the whole window."""
@@ -172,6 +208,20 @@ class Policy(ABC):
 
     def weights_of(self, window: int) -> Floats | None:
         """float32 [window], factors on the attention of each query; None: 1."""
+        return None
+
+    def fewer_rows(
+        self, scores: LayerScores, held: Indices | None, n_kept: int, tokens: Indices | None = None
+    ) -> Indices | None:
+        """Of the rows that a layer before the selection holds, those that stay now that n_kept tokens are kept.
+
+        Args:
+            held: as its decision said.
+            tokens: come before others (`Decision.spreads`).
+
+        Returns:
+            int32 [k] or [n_head_kv, k], token indices among the held ones; None: all stay.
+        """
         return None
 
     @abstractmethod

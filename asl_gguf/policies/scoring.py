@@ -75,11 +75,20 @@ class ScoringPolicy(Policy):
             pooled = pooled / np.maximum(pooled.sum(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
         return pooled
 
-    def choose(self, competing: Floats, scores: LayerScores, n_kept: int) -> Indices:
+    def choose(
+        self,
+        competing: Floats,
+        scores: LayerScores,
+        n_kept: int,
+        among: Indices | None = None,
+        first: Indices | None = None,
+    ) -> Indices:
         """The n_kept tokens with the best scores, sinks, window and protected tokens among them.
 
         Args:
             competing: [..., n - n_sink - window], before the span.
+            among: int32 [..., at least n_kept], the only tokens to choose from, the fixed ones among them; None: all.
+            first: int32 [at most n_kept], tokens that come before others, the fixed ones among them.
 
         Returns:
             int32 [..., n_kept], in order of position
@@ -88,7 +97,14 @@ class ScoringPolicy(Policy):
         spanned = ranking.span_maximum(competing, self.span_back, self.span_forward, share)
         around = [(0, 0)] * (spanned.ndim - 1) + [(self.n_sink, scores.window)]
         fixed = fixed_tokens(scores, self.n_sink, scores.window)
-        return keep_best(np.pad(spanned, around), fixed, n_kept)
+        ranked = np.pad(spanned, around)
+        if first is not None:
+            ranked[..., first] += ranked.max() + 1
+        if among is not None:
+            left = np.full_like(ranked, -1)  # less than any score
+            np.put_along_axis(left, among, np.take_along_axis(ranked, among, axis=-1), axis=-1)
+            ranked = left
+        return keep_best(ranked, fixed, n_kept)
 
 
 @dataclass(frozen=True)
@@ -130,3 +146,12 @@ class SelectingPolicy(ScoringPolicy):
         """Rows of this layer, int32 [n_head_kv, n_rows]; None: all."""
         n_rows = self.n_rows(scores.n_current, n_kept)
         return None if n_rows == scores.n_current else self.choose(per_head, scores, n_rows)
+
+    def fewer_rows(
+        self, scores: LayerScores, held: Indices | None, n_kept: int, tokens: Indices | None = None
+    ) -> Indices | None:
+        n_rows = self.n_rows(scores.n_current, n_kept)
+        if n_rows >= (scores.n_current if held is None else held.shape[-1]):
+            return None
+        per_head = self.head_scores(scores)
+        return self.choose(per_head, scores, n_rows, held, first=tokens)

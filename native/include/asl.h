@@ -50,7 +50,7 @@ struct llama_context_params;
 typedef struct asl_session asl_session;
 
 // Raised with every incompatible change of this header.
-#define ASL_ABI_VERSION 7
+#define ASL_ABI_VERSION 8
 
 typedef enum asl_status {
     ASL_OK              = 0,
@@ -319,6 +319,15 @@ ASL_API asl_status asl_session_get_keys(const asl_session * session, float * dst
 //   n_rows    at most n_cells, and at most as many as the first call kept
 // Twin: asl_gguf.reference.gather_rows
 ASL_API asl_status asl_session_keep_rows(asl_session * session, const int32_t * index, int32_t n_rows, bool per_head);
+
+// Of the rows that a layer keeps, only these from now on: for budgets that are decided once deeper layers have run. Layers
+// follow in order: the first one that keeps rows says anew how many cells the prompt takes, and every other one that does
+// must be shrunk too, to as many rows at most, before asl_session_finish. After a past only rows of new tokens count.
+//   il        a layer that has run and keeps rows
+//   index     int32 [n_head_kv, n_rows] if per_head, else int32 [n_rows]: increasing numbers of the rows it keeps, the last one
+//             of every list the last row
+// Twin: asl_gguf.policies.ranking.gather_rows
+ASL_API asl_status asl_session_shrink_rows(asl_session * session, int32_t il, const int32_t * index, int32_t n_rows, bool per_head);
 
 // From now on only these tokens run. May be called several times.
 //   index     int32 [n_index]: increasing token indices, the window's tokens among them

@@ -282,6 +282,10 @@ asl_status asl_session_keep_rows(asl_session * session, const int32_t * index, i
     return guard(session, [&] { session->keep_rows(index, n_rows, per_head); });
 }
 
+asl_status asl_session_shrink_rows(asl_session * session, int32_t il, const int32_t * index, int32_t n_rows, bool per_head) {
+    return guard(session, [&] { session->shrink_rows(il, index, n_rows, per_head); });
+}
+
 asl_status asl_session_keep_tokens(asl_session * session, const int32_t * index, int32_t n_index) {
     return guard(session, [&] { session->keep_tokens(index, n_index); });
 }

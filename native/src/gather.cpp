@@ -121,7 +121,9 @@ void asl_gather_rows(llama_context & src, llama_context & dst, int32_t il, const
 
     const int64_t n_used = 1 + *std::max_element(index.begin(), index.end());
 
-    const bool    all    = n_used == n_rows; // lists of increasing indices below n_used
+    const bool    within = &src == &dst; // rows move among the cells of one layer: through a copy
+
+    const bool    all    = n_used == n_rows && !within; // lists of increasing indices below n_used
 
     if (all && from.k->nb[1] % sizeof(float) == 0) {
         ggml_build_forward_expand(gf, build_copy(ctx.get(), from.k, to.k, n_rows, first, 0));
@@ -145,7 +147,9 @@ void asl_gather_rows(llama_context & src, llama_context & dst, int32_t il, const
     if (ggml_graph_n_nodes(gf) == 0) {
         return;
     }
-
+    if (within) {
+        asl_context_access::forget_graph(src);
+    }
     compute(src, gf, idx, index.data());
 }
 

@@ -28,6 +28,7 @@ void asl_session::start_finish() {
             throw asl_error(ASL_ERR_STATE, "expected every layer to keep rows, layer " + str(il) + " kept none");
         }
     }
+    check_shrunk();
     bool any_full = false;
     for (int32_t il = next_layer; il < n_layer; ++il) {
         any_full |= !keeps_itself(il);

@@ -57,22 +57,26 @@ void asl_session::check_slot() const {
 }
 
 std::vector<int32_t> asl_session::check_index(const int32_t * index, int32_t n_rows, int32_t n_lists) const {
-    const int32_t n_current = positions.size();
-    if (n_rows < 1 || n_rows > n_current) {
-        throw asl_error(ASL_ERR_ARGUMENT, "expected 1 to " + str(n_current) + " tokens to keep, got " + str(n_rows));
+    return check_lists(index, n_rows, n_lists, positions.size(), "token");
+}
+
+// Increasing indices below n, the last one of them n - 1.
+std::vector<int32_t> asl_session::check_lists(const int32_t * index, int32_t n_rows, int32_t n_lists, int32_t n, const char * what) const {
+    if (n_rows < 1 || n_rows > n) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected 1 to " + str(n) + " " + what + "s to keep, got " + str(n_rows));
     }
     std::vector<int32_t> result((size_t) n_lists*n_rows);
     for (int32_t h = 0; h < n_lists; ++h) {
         for (int32_t i = 0; i < n_rows; ++i) {
             const int32_t value = index[(size_t) h*n_rows + i];
             const int32_t floor = i > 0 ? index[(size_t) h*n_rows + i - 1] + 1 : 0;
-            if (value < floor || value >= n_current) {
-                throw asl_error(ASL_ERR_ARGUMENT, "expected increasing token indices below " + str(n_current) + ", got " + str(value) + " at place " + str(i));
+            if (value < floor || value >= n) {
+                throw asl_error(ASL_ERR_ARGUMENT, "expected increasing " + std::string(what) + " indices below " + str(n) + ", got " + str(value) + " at place " + str(i));
             }
             result[(size_t) h*n_rows + i] = value;
         }
-        if (result[(size_t) (h + 1)*n_rows - 1] != n_current - 1) {
-            throw asl_error(ASL_ERR_ARGUMENT, "expected the last token, " + str(n_current - 1) + ", to be kept");
+        if (result[(size_t) (h + 1)*n_rows - 1] != n - 1) {
+            throw asl_error(ASL_ERR_ARGUMENT, "expected the last " + std::string(what) + ", " + str(n - 1) + ", to be kept");
         }
     }
     return result;
@@ -145,13 +149,67 @@ void asl_session::copy_rows(int32_t il, const std::vector<int32_t> & lists, int3
         asl_gather_rows(*prefill, ctx, il, rows, n_new, past.first_free + first);
     }
     rows_kept[il] = n_rows;
-
-    // a cell stands for the newest token that any head keeps in it, so that removing a tail leaves nothing newer;
-    // every list increases, so these positions do too
     cells.resize(n_most, -1);
-    for (size_t i = 0; i < rows.size(); ++i) {
-        llama_pos & pos = cells[first + i % n_new];
-        pos = std::max(pos, positions[rows[i]]);
+    std::vector<llama_pos> row_positions(rows.size());
+    std::transform(rows.begin(), rows.end(), row_positions.begin(), [&](int32_t row) { return positions[row]; });
+    hold(il, first, n_new, std::move(row_positions));
+}
+
+// A cell stands for the newest token that any head keeps in it, so that removing a tail leaves nothing newer;
+// every list increases, so these positions do too.
+void asl_session::hold(int32_t il, int32_t first, int32_t n_rows, std::vector<llama_pos> row_positions) {
+    for (size_t i = 0; i < row_positions.size(); ++i) {
+        llama_pos & pos = cells[first + i % n_rows];
+        pos = std::max(pos, row_positions[i]);
+    }
+    held.resize(n_layer);
+    held[il] = { first, std::move(row_positions) };
+}
+
+void asl_session::shrink_rows(int32_t il, const int32_t * index, int32_t n_rows, bool per_head) {
+    check_open(true);
+    if (il < 0 || il >= (int32_t) held.size() || held[il].positions.empty()) {
+        throw asl_error(ASL_ERR_STATE, "expected a layer that keeps rows (asl_session_keep_rows), layer " + str(il) + " keeps none");
+    }
+    const asl_held_rows & rows = held[il];
+    const int32_t n_head_kv = ctx.get_model().hparams.n_head_kv(il);
+    const int32_t n_held    = rows.positions.size()/n_head_kv;
+    const std::vector<int32_t> lists = check_lists(index, n_rows, per_head ? n_head_kv : 1, n_held, "row");
+    const bool begins = std::all_of(held.begin(), held.begin() + il, [](const asl_held_rows & one) { return one.positions.empty(); });
+    if (!begins && n_rows > (int32_t) cells.size()) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str(cells.size()) + " rows, as in the first layer, got " + str(n_rows));
+    }
+    if (past.exists()) {
+        asl_check_past(past, ctx);
+    }
+    std::vector<int32_t>   from;
+    std::vector<llama_pos> row_positions;
+    for (int32_t h = 0; h < n_head_kv; ++h) {
+        const auto begin = lists.begin() + (per_head ? (size_t) h*n_rows : 0);
+        for (auto row = begin; row != begin + n_rows; ++row) {
+            from.push_back(past.first_free + rows.first + *row);
+            row_positions.push_back(rows.positions[(size_t) h*n_held + *row]);
+        }
+    }
+    if (begins) {
+        cells.assign(n_rows, -1);
+    }
+    const int32_t first = (int32_t) cells.size() - n_rows;
+    asl_gather_rows(ctx, ctx, il, from, n_rows, past.first_free + first);
+    rows_kept[il] += n_rows - n_held;
+    hold(il, first, n_rows, std::move(row_positions));
+}
+
+// Where the rows of the first layer were shrunk, so are those of the others: they lie in the last of its cells.
+void asl_session::check_shrunk() const {
+    for (size_t il = 0; il < held.size(); ++il) {
+        if (held[il].positions.empty()) {
+            continue;
+        }
+        const int32_t n_rows = held[il].positions.size()/ctx.get_model().hparams.n_head_kv(il);
+        if (held[il].first + n_rows != (int32_t) cells.size()) {
+            throw asl_error(ASL_ERR_STATE, "expected rows of layer " + str(il) + " to be shrunk (asl_session_shrink_rows) after those of the first layer");
+        }
     }
 }
 

@@ -181,6 +181,7 @@ void asl_session::release() {
     for (auto * v : { &tokens, &rows_kept }) {
         std::vector<int32_t>().swap(*v);
     }
+    std::vector<asl_held_rows>().swap(held);
     hidden.release();
     for (auto * v : { &output, &scores, &queries, &weights }) {
         std::vector<float>().swap(*v);

@@ -24,6 +24,12 @@
 struct llama_context;
 class llama_kv_cache;
 
+// Rows of new tokens that a layer keeps in the decode context.
+struct asl_held_rows {
+    int32_t first = 0;                // cell of the first one, counted from past.first_free
+    std::vector<llama_pos> positions; // [n_head_kv, n_rows]
+};
+
 struct asl_session {
     asl_session(llama_context & ctx, const llama_context_params & params, uint32_t n_ctx);
     ~asl_session();
@@ -37,6 +43,7 @@ struct asl_session {
     bool step(); // returns whether slices are left
     void run(int32_t n_layers, bool with_scores);
     void keep_rows(const int32_t * index, int32_t n_rows, bool per_head);
+    void shrink_rows(int32_t il, const int32_t * index, int32_t n_rows, bool per_head);
     void keep_tokens(const int32_t * index, int32_t n_index);
     void finish();
     void abort();
@@ -90,6 +97,8 @@ private:
 
     // session-rows.cpp
     void copy_rows(int32_t il, const std::vector<int32_t> & lists, int32_t n_rows);
+    void hold(int32_t il, int32_t first, int32_t n_rows, std::vector<llama_pos> row_positions);
+    void check_shrunk() const;
 
     void release();
     bool is_sliding(int32_t il) const;
@@ -103,6 +112,7 @@ private:
     void check_room(int32_t n_rows) const;
     int32_t check_open(bool layer_ran) const; // returns the layer that ran last
     std::vector<int32_t> check_index(const int32_t * index, int32_t n_rows, int32_t n_lists) const;
+    std::vector<int32_t> check_lists(const int32_t * index, int32_t n_rows, int32_t n_lists, int32_t n, const char * what) const;
 
     // the decode context and what it was created with
     llama_context & ctx;
@@ -139,6 +149,7 @@ private:
     asl_hidden             hidden;    // [n_current, n_embd]
     std::vector<float>     output;    // [n_embd] of the last token after the last layer
     std::vector<int32_t>   rows_kept; // per layer that has run: rows copied to the decode context, 0 for none
+    std::vector<asl_held_rows> held;  // per layer: where they lie there
     asl_sliding_rows       sliding;
     std::vector<llama_pos> cells;     // position each cell, from past.first_free on, stands for when all layers have run
 

@@ -1,4 +1,4 @@
-"""The tasks of RULER, "needle in a haystack" and InfiniteBench, and forms of them that small models follow.
+"""The tasks of RULER, "needle in a haystack" and InfiniteBench, forms of them that small models follow, and ours.
 
 Prompts have any length and are made from a seed; some read a file that the user gives, nothing is downloaded. Choose thresholds, budgets and prompt forms on
 DEVELOPMENT_SEED; report figures from REPORT_SEED, whose examples no choice has seen.
@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from ...errors import OptionError
 from .base import CHATML, PLAIN, ChatFormat, Example, Task
+from .code import FunctionResult, Identifier, Records, Table
+from .facts import Compare, Rule, Sum, Turns
 from .files import label
 from .frequency import CommonWords, FrequentWords
 from .infinitebench import CodeRun, KvRetrieval, MathFind
@@ -19,6 +21,7 @@ from .needles import MultiKey, MultiValue, NoiseNeedle, ProseNeedle
 from .passkey import NumberString, PassKey
 from .qa import HotpotQuestion, SquadQuestion
 from .ruler_needles import FourKeys, FourQueries, NeedlesOnly, Niah, UuidNeedle, UuidNeedlesOnly
+from .subjects import Gist, Subjects, Tone
 from .text import Continuation
 from .tracking import RulerTracking, VariableTracking
 
@@ -53,6 +56,17 @@ _ALL: tuple[type[Task], ...] = (
     PassKey,
     NumberString,
     VariableTracking,
+    Gist,
+    Subjects,
+    Tone,
+    Compare,
+    Sum,
+    Rule,
+    Turns,
+    FunctionResult,
+    Identifier,
+    Table,
+    Records,
     UuidNeedle,
     FourKeys,
     NeedlesOnly,

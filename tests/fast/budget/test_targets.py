@@ -174,4 +174,4 @@ def test_the_chat(run, monkeypatch):
     code, out, err = run("chat", "-c", "1200", "-n", "4", "-b", "fit:0.7MiB")
     assert code == 1 and re.findall("^budget +([^ ]+): ", out, re.MULTILINE) == ["fit:0.7MiB", "ttft:0.0001ms"]
     too_small, wrong = err.splitlines()
-    assert "expected at least fit:" in too_small and wrong.startswith("asl-gguf: /budget: expected 'fit:SIZE'")
+    assert "expected at least fit:" in too_small and wrong.startswith("asl-gguf: /budget: expected 'auto'")

@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from asl_gguf.budget import late
 from asl_gguf.budget.rule import BudgetContext, ShareRule
 from asl_gguf.budget.share import Budget
 from asl_gguf.engine.place import OwnContext, SharedContext
@@ -19,6 +20,7 @@ from asl_gguf.engine.sequence import Sequence
 from asl_gguf.engine.transcript import Transcript
 from asl_gguf.errors import ContextFullError, PrefillCancelled
 from asl_gguf.native import moving
+from asl_gguf.native.context import model_shape
 from asl_gguf.policies import Policy, SnapKV, SpanASL
 from harness import Context, Options, assert_same, prompt
 from sequences import Sequences
@@ -160,6 +162,26 @@ def test_two_prefills_share_the_time(open_shared):
     while sum(sequence.step() for sequence in pair):
         pass
     assert live.plain_state(B) == live.plain_state(D) == state
+
+
+@with_cache
+@pytest.mark.parametrize("architecture", ["llama"])
+@pytest.mark.parametrize("summary, layer", [((-2, -1), 2), ((2, 3), 3)], ids=["found", "all-of-it"])
+def test_the_layer_is_chosen_as_in_a_context_of_its_own(open_shared, model, monkeypatch, summary, layer):
+    """Rows in excess are in the private context while the prompt is read; the shared one gets the budget's."""
+    found = (-2, -1) if layer == 2 else (2, 3)
+    thresholds = late.Thresholds(2, 3, document=2, found=found, chained=(2, 3), summary=summary)
+    monkeypatch.setitem(late.CALIBRATED, model_shape(model.handle), thresholds)
+    live = open_shared()
+    with model.context(Options(n_ctx=N_CELLS, flash=live.context.options.flash)) as own_context:
+        own = Sequence(OwnContext(own_context.handle, own_context.session(N_CTX)), make_rule(), Transcript(N_CTX))
+        shared = make_sequence(live.context, B)
+        for sequence in (own, shared):
+            sequence.run(sequence.plan(Request(LONG)))
+            assert sequence.report.selection_layer == layer and set(sequence.report.rows_by_layer) == {90}
+            assert sequence.place.n_used == 90
+        assert own.report.selected == shared.report.selected
+        assert_same(own_context.logits(), live.context.logits())
 
 
 @with_model

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from asl_gguf.budget import late
 from asl_gguf.budget.share import round_cells
 from asl_gguf.cli import main
 from asl_gguf.engine.prefill import prefill
@@ -23,6 +24,7 @@ from asl_gguf.eval.results import TIMES
 from asl_gguf.eval.runner import FULL, Plan, Results, key_of, read_rows, run
 from asl_gguf.eval.summary import document, relative_score, table
 from asl_gguf.eval.tasks import make_task
+from asl_gguf.native.context import model_shape
 from asl_gguf.native.model import ContextOptions, Model
 from asl_gguf.policies import parse_policy
 
@@ -263,3 +265,27 @@ def test_a_text_of_ones_own(command, tmp_path, capsys):
 def test_report_without_results_is_an_error(tmp_path, capsys):
     assert main(["report", str(Path(tmp_path))]) != 0
     assert "expected results of asl-gguf eval in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("record_bytes", [2**30, 0], ids=["shared", "alone"])
+def test_a_budget_that_follows_the_question(model, tmp_path, monkeypatch, record_bytes):
+    """What it chooses is kept as if it had been the budget; figures and tables take its name."""
+    shape = model_shape(model.handle)
+    for need, kept in ((0, 0.2), (1, 0.4)):
+        thresholds = late.Thresholds(2, 3, 2.0, (1.5, 2) if need else (-2, -1), (2, 3), (1.5, 2))
+        monkeypatch.setitem(late.CALIBRATED, shape, thresholds)
+        folder = tmp_path / str(need)
+        policy = "asl:min_layer=3:obs_layers=2:obs_tokens=16:tau=2:window=8"
+        plan = Plan(("passkey",), (700,), ("auto:0.2-0.4", kept), (policy,), samples=1, seed=0)
+        run(model, plan, Results(folder), record_bytes=record_bytes)
+        _, chosen, fixed = without_times(read_rows(folder / "results.jsonl"))
+        assert chosen.pop("budget") == "auto:0.2-0.4" and fixed.pop("budget") == kept
+        assert abs(chosen["budget_tokens"] - fixed["budget_tokens"]) <= 1
+        if chosen["budget_tokens"] == fixed["budget_tokens"]:
+            assert chosen == fixed
+        assert "| auto:0.2-0.4 |" in document(read_rows(folder / "results.jsonl"), "Title")
+
+
+def test_a_policy_that_does_not_decide_late_is_refused(model, tmp_path):
+    with pytest.raises(OptionError, match="decides at its selection layer for auto, .* got snapkv"):
+        run(model, Plan(("passkey",), (700,), ("auto",), ("snapkv:window=8",), 1, 0), Results(tmp_path))

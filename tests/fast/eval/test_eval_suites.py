@@ -7,7 +7,7 @@ import pytest
 from asl_gguf.cli import evaluate, main
 from asl_gguf.errors import OptionError
 from asl_gguf.eval.chat_format import from_template
-from asl_gguf.eval.suites import FAMILIES, INFINITEBENCH, RULER, SUITES, Files, plans
+from asl_gguf.eval.suites import FAMILIES, INFINITEBENCH, QUESTIONS, RULER, SUITES, Files, plans
 from asl_gguf.eval.tasks import CHATML, ChatFormat, make_task, task_class
 from asl_gguf.policies import parse_policy
 
@@ -59,8 +59,8 @@ def test_a_haystack_goes_to_the_tasks_that_have_one():
 
 def test_options_replace_fields_of_every_part():
     parts, _ = plans("small", {"budgets": (0.3,), "samples": 2, "seed": 9}, Files())
-    assert [(part.budgets, part.samples, part.seed) for part in parts] == [((0.3,), 2, 9)] * 2
-    assert parts[0].tasks == FAMILIES and parts[1].tasks == ("niah",)
+    assert [(part.budgets, part.samples, part.seed) for part in parts] == [((0.3,), 2, 9)] * 3
+    assert parts[0].tasks == FAMILIES and parts[1].tasks == ("niah",) and parts[2].tasks == QUESTIONS
 
 
 def test_named_tasks_run_as_in_their_part():

@@ -1,0 +1,134 @@
+"""Budgets of one prompt that are decided as it is read: how many tokens, and whether a deeper layer selects them.
+
+What the end of the prompt looks for shows in one layer (policies/reading.py). A needle is selected there. Several answers,
+chains and summaries are ranked better some layers deeper, and then earlier layers have to hold their K/V as well: layers keep
+more rows than the budget until tokens are selected, and give the rest back.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..policies import Policy
+from ..policies.contract import LayerScores
+from ..policies.reading import Reading, read
+from .targets import Auto
+
+_LEAST_TOKENS = 100
+"""tokens to keep at least, whatever the lower limit of `auto`: what one answer needs is a number of tokens, not a share"""
+_HELD = 2
+"""rows that layers hold until a fixed budget's tokens are selected, in budgets"""
+_SEVERAL = 0.5
+"""the need for several answers and chains: with K/V in all layers, less than half of what a summary takes is enough"""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where a model's readings part (docs/POLICIES.md has how they were found). Pairs: from the first figure to the second one
+    the need for tokens goes from one end to the other."""
+
+    layer: int
+    """that is read"""
+    deeper: int
+    """that selects where much is needed"""
+    document: float
+    """less of the attention on the document: the answer has to be looked for; more: the prompt goes on with what stands there"""
+    found: tuple[float, float]
+    """peak, looking: from many places to one"""
+    chained: tuple[float, float]
+    """peak, going on: from one place to many. What all of a head sees at once leads on to something else, as in a chain"""
+    summary: tuple[float, float]
+    """attention on the document, looking in many places: from all of it to some places"""
+
+    def need(self, reading: Reading) -> float:
+        """0 for what stands in one place, _SEVERAL for what stands in some, 1 for what follows from all of the document."""
+        if reading.document >= self.document:
+            return _SEVERAL * _ramp(reading.peak, *self.chained)
+        all_of_it = 1 - _ramp(reading.document, *self.summary)
+        return (1 - _ramp(reading.peak, *self.found)) * (_SEVERAL + all_of_it * (1 - _SEVERAL))
+
+
+CALIBRATED = {
+    (30, 3, 576): Thresholds(18, 22, document=0.11, found=(0.925, 0.955), chained=(0.985, 0.996), summary=(0.045, 0.06))
+}
+"""shape of a model (native/context.py) -> its thresholds. SmolLM2-135M"""
+
+
+def _ramp(value: float, begin: float, end: float) -> float:
+    return min(1.0, max(0.0, (value - begin) / (end - begin)))
+
+
+Shape = tuple[int, int, int]
+"""layers, KV heads and width of a model"""
+
+
+class PromptBudget:
+    """Reads one layer of a prompt, and chooses from that. A `LateBudget`.
+
+    Args:
+        n_least: tokens to keep at least, and n_most at most. Where they are the same, the layer alone is chosen.
+        n_held: rows to hold until then, n_most at least.
+        policy: its first tokens are no part of the document.
+        thresholds: of the model; None: there are none.
+    """
+
+    def __init__(
+        self, n_least: int, n_most: int, n_held: int, *, policy: Policy, thresholds: Thresholds | None
+    ) -> None:
+        self.n_held, self.n_window = n_held, round(math.sqrt(n_least * n_most))
+        self.n_least, self.n_most = n_least, n_most
+        self._policy, self._thresholds = policy, thresholds
+        self._reading: Reading | None = None
+        self.choice = "the upper limit: no layer selected tokens"
+        """how many tokens, and why"""
+
+    def see(self, scores: LayerScores) -> None:
+        """Reads the layer that thresholds are known for."""
+        if self._thresholds is not None and scores.layer == self._thresholds.layer:
+            self._reading = read(scores, self._policy.first_kept)
+
+    def choose(self, layer: int, last: int) -> int | None:
+        """As `LateBudget.choose`."""
+        thresholds, reading = self._thresholds, self._reading
+        if thresholds is None or reading is None:
+            known = "no thresholds are known for this model" if thresholds is None else "this prompt could not be read"
+            self.choice = f"{self.n_most:,} tokens, the upper limit: {known}"
+            return self.n_most
+        need = thresholds.need(reading)
+        if self._policy.looks_again and need >= _SEVERAL / 2 and layer < min(thresholds.deeper, last):
+            return None
+        n_kept = self.n_least + round(need * (self.n_most - self.n_least))
+        self.choice = (
+            f"{n_kept:,} tokens: in layer {thresholds.layer}, {reading.document:.1%} of the attention is on the document, "
+            f"{reading.peak:.1%} of that in one place"
+        )
+        return n_kept
+
+
+def auto_budget(
+    auto: Auto, policy: Policy, n_tokens: int, n_most: int, shape: Shape, n_protected: int = 0
+) -> PromptBudget:
+    """Of `auto`, for a prompt of which n_most tokens are kept at most."""
+    least = policy.least_with(n_protected) if n_protected else policy.min_kept
+    n_least = min(n_most, max(math.ceil(auto.least * n_tokens - 1e-9), _LEAST_TOKENS, least))
+    return PromptBudget(n_least, n_most, n_most, policy=policy, thresholds=CALIBRATED.get(shape))
+
+
+def fixed_budget(policy: Policy, n_tokens: int, n_kept: int, shape: Shape) -> PromptBudget | None:
+    """Of n_kept tokens, where the layer is chosen; None: the policy does not look again, or the model has no thresholds."""
+    thresholds = CALIBRATED.get(shape)
+    if not policy.looks_again or n_kept >= n_tokens or thresholds is None:
+        return None
+    n_held = min(n_tokens, _HELD * n_kept)
+    return PromptBudget(n_kept, n_kept, n_held, policy=policy, thresholds=thresholds)
+
+
+def guarded_budget(policy: Policy, n_tokens: int, n_kept: int, n_most: int, shape: Shape) -> PromptBudget | None:
+    """Of n_kept tokens, up to n_most where what the prompt looks for does not stand in one place (`asl_guard`); None: as
+    `fixed_budget`."""
+    thresholds = CALIBRATED.get(shape)
+    if not policy.looks_again or n_kept >= n_tokens or thresholds is None:
+        return None
+    n_most = max(n_kept, min(n_most, n_tokens))
+    return PromptBudget(n_kept, n_most, n_most, policy=policy, thresholds=thresholds)

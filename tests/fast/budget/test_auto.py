@@ -1,0 +1,260 @@
+"""`auto`: how it is written, what it chooses from a reading, and what a `Llama` keeps then."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from asl_gguf import Llama, OptionError
+from asl_gguf.budget import late as late_budgets
+from asl_gguf.budget.auto import AutoRule
+from asl_gguf.budget.late import CALIBRATED, Thresholds, fixed_budget
+from asl_gguf.budget.rule import BudgetContext
+from asl_gguf.budget.targets import Auto, make_budget
+from asl_gguf.cli.options import parse_budget
+from asl_gguf.policies import REGISTRY
+from asl_gguf.policies.contract import LayerScores
+from asl_gguf.policies.reading import Reading
+from harness import prompt
+from tiny_llama import N_HEAD_KV, N_LAYER, SETTLES, greedy, logits
+
+N_CTX = 2048
+TINY = (N_LAYER, N_HEAD_KV, 128)
+NEVER, ALWAYS = 2.0, -1.0
+"""thresholds that no reading reaches, and that every one passes"""
+
+
+@pytest.mark.parametrize(
+    "text, least, most",
+    [
+        ("auto", 0.05, 0.4),
+        ("AUTO", 0.05, 0.4),
+        ("auto:0.05-0.5", 0.05, 0.5),
+        ("Auto:.1-1", 0.1, 1.0),
+        ("auto:0.2-0.2", 0.2, 0.2),
+    ],
+)
+def test_how_it_is_written(text, least, most):
+    assert make_budget(text, 100) == Auto(text, least, most, 100) and parse_budget(text) == text
+
+
+BAD = [
+    "auto:",
+    "auto:0.1",
+    "auto:0.5-0.1",
+    "auto:0-0.5",
+    "auto:0.1-1.1",
+    "auto:-0.1-0.5",
+    "auto:0.1-0.5 ",
+    "auto:1e-1-1",
+]
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_what_is_none(text):
+    with pytest.raises(OptionError, match=rf"^asl_budget: expected 'auto'.*LEAST-MOST.*got {re.escape(repr(text))}$"):
+        make_budget(text, 256)
+    with pytest.raises(OptionError, match=r"^--budget: expected 'auto'"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in REGISTRY.items() if kind.drops and not kind.decides_late])
+def test_policies_that_do_not_decide_late(name, tiny_model):
+    with pytest.raises(
+        OptionError, match=rf"expected a policy that decides at its selection layer for auto, .* got {name}"
+    ):
+        Llama(str(tiny_model("llama")), asl_budget="auto", asl_policy=name)
+
+
+FOUND = Thresholds(3, 4, document=0.12, found=(0.9, 0.95), chained=(0.98, 0.99), summary=(0.04, 0.06))
+
+
+@pytest.mark.parametrize(
+    "reading, need",
+    [
+        (Reading(0.09, 0.99), 0),
+        (Reading(0.01, 0.95), 0),
+        (Reading(0.09, 0.925), 0.25),
+        (Reading(0.09, 0.8), 0.5),
+        (Reading(0.05, 0.8), 0.75),
+        (Reading(0.04, 0.8), 1),
+        (Reading(0.01, 0.925), 0.5),
+        (Reading(0.2, 0.8), 0),
+        (Reading(0.2, 0.98), 0),
+        (Reading(0.2, 0.985), 0.25),
+        (Reading(0.2, 1.0), 0.5),
+    ],
+)
+def test_what_a_reading_needs(reading, need):
+    assert FOUND.need(reading) == pytest.approx(need)
+
+
+def test_every_model_s_thresholds_are_in_order():
+    for one in CALIBRATED.values():
+        assert 0 < one.document < 1 and one.found[0] < one.found[1] <= 1 and one.chained[0] < one.chained[1] <= 1
+        assert one.summary[0] < one.summary[1] < one.document and one.layer < one.deeper
+
+
+def scores(peak: float, n: int = 1000) -> LayerScores:
+    attention = np.full((2, n), 1e-9, dtype=np.float32)
+    attention[:, 0] = 97
+    attention[:, 100:132] = 3 * peak / 32
+    attention[:, 200:600] += 3 * (1 - peak) / 400
+    return LayerScores(18, attention, 20)
+
+
+def rule(text: str = "auto", **kwargs) -> AutoRule:
+    return AutoRule.make(Auto.parse(text), BudgetContext("", 8192, REGISTRY["asl-span"](), 64, **kwargs))
+
+
+SHAPE = next(iter(CALIBRATED))
+
+
+def choice(made: AutoRule, seen: LayerScores, n_tokens: int | None = None, known: bool = True) -> int:
+    n_tokens = n_tokens or seen.n_current
+    late = made.late(n_tokens, made.kept(n_tokens), 0, SHAPE if known else (1, 1, 1))
+    late.see(seen)
+    return late.choose(29, 29)
+
+
+@pytest.mark.parametrize(
+    "text, n, least, most", [("auto", 1000, 100, 400), ("auto:0.2-0.5", 1000, 200, 500), ("auto", 4000, 200, 1600)]
+)
+def test_between_its_limits(text, n, least, most):
+    made = rule(text)
+    assert made.kept(n) == most
+    assert made.late(n, most, 0, SHAPE).n_least == least
+    chosen = [choice(made, scores(peak, n)) for peak in (0.3, 0.9, 0.93, 0.94, 0.95, 0.99, 0.999)]
+    assert chosen == sorted(chosen, reverse=True) and chosen[0] == most and chosen[-1] == least
+    assert least < chosen[3] < most
+
+
+def test_careful_without_thresholds_or_a_document():
+    assert choice(rule(), scores(0.99), known=False) == 400
+    assert choice(rule(), scores(0.99)) == 100
+    assert choice(rule(), replace(scores(0.99), layer=17)) == 400
+    assert choice(rule("auto:0.5-0.9"), LayerScores(18, np.ones((2, 60), np.float32), 20), 300) == 270
+
+
+def test_short_prompts_and_protected_tokens():
+    made = rule()
+    assert made.kept(256) == 256 and made.late(256, 256, 0, SHAPE) is None
+    assert made.late(1000, 400, 200, SHAPE).n_least == 237
+    assert made.late(1000, 400, 390, SHAPE).n_least == 400
+
+
+ONE_PLACE = Thresholds(3, 4, NEVER, (ALWAYS, 0), (0, 1), (0, 1))
+ALL_OF_IT = Thresholds(3, 4, NEVER, (NEVER, 3), (0, 1), (NEVER, 3))
+
+
+@pytest.fixture
+def thresholds(monkeypatch):
+    """Sets those of the tiny model."""
+    return lambda value: monkeypatch.setitem(late_budgets.CALIBRATED, TINY, value)
+
+
+def test_a_llama_without_thresholds(make):
+    llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES)
+    fixed = make(n_ctx=N_CTX, asl_budget=0.5, asl_policy=SETTLES)
+    assert llm.n_cells == fixed.n_cells
+    report = llm.prefill(prompt(1000))
+    assert report.kept_tokens == report.budget_tokens == 500 and report.selection_layer == 3
+    assert re.fullmatch(
+        "auto:0.1-0.5: 500 tokens, the upper limit: no thresholds are known for this model", report.budget_choice
+    )
+    assert not llm.prefill(prompt(200, seed=1)).pruned and llm.last_prefill.budget_choice is None
+
+
+def test_a_llama_that_finds(make, thresholds):
+    """Everything looks found: the least is kept, and answers go on from it as from a fixed budget's."""
+    thresholds(ONE_PLACE)
+    llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES)
+    report = llm.prefill(prompt(1000))
+    assert report.kept_tokens == report.budget_tokens == 100 == len(report.selected)
+    assert set(report.rows_by_layer) == {100} and report.kv_bytes_prompt == report.kv_bytes_prompt_full / 10
+    assert report.budget_choice.startswith("auto:0.1-0.5: 100 tokens: ") and "budget" in report.rows()
+    assert len(greedy(llm, prompt(1000))) == 8
+    assert 0 < report.attention_mass < 1
+
+
+def test_more_where_more_is_needed(make, thresholds):
+    found = []
+    for value in (ONE_PLACE, ALL_OF_IT):
+        thresholds(value)
+        llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES)
+        report = llm.prefill(prompt(1000))
+        found.append(((report.kept_tokens, report.selection_layer), logits(llm)))
+    assert [one for one, _ in found] == [(100, 3), (500, 4)]
+    assert not np.array_equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("value, kept, layer", [(ONE_PLACE, 100, 3), (ALL_OF_IT, 500, 4)], ids=["found", "all-of-it"])
+def test_with_k_v_of_all_tokens(make, thresholds, value, kept, layer):
+    """Every question chooses anew, and its budget and layer too, as a prompt that runs from its start does."""
+    thresholds(value)
+    llm, alone = (
+        make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES, asl_full_kv=full) for full in (True, False)
+    )
+    document, question = prompt(900), prompt(100, seed=1)
+    assert llm.prefill(document).selection_layer == layer
+    reports = [one.prefill([*document, *question]) for one in (llm, alone)]
+    assert reports[0].reused_tokens > 800
+    for report in reports:
+        assert (report.kept_tokens, report.selection_layer) == (kept, layer)
+        assert f"{kept} tokens: " in report.budget_choice
+    assert reports[0].selected == reports[1].selected
+
+
+def test_a_turn_keeps_to_the_upper_limit(make, thresholds):
+    """Its scores are shared with what came before: no threshold was found for that."""
+    thresholds(ONE_PLACE)
+    llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES)
+    first = prompt(900)
+    answer = greedy(llm, first, 4)
+    greedy(llm, [*first, *answer, *prompt(500, seed=1)], 1)
+    assert llm.last_prefill.turns[0] == (900, 100) and llm.last_prefill.turns[1][1] == llm.last_prefill.turns[1][0] // 2
+
+
+def test_a_fixed_budget_looks_again(make, thresholds):
+    """It keeps as many tokens and cells as ever, and a deeper layer chooses them where much is needed."""
+    found = []
+    for value in (None, ONE_PLACE, ALL_OF_IT):
+        if value is not None:
+            thresholds(value)
+        llm = make(n_ctx=N_CTX, asl_budget=0.2, asl_policy=SETTLES)
+        report = llm.prefill(prompt(1000))
+        assert report.kept_tokens == report.budget_tokens == 200 and set(report.rows_by_layer) == {200}
+        assert report.budget_choice is None
+        found.append((report.selection_layer, report.selected, logits(llm).tolist(), llm.n_cells))
+    assert found[0] == found[1]
+    assert found[2][0] == 4 and found[2][1] != found[1][1] and found[2][3] == found[1][3]
+
+
+def test_other_policies_stay_as_published(thresholds):
+    thresholds(ALL_OF_IT)
+    assert fixed_budget(REGISTRY["asl"](), 1000, 200, TINY) is None
+    assert fixed_budget(replace(SETTLES, look_again=False), 1000, 200, TINY) is None
+    assert fixed_budget(SETTLES, 1000, 200, TINY) is not None and fixed_budget(SETTLES, 200, 200, TINY) is None
+    assert fixed_budget(SETTLES, 1000, 200, (1, 1, 1)) is None
+
+
+def test_rows_in_excess_have_to_fit_the_cells(make, thresholds):
+    """Where there is no room for twice the budget, layers hold what there is room for."""
+    thresholds(ALL_OF_IT)
+    llm = make(n_ctx=N_CTX, asl_budget=400, asl_policy=SETTLES, asl_decode_ctx=512)
+    assert llm.prefill(prompt(1000)).kept_tokens == 400 and len(greedy(llm, prompt(1000))) == 8
+
+
+def test_a_guard_reads_the_prompt(make, thresholds):
+    """With thresholds it needs no second prefill: more is kept where what is looked for stands in no one place."""
+    for value, kept in ((ONE_PLACE, 100), (ALL_OF_IT, 400)):
+        thresholds(value)
+        llm = make(n_ctx=N_CTX, asl_budget=0.1, asl_guard=0.01, asl_policy=SETTLES)
+        report = llm.prefill(prompt(1000))
+        assert report.kept_tokens == report.budget_tokens == kept and not report.guard_attempts
+        assert report.budget_choice.startswith(f"asl_guard: {kept} tokens: ")
+    llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.3", asl_guard=0.01, asl_policy=SETTLES)
+    assert llm.prefill(prompt(1000)).kept_tokens == 300
