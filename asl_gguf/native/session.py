@@ -342,8 +342,8 @@ class Session:
 
     def shrink_rows(self, layer: int, index: Indices) -> None:
         """Of the rows that a layer keeps, only these: int32 [k], or [n_head_kv, k]. Layers follow in order, and all of them."""
-        rows = _indices("rows", index, (1, 2))
-        self._check(lib.session_shrink_rows(self._handle, layer, _int32_p(rows), rows.shape[-1], rows.ndim == 2))
+        rows = indices("rows", index, (1, 2))
+        self._check(lib.session_shrink_rows(self._handle, layer, int32_p(rows), rows.shape[-1], rows.ndim == 2))
 
     def keep_tokens(self, index: Indices) -> None:
         """Deeper layers see only these tokens, int32 [k]."""
