@@ -25,6 +25,7 @@ from .options import (
     add_model_options,
     add_pruning_options,
     answer_kwargs,
+    budget_of,
     keeping_kwargs,
     llama_kwargs,
     model_of,
@@ -59,7 +60,7 @@ def add_parser(commands: Any) -> None:
     )
     add_model_options(parser)
     add_llama_options(parser)
-    add_pruning_options(parser, budget="0.2")
+    add_pruning_options(parser, budget=None)
     add_keeping_options(parser)
     add_full_kv_option(parser, "every question selects from them again, and runs its own tokens alone")
     parser.add_argument(
@@ -88,7 +89,7 @@ def _make_session(args: argparse.Namespace) -> ChatSession:
     from .chat_session import ChatSession
 
     documents = [read_document(name) for name in args.files]
-    budget, answer_options = parse_budget(args.budget), answer_kwargs(args)
+    budget, answer_options = budget_of(args), answer_kwargs(args)
     llama_options = llama_kwargs(args) | keeping_kwargs(args)
     model = model_of(args)
     llama_options |= {

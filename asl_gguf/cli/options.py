@@ -11,7 +11,7 @@ from typing import Any
 from ..budget.targets import FORMS, BudgetValue, is_target, parse_target
 from ..cache.packing import KINDS
 from ..errors import OptionError
-from ..policies import DEFAULT
+from ..policies import DEFAULT, make_policy
 from ..policies.protect import ROLES
 
 DEQUANT = ("auto", "off", "all", "int8", "int16")
@@ -69,6 +69,14 @@ def parse_budget(text: str, option: str = "--budget") -> BudgetValue | None:
         raise OptionError(
             f"{option}: expected a share such as 0.2 or 20%, a number of tokens such as 512, {FORMS}, or none, got {text!r}"
         ) from None
+
+
+def budget_of(args: argparse.Namespace) -> BudgetValue | None:
+    """--budget, or what suits --policy: `auto` where the policy decides at its selection, else a fifth."""
+    if args.budget is not None:
+        return parse_budget(args.budget)
+    policy = make_policy(args.policy)
+    return "auto" if policy.decides_late or not policy.drops else 0.2
 
 
 def parse_fixed_budget(text: str, why: str) -> float | int:
@@ -209,13 +217,18 @@ def answer_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     return {"max_tokens": args.max_tokens, "temperature": args.temp, **given}
 
 
-def add_pruning_options(parser: argparse.ArgumentParser, budget: str, targets: bool = True) -> None:
-    """--budget, which may be a goal or none if `targets`, --policy and their like."""
+def add_pruning_options(parser: argparse.ArgumentParser, budget: str | None, targets: bool = True) -> None:
+    """--budget, which may be a goal or none if `targets`, --policy and their like.
+
+    Args:
+        budget: the default; None: `budget_of` has it.
+    """
+    default = "auto; 0.2 with a policy that cannot decide at its selection" if budget is None else "%(default)s"
     parser.add_argument(
         "-b",
         "--budget",
         default=budget,
-        help=f"{f'{ESCAPED_BUDGET_HELP}; none: full cache' if targets else _FIXED_BUDGET_HELP} (default %(default)s)",
+        help=f"{f'{ESCAPED_BUDGET_HELP}; none: full cache' if targets else _FIXED_BUDGET_HELP} (default {default})",
     )
     parser.add_argument(
         "--policy", default=DEFAULT, help="what to keep: name or name:parameter=value:... (default %(default)s)"

@@ -17,10 +17,10 @@ from .options import (
     add_model_options,
     add_pruning_options,
     answer_kwargs,
+    budget_of,
     keeping_kwargs,
     llama_kwargs,
     model_of,
-    parse_budget,
 )
 from .source import add_source_options, read_source
 from .streams import print_json
@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
     add_llama_options(parser)
     add_source_options(parser)
     parser.add_argument("--raw", action="store_true", help="plain completion; default: the model's chat template")
-    add_pruning_options(parser, budget="0.2")
+    add_pruning_options(parser, budget=None)
     add_keeping_options(parser)
     add_full_kv_option(parser, "later prompts select from them; this command's only one runs as without it")
     add_context_options(parser, "prompt + answer", default="what this prompt needs", cells="budget + answer")
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import Llama
 
     text = read_source(args)
-    budget = parse_budget(args.budget)
+    budget = budget_of(args)
     options, llama_options = answer_kwargs(args), llama_kwargs(args) | keeping_kwargs(args)
     model = model_of(args)
     n_ctx = needed_context(model, text, args.max_tokens) if args.n_ctx is None else args.n_ctx

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..budget.targets import is_target
 from ..errors import OptionError
 
 FULL = "none"
@@ -98,4 +99,6 @@ def _checked(row: Any) -> Row:
         kinds = _KINDS.get(name)
         if kinds and (not isinstance(value, kinds) or isinstance(value, bool)):
             raise ValueError(f"{value!r:.80} as {name}")
+    if isinstance(row["budget"], str) and not is_target(row["budget"]):
+        raise ValueError(f"{row['budget']!r:.80} as budget")
     return row

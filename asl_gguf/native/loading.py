@@ -7,6 +7,7 @@ structs of one llama-cpp-python release fit one version of llama.cpp, so both ar
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 from pathlib import Path
@@ -125,7 +126,14 @@ def _load_backends(folder: Path) -> None:
     names = {"win32": "ggml.dll", "darwin": "libggml.dylib"}
     load_all = ctypes.CDLL(str(folder / names.get(sys.platform, "libggml.so"))).ggml_backend_load_all_from_path
     load_all.argtypes, load_all.restype = [ctypes.c_char_p], None
-    load_all(os.fsencode(folder))
+    # llama_cpp prints what it is told until a `Llama` says whether it is verbose
+    logger = logging.getLogger("llama-cpp-python")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        load_all(os.fsencode(folder))
+    finally:
+        logger.setLevel(level)
 
 
 def cpu_variant(folder: Path) -> str | None:

@@ -82,7 +82,7 @@ def test_sources_of_the_prompt(run, document, monkeypatch):
 @pytest.mark.parametrize("raw", [True, False], ids=["raw", "chat"])
 def test_json(run, document, raw):
     """Under a policy whose parameters are settled: a text that ends within a character would have more tokens."""
-    options = ["-f", document, "--policy", "asl", *(["--raw"] if raw else [])]
+    options = ["-f", document, "-b", "0.2", "--policy", "asl", *(["--raw"] if raw else [])]
     found = run_json(run, *options)
     assert set(found) == RUN_KEYS and REPORT_KEYS <= set(found["report"])
     report = found["report"]
@@ -110,14 +110,17 @@ def test_budget_and_policy(run, document):
             ("-b", "1.0"),
             ("--policy", "snapkv"),
             ("--policy", "none"),
-            ("-fa",),
+            ("-fa", "-b", "0.2"),
+            (),
         ]
     }
     n_tokens = reports["-b", "none"]["prompt_tokens"]
     kept = {" ".join(options): report["kept_tokens"] for options, report in reports.items()}
     share = n_tokens // 5
-    expected = [n_tokens // 2, 120, n_tokens, n_tokens, share, n_tokens, share]
+    careful = n_tokens * 2 // 5  # the upper limit of `auto`, for a model without thresholds
+    expected = [n_tokens // 2, 120, n_tokens, n_tokens, share, n_tokens, share, careful]
     assert list(kept.values()) == expected, kept
+    assert reports[()]["budget_choice"].startswith("auto: ")
     assert reports["--policy", "snapkv"]["policy"] == "snapkv"
     assert reports["-b", "none"]["reason"] and not reports["-b", "none"]["pruned"]
 

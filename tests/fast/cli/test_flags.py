@@ -27,7 +27,7 @@ def run(tiny_model, capsys):
 
     def run(*arguments: object):
         model = str(tiny_model("llama"))
-        code = main(["run", "-m", model, "-p", TEXT, "-n", "4", "-t", "1", "--json", *map(str, arguments)])
+        code = main(["run", "-m", model, "-p", TEXT, "-n", "4", "-t", "1", "--json", "-b", "0.2", *map(str, arguments)])
         out, err = capsys.readouterr()
         return code, json.loads(out) if out else None, err
 
@@ -245,7 +245,7 @@ def stand_in(tiny_model, tmp_path, monkeypatch) -> Hub:
 
 
 def test_a_model_on_hugging_face(hf, capsys):
-    arguments = ["run", "-p", TEXT, "-n", "3", "-t", "1", "--json"]
+    arguments = ["run", "-p", TEXT, "-n", "3", "-t", "1", "-b", "0.2", "--json"]
     assert main([*arguments, "-hf", "user/repo:f16"]) == 0
     assert json.loads(capsys.readouterr().out)["completion_tokens"] == 3
     hf.reachable = False  # what was fetched serves
