@@ -74,7 +74,7 @@ def _version(package: str) -> str:
 
 def _check_library() -> Iterator[str]:
     try:
-        from ..native import bindings, devices
+        from ..native import bindings, devices, loading
     except AslError as err:
         _row("library", "not usable")
         yield str(err)
@@ -88,6 +88,9 @@ def _check_library() -> Iterator[str]:
     _row("cpu features", llama_cpp.llama_print_system_info().decode())
     _row("asl_dequant=auto", bindings.lib.kernel_rule().decode())
     _row("packed weights", f"{bindings.lib.packed_kernel_name().decode()} kernel")
+    attention = bindings.lib.attention_kernel_name().decode()
+    _row("attention", "llama.cpp's" if attention == "scalar" else f"{attention} kernel, but with asl_dequant=False")
+    _row("OpenMP", loading.waiting)
 
 
 def _check_models() -> Iterator[str]:
