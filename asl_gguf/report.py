@@ -68,6 +68,8 @@ class PrefillReport:
     """KV buffers of the prefill context, released since"""
     n_dequantised: int = 0
     """weight matrices packed or expanded to F16 during the prefill"""
+    attention: str = ""
+    """what computed attention during the prefill, one line: a kernel of our own, or llama.cpp's and why"""
     full_kv_bytes: int = 0
     """host memory of the K/V of all tokens that asl_full_kv keeps"""
     reused_tokens: int = 0

@@ -59,3 +59,46 @@ def packed_product(name: str, weights: np.ndarray, x: np.ndarray, bits: int) -> 
     exact = gguf.quants.dequantize(weights, gguf.GGMLQuantizationType[name.upper()]).astype(np.float64)
     rounded = round_activations(x, bits)
     return rounded @ exact.T, np.abs(rounded) @ np.abs(exact).T
+
+
+def attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    *,
+    scale: float,
+    n_swa: int = 0,
+    cap: float = 0.0,
+    cap_scale: float = 1.0,
+    sinks: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Causal attention of the last tokens, in f64.
+
+    Args:
+        q: [n_tokens, n_head, n_embd_k], of the tokens in the last of the cells.
+        k: [n_cells, n_head_kv, n_embd_k].
+        v: [n_cells, n_head_kv, n_embd_v].
+        n_swa: cells that a token attends to, 0 for all.
+        cap: of the logits, cap * tanh(cap_scale * kq); 0 for none.
+        sinks: [n_head] logits that take a share and add nothing.
+        mask: [n_tokens, n_cells], added to the logits in place of the causal order.
+
+    Returns:
+        [n_tokens, n_head, n_embd_v], and the weights [n_tokens, n_head, n_cells].
+    """
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    group = q.shape[1] // k.shape[1]
+    logits = np.einsum("thd,chd->thc", q, np.repeat(k, group, axis=1))
+    logits = scale * (cap * np.tanh(cap_scale * logits) if cap else logits)
+    own = np.arange(len(k) - len(q), len(k))[:, None]
+    cells = np.arange(len(k))
+    if mask is None:
+        seen = (cells <= own) & ((cells > own - n_swa) | (n_swa == 0))
+        mask = np.where(seen, 0.0, -np.inf)
+    logits = logits + mask[:, None]
+    if sinks is not None:
+        logits = np.concatenate([logits, np.broadcast_to(sinks[None, :, None], (*logits.shape[:2], 1))], axis=-1)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights = (weights / weights.sum(axis=-1, keepdims=True))[..., : len(k)]
+    return np.einsum("thc,chd->thd", weights, np.repeat(v, group, axis=1)), weights

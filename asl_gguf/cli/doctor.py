@@ -75,8 +75,7 @@ def _version(package: str) -> str:
 
 def _check_library() -> Iterator[str]:
     try:
-        from ..native import bindings, devices
-        from ..native.loading import cpu_variant, cpu_variants
+        from ..native import bindings, devices, loading
     except AslError as err:
         _row("library", "not usable")
         yield str(err)
@@ -88,11 +87,14 @@ def _check_library() -> Iterator[str]:
     llama_cpp.llama_backend_init()
     for name, description in devices.names():
         _row("backend", f"{name}: {description}")
-    if variants := cpu_variants(library.parent):
-        _row("cpu variant", f"{cpu_variant(library.parent) or 'unknown'} (of {', '.join(variants)})")
+    if variants := loading.cpu_variants(library.parent):
+        _row("cpu variant", f"{loading.cpu_variant(library.parent) or 'unknown'} (of {', '.join(variants)})")
     _row("cpu features", llama_cpp.llama_print_system_info().decode())
     _row("asl_dequant=auto", bindings.lib.kernel_rule().decode())
     _row("packed weights", f"{bindings.lib.packed_kernel_name().decode()} kernel")
+    attention = bindings.lib.attention_kernel_name().decode()
+    _row("attention", "llama.cpp's" if attention == "scalar" else f"{attention} kernel, but with asl_dequant=False")
+    _row("OpenMP", loading.waiting)
 
 
 def _check_models() -> Iterator[str]:

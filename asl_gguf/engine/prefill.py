@@ -206,6 +206,7 @@ def _report(layers: Layers, policy: Policy, prompt: Prompt, trace: _Trace) -> Pr
         kv_bytes_prompt_full=n_tokens * info.kv_bytes_cell,
         kv_bytes_prefill_peak=trace.kv_bytes_peak,
         n_dequantised=trace.n_dequantised,
+        attention=info.attention.decode(),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import operator
 from collections.abc import Callable
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from ctypes import POINTER, c_bool, c_char, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 from typing import TYPE_CHECKING, Any
 
 from .. import __path__ as _package_paths
@@ -63,6 +63,19 @@ class session_info(ctypes.Structure):
         ("kv_bytes_prefill_peak", c_int64),
         ("host_bytes", c_int64),
         ("device_bytes", c_int64),
+        ("attention", c_char * 160),
+    ]
+
+
+class attention_case(ctypes.Structure):
+    """`asl_attention_case`."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("n_tokens", "n_past", "n_head", "n_head_kv", "n_embd_k", "n_embd_v", "n_swa")),
+        *((name, c_int32) for name in ("n_queries", "type_k", "type_v", "n_threads")),
+        ("v_transposed", c_bool),
+        *((name, c_float) for name in ("scale", "cap", "cap_scale")),
+        *((name, c_void_p) for name in ("q", "k", "v", "sinks", "mask", "weights")),
     ]
 
 
@@ -85,6 +98,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         c_bool,
         [c_char_p, c_int32, c_void_p, c_int32, c_int32, c_int32, POINTER(c_float), c_int32, POINTER(c_float)],
     ),
+    "asl_attention_kernel_name": (c_char_p, []),
+    "asl_attention_compute": (c_bool, [c_char_p, POINTER(attention_case), POINTER(c_float), POINTER(c_float)]),
     "asl_model_can_drop_tokens": (c_bool, [c_void_p]),
     "asl_model_can_load_rows": (c_bool, [c_void_p]),
     "asl_context_kv_bytes": (c_int64, [c_void_p]),

@@ -10,6 +10,8 @@ import ctypes
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +19,13 @@ from ..errors import LibraryError
 
 _ENV = "LLAMA_CPP_LIB_PATH"
 _ENV_MTMD = "MTMD_CPP_LIB"  # the same for llama_cpp.mtmd_cpp
+_ENV_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+_SPINS = "1000"
+"""rounds that a thread of libgomp spins at a barrier before it sleeps: enough where the others run, and where another
+process has their core, spinning for milliseconds takes what they wait for"""
+
+waiting = "the library is not loaded"
+"""how OpenMP's threads wait for each other, and who chose it"""
 
 
 def library_file(folder: Path) -> Path:
@@ -76,6 +85,36 @@ def _point_to(folder: Path) -> None:
     os.environ.setdefault(_ENV_MTMD, str(folder))
 
 
+def _maps_libgomp() -> bool:
+    """Whether another package has loaded OpenMP, which reads its variables once."""
+    try:
+        return "libgomp" in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        return False
+
+
+@contextmanager
+def short_spinning() -> Iterator[None]:
+    """What loads libgomp in here sets how its threads wait, unless the environment says. Child processes inherit nothing."""
+    global waiting
+    if chosen := [f"{name}={os.environ[name]}" for name in _ENV_WAITING if name in os.environ]:
+        waiting = f"{', '.join(chosen)} (environment)"
+        yield
+        return
+    if _maps_libgomp():
+        waiting = (
+            f"as libgomp does: it was loaded before asl_gguf. Set {_ENV_WAITING[1]}={_SPINS}, or import asl_gguf first"
+        )
+        yield
+        return
+    os.environ[_ENV_WAITING[1]] = _SPINS
+    try:
+        yield
+        waiting = f"threads spin {int(_SPINS):,} rounds, then sleep ({_ENV_WAITING[1]} says otherwise)"
+    finally:
+        del os.environ[_ENV_WAITING[1]]
+
+
 def load(package_paths: list[str]) -> ModuleType:
     """Imports `llama_cpp` on top of our library and returns it.
 
@@ -92,7 +131,8 @@ def load(package_paths: list[str]) -> ModuleType:
         )
     _point_to(folder)
     try:
-        import llama_cpp
+        with short_spinning():
+            import llama_cpp
     except ImportError as err:
         raise LibraryError(
             f"llama-cpp-python cannot be imported ({err}); install it with `pip install -r requirements.txt`"

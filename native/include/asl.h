@@ -67,6 +67,7 @@ typedef enum asl_status {
 // How weight matrices are held while their layer runs (CPU only; elsewhere ignored).
 typedef enum asl_dequant {
     ASL_DEQUANT_OFF  = 0, // as stored: bit-identical to stock llama.cpp
+    // all others: attention is our own where there is a kernel for the processor (asl_attention_kernel_name)
     // types whose products are faster so on this CPU are packed, or expanded to F16, once per layer (asl_kernel_rule):
     // nearer to F32 arithmetic than stock llama.cpp's products
     ASL_DEQUANT_AUTO = 1,
@@ -103,6 +104,7 @@ typedef struct asl_session_info {
     int64_t kv_bytes_prefill_peak; // the same, largest since asl_session_begin
     int64_t host_bytes;        // hidden states, packed and expanded weights, attention mask and K/V of sliding layers held now in host memory
     int64_t device_bytes;      // hidden states and attention mask held now in memory of other devices
+    char    attention[160];    // what the layers of this prefill, or of the last one, attended with: one line, "" if none has run
 } asl_session_info;
 
 // ASL_ABI_VERSION of the library in use.
@@ -157,6 +159,42 @@ ASL_API const char * asl_packed_kernel_name(void);
 // Twin: packed_product in tests/twins.py
 ASL_API bool asl_packed_product(const char * kernel, int32_t type, const void * weights, int32_t n_out, int32_t n_in,
                                 int32_t act_bits, const float * x, int32_t n_tokens, float * y);
+
+// The attention kernel that is in force here: "AVX2", "AVX-512" or "scalar", which is never used in a prefill: llama.cpp's
+// attention is faster.
+ASL_API const char * asl_attention_kernel_name(void);
+
+// Causal attention of a chunk, for tests. Token t lies in cell n_past + t; there are n_past + n_tokens cells.
+typedef struct asl_attention_case {
+    int32_t n_tokens;
+    int32_t n_past;
+    int32_t n_head;
+    int32_t n_head_kv;
+    int32_t n_embd_k;  // elements of a head
+    int32_t n_embd_v;
+    int32_t n_swa;     // cells that a token attends to, 0 for all
+    int32_t n_queries; // last tokens whose attention is summed
+    int32_t type_k;    // ggml_type
+    int32_t type_v;
+    int32_t n_threads; // parts that are computed one after another
+    bool    v_transposed; // v is [n_head_kv, n_embd_v, cells], F16 or F32
+    float   scale;
+    float   cap;       // softmax of scale*cap*tanh(cap_scale*kq), 0 for scale*kq
+    float   cap_scale;
+    const float * q;   // [n_tokens, n_head, n_embd_k]
+    const void  * k;   // [cells, n_head_kv, n_embd_k]
+    const void  * v;   // [cells, n_head_kv, n_embd_v]
+    const float * sinks;   // [n_head], may be NULL
+    const float * mask;    // [n_tokens, cells], added to the logits in place of the causal order; may be NULL
+    const float * weights; // [n_queries], may be NULL for 1
+} asl_attention_case;
+
+//   kernel  a name as above, or "plain 16"
+//   y       float [n_tokens, n_head, n_embd_v]
+//   scores  float [n_head_kv, cells]: sum over queries and heads of the group of weight times attention; NULL without queries
+// Returns false if the case is none, or the kernel does not run here.
+// Twin: attention in tests/twins.py
+ASL_API bool asl_attention_compute(const char * kernel, const asl_attention_case * c, float * y, float * scores);
 
 // Bytes of the KV buffers of any context; of a recurrent model, which has none, those of its states.
 ASL_API int64_t asl_context_kv_bytes(const struct llama_context * ctx);

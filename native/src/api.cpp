@@ -4,8 +4,6 @@
 #include "asl.h"
 
 #include "cache.h"
-#include "kernels.h"
-#include "packed.h"
 #include "memory.h"
 #include "move.h"
 #include "pages.h"
@@ -15,7 +13,6 @@
 #include "llama-context.h"
 #include "llama-model.h"
 
-#include <cstdio>
 #include <new>
 
 // Runs a call of a session. A call that cannot go on leaves no half prefill behind.
@@ -42,12 +39,6 @@ static asl_status guard(asl_session * session, F && call) {
     return status;
 }
 
-static void copy_message(char * dst, size_t n_dst, const char * message) {
-    if (dst && n_dst > 0) {
-        snprintf(dst, n_dst, "%s", message);
-    }
-}
-
 int32_t asl_abi_version(void) {
     return ASL_ABI_VERSION;
 }
@@ -57,7 +48,7 @@ asl_status asl_model_check(const llama_model * model, char * reason, size_t n_re
         asl_check_model(*model);
         return ASL_OK;
     } catch (const std::exception & err) {
-        copy_message(reason, n_reason, err.what());
+        asl_copy_message(reason, n_reason, err.what());
         return ASL_ERR_UNSUPPORTED;
     }
 }
@@ -67,49 +58,6 @@ int32_t asl_model_get_sliding(const llama_model * model, bool * sliding) {
         sliding[il] = asl_is_sliding(*model, il) || !asl_owns_rows(*model, il);
     }
     return asl_first_layer(*model, true) < 0 ? 0 : model->hparams.n_swa;
-}
-
-const char * asl_kernel_rule(void) {
-    return asl_kernel_rule_line().c_str();
-}
-
-const char * asl_kernel_type_name(int32_t type) {
-    return asl_is_weight_type(type) ? ggml_type_name((ggml_type) type) : nullptr;
-}
-
-bool asl_kernel_expands(int32_t type, char * reason, size_t n_reason) {
-    if (!asl_is_weight_type(type)) {
-        copy_message(reason, n_reason, "no type of model weights");
-        return false;
-    }
-    copy_message(reason, n_reason, asl_kernel_reason((ggml_type) type).c_str());
-    return asl_choose_held(ASL_DEQUANT_AUTO, (ggml_type) type, true) != asl_held::stored;
-}
-
-bool asl_kernel_measure(int32_t type, int32_t held, int32_t n_out, int32_t n_tokens, int32_t n_in, int32_t n_threads,
-                        float * gflops, char * buffer, size_t n_buffer) {
-    try {
-        std::string name;
-        *gflops = asl_measure_product({ (ggml_type) type, held, n_out, n_tokens, n_in, n_threads }, name);
-        copy_message(buffer, n_buffer, *gflops > 0 ? name.c_str() : "not held so");
-        return *gflops > 0;
-    } catch (const std::exception & err) {
-        copy_message(buffer, n_buffer, err.what());
-        return false;
-    }
-}
-
-const char * asl_packed_kernel_name(void) {
-    return asl_packed_kernel_in_force().name;
-}
-
-bool asl_packed_product(const char * kernel, int32_t type, const void * weights, int32_t n_out, int32_t n_in, int32_t act_bits,
-                        const float * x, int32_t n_tokens, float * y) {
-    const asl_packed_kernel * k = asl_find_packed_kernel(kernel);
-    if (!k || !asl_is_weight_type(type) || (act_bits != 8 && act_bits != 16)) {
-        return false;
-    }
-    return asl_compute_packed(*k, (ggml_type) type, weights, n_out, n_in, act_bits, x, n_tokens, y);
 }
 
 bool asl_model_can_drop_tokens(const llama_model * model) {
@@ -186,13 +134,13 @@ asl_status asl_context_move(llama_context * src, int32_t src_seq_id, llama_conte
         return ASL_OK;
     } catch (const asl_error & err) {
         status = err.status;
-        copy_message(error, n_error, err.what());
+        asl_copy_message(error, n_error, err.what());
     } catch (const std::bad_alloc &) {
         status = ASL_ERR_MEMORY;
-        copy_message(error, n_error, "out of memory");
+        asl_copy_message(error, n_error, "out of memory");
     } catch (const std::exception & err) {
         status = ASL_ERR_UNSUPPORTED;
-        copy_message(error, n_error, err.what());
+        asl_copy_message(error, n_error, err.what());
     }
     return status;
 }
@@ -209,7 +157,7 @@ asl_session * asl_session_init(llama_context * ctx, const llama_context_params *
     try {
         return new asl_session(*ctx, *params, n_ctx);
     } catch (const std::exception & err) {
-        copy_message(error, n_error, err.what());
+        asl_copy_message(error, n_error, err.what());
         return nullptr;
     }
 }

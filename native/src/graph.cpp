@@ -34,9 +34,10 @@ int asl_find_layer_output(const llm_graph_result & res, int32_t il) {
 }
 
 asl_layer_cutter::asl_layer_cutter(
-        llama_context & ctx, asl_dequantiser & dequantiser, asl_causal_mask & mask, const asl_hidden & hidden,
-        asl_chunk_inputs * inputs, const asl_layer_range & range, asl_chunk & chunk)
-    : ctx(ctx), dequantiser(dequantiser), mask(mask), hidden(hidden), inputs(inputs), range(range), chunk(chunk) {
+        llama_context & ctx, asl_dequantiser & dequantiser, asl_attention_use & attention, asl_causal_mask & mask,
+        const asl_hidden & hidden, asl_chunk_inputs * inputs, const asl_layer_range & range, asl_chunk & chunk)
+    : ctx(ctx), dequantiser(dequantiser), attention(attention), mask(mask), hidden(hidden), inputs(inputs), range(range),
+      chunk(chunk) {
 }
 
 // The computed nodes from begin to last, which read `input` where they read `prev`.
@@ -156,7 +157,7 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     // the capacity of the full graph bounds the part as well
     const auto & hparams = ctx.get_model().hparams;
     const size_t n_extra = n_score_nodes(hparams.n_head_kv(range.last)) + N_MASK_NODES*hparams.n_layer() + N_HIDDEN_NODES +
-        dequantiser.n_extra(i_last - i_prev);
+        dequantiser.n_extra(i_last - i_prev) + asl_attend_node::N_NODES*(range.last + 1 - range.first);
     const size_t n_nodes = res.get_max_nodes() + n_extra;
     ctx_part.reset(ggml_init({ n_extra*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
     ggml_cgraph * part = ggml_new_graph_custom(ctx_part.get(), n_nodes, false);
@@ -170,11 +171,11 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     if (prev && !(ggml_are_same_shape(prev, input) && prev->type == input->type)) {
         throw std::runtime_error("the output of layer " + std::to_string(range.first - 1) + " is not one row of F32 per token");
     }
-    const std::vector<ggml_tensor *> nodes = own_nodes(gf, i_prev + 1, take_nodes(gf, i_prev + 1, i_last, prev, input));
+    std::vector<ggml_tensor *> nodes = own_nodes(gf, i_prev + 1, take_nodes(gf, i_prev + 1, i_last, prev, input));
     if (chunk.first) {
         dequantiser.prepare(nodes);
     }
-    const auto unused_masks = replace_masks(res);
+    const auto unused_masks = replace_masks(res, nodes);
 
     // every other input stays, used or not: the set_input of each writes to its buffer. They come first, and what has
     // memory already after them: ggml_gallocr takes the places of an earlier graph of as many nodes and leaves
@@ -186,6 +187,9 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
         inputs->replace(res, chunk.n_past, read, nodes);
     }
     dequantiser.replace(nodes, ctx_part.get());
+    for (auto & layer : own) {
+        layer.second->replace(nodes, ctx_part.get());
+    }
     for (ggml_tensor * node : nodes) {
         if (!chunk.rows_only || is_memory_write(node)) {
             ggml_build_forward_expand(part, node); // with what it reads
@@ -233,7 +237,7 @@ void asl_layer_cutter::keep_output(llm_graph_result & res, ggml_cgraph * part, g
 
 // The layers read the prefill's own masks, but for sliding windows over tokens that do not follow each other. Returns
 // the inputs that stand for them in the full graph: without a buffer, their set_input does not fill them.
-std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(llm_graph_result & res) {
+std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(llm_graph_result & res, const std::vector<ggml_tensor *> & nodes) {
     const auto & model = ctx.get_model();
     const ggml_tensor * inputs[2] = {}; // of layers that attend to all tokens, and of those with a sliding window
     for (const bool sliding : { false, true }) {
@@ -253,8 +257,13 @@ std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(llm_grap
             throw std::runtime_error("layer " + std::to_string(il) + " has an attention mask of its own");
         }
         // ours are of windows; those of gaps, and of chunks, are llama.cpp's
-        if (sliding && (chunk.has_gaps || model.hparams.swa_type != LLAMA_SWA_TYPE_STANDARD)) {
+        const bool is_stock = sliding && (chunk.has_gaps || model.hparams.swa_type != LLAMA_SWA_TYPE_STANDARD);
+        scored = att;
+        const bool is_own = find_own_attention(att, il, nodes, is_stock);
+        if (is_stock) {
             unused.erase(att.mask);
+        }
+        if (is_stock || is_own) {
             continue;
         }
         ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(att.k->buffer);
@@ -265,6 +274,25 @@ std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(llm_grap
         }
     }
     return unused;
+}
+
+// Whether the layer attends with our own kernel.
+bool asl_layer_cutter::find_own_attention(const asl_attention & att, int32_t il, const std::vector<ggml_tensor *> & nodes, bool has_own_mask) {
+    if (!attention.enabled) {
+        return false;
+    }
+    auto node = std::make_unique<asl_attend_node>();
+    const auto & model = ctx.get_model();
+    const int64_t n_swa = asl_is_sliding(model, il) && !has_own_mask ? model.hparams.n_swa : 0;
+    const std::string reason = node->find(att, nodes, chunk.n_past, n_swa, has_own_mask);
+    if (chunk.first) {
+        ++(reason.empty() ? attention.n_own : attention.n_stock);
+        attention.reason = reason.empty() ? attention.reason : reason;
+    }
+    if (reason.empty()) {
+        own[il] = std::move(node);
+    }
+    return reason.empty();
 }
 
 // Nothing in the part may read what an earlier layer computed, except through its output, or from the chunk's token ids
@@ -308,7 +336,9 @@ void asl_layer_cutter::read(const llama_ubatch &) {
 
     const int64_t n_keys = chunk.n_past + chunk.n_tokens;
     for (ggml_tensor * t : scores) {
-        chunk.scores_kv.emplace_back(n_keys);
-        ggml_backend_tensor_get(t, chunk.scores_kv.back().data(), 0, n_keys*sizeof(float));
+        for (int64_t h = 0; h < (own.empty() ? 1 : t->ne[1]); ++h) {
+            chunk.scores_kv.emplace_back(n_keys);
+            ggml_backend_tensor_get(t, chunk.scores_kv.back().data(), h*t->nb[1], n_keys*sizeof(float));
+        }
     }
 }

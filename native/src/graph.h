@@ -3,6 +3,7 @@
 #pragma once
 
 #include "asl-hooks.h"
+#include "attend-node.h"
 #include "dequant.h"
 #include "hidden.h"
 #include "inputs.h"
@@ -13,6 +14,8 @@
 #include "ggml.h"
 
 #include <cstdint>
+#include <map>
+#include <memory>
 #include <string>
 #include <unordered_set>
 #include <vector>
@@ -63,8 +66,8 @@ public:
     // hidden: of the current tokens: read where the range does not begin with layer 0, written where it does not end
     // with the model's last
     // inputs: of the chunks of ctx, NULL to take them from the host
-    asl_layer_cutter(llama_context & ctx, asl_dequantiser & dequantiser, asl_causal_mask & mask, const asl_hidden & hidden,
-            asl_chunk_inputs * inputs, const asl_layer_range & range, asl_chunk & chunk);
+    asl_layer_cutter(llama_context & ctx, asl_dequantiser & dequantiser, asl_attention_use & attention, asl_causal_mask & mask,
+            const asl_hidden & hidden, asl_chunk_inputs * inputs, const asl_layer_range & range, asl_chunk & chunk);
 
     ggml_cgraph * cut(llm_graph_result & res, const llama_ubatch & ubatch) override;
     void read(const llama_ubatch & ubatch) override;
@@ -76,7 +79,8 @@ private:
 
     std::vector<ggml_tensor *> own_nodes(ggml_cgraph * gf, int begin, std::vector<ggml_tensor *> nodes) const;
     void keep_output(llm_graph_result & res, ggml_cgraph * part, ggml_tensor * node);
-    std::unordered_set<const ggml_tensor *> replace_masks(llm_graph_result & res);
+    std::unordered_set<const ggml_tensor *> replace_masks(llm_graph_result & res, const std::vector<ggml_tensor *> & nodes);
+    bool find_own_attention(const asl_attention & att, int32_t il, const std::vector<ggml_tensor *> & nodes, bool has_own_mask);
     void verify(const llm_graph_result & res, ggml_cgraph * part, int begin) const;
     // scores.cpp
     size_t n_score_nodes(int64_t n_head_kv) const;
@@ -85,6 +89,7 @@ private:
 
     llama_context   & ctx;
     asl_dequantiser & dequantiser;
+    asl_attention_use & attention;
     asl_causal_mask & mask;
     const asl_hidden & hidden;
     asl_chunk_inputs * inputs;
@@ -96,7 +101,9 @@ private:
 
     ggml_tensor * out     = nullptr; // l_out-<last> of the model's last layer, which is read
     ggml_tensor * queries = nullptr;
-    std::vector<ggml_tensor *> scores; // per KV head: F32 [1, n_kv]
+    std::vector<ggml_tensor *> scores; // per KV head: F32 [1, n_kv]; of our own attention: F32 [n_keys, n_head_kv]
+    asl_attention scored;              // attention of the last layer, before it became our own
+    std::map<int32_t, std::unique_ptr<asl_attend_node>> own; // by layer: attention of our own
 
     std::string error;
 };

@@ -65,7 +65,8 @@ ggml_tensor * asl_layer_cutter::build_scores(const asl_attention & att, ggml_ten
 }
 
 void asl_layer_cutter::add_scores(llm_graph_result & res, ggml_cgraph * part) {
-    const asl_attention att = asl_find_attention(res, range.last);
+    const auto found = own.find(range.last);
+    const asl_attention att = found == own.end() ? asl_find_attention(res, range.last) : scored;
     ggml_context * c = ctx_part.get();
 
     const int64_t n_query = chunk.n_queries;
@@ -75,6 +76,14 @@ void asl_layer_cutter::add_scores(llm_graph_result & res, ggml_cgraph * part) {
     queries = ggml_cont(c, ggml_view_3d(c, att.q, att.q->ne[0], n_query, att.q->ne[2], att.q->nb[1], att.q->nb[2], i_query*att.q->nb[1]));
     ggml_set_output(queries);
 
+    if (found != own.end()) {
+        scores.push_back(found->second->build_scores(c, n_query, chunk.weights));
+        for (ggml_tensor * t : { queries, scores.back() }) {
+            ggml_set_output(t);
+            ggml_build_forward_expand(part, t);
+        }
+        return;
+    }
     ggml_tensor * weights = nullptr;
     if (chunk.weights) {
         weights = ggml_new_tensor_2d(c, GGML_TYPE_F32, 1, n_query);

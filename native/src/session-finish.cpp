@@ -102,7 +102,7 @@ std::vector<float> asl_session::run_head() {
     int8_t logits = 1;
     llama_batch batch = { 1, &tokens.back(), nullptr, &positions.back(), &n_seq_id, &seq_ids, &logits };
 
-    asl_layer_cutter cutter(*prefill, dequantiser, mask, hidden, nullptr, range, chunk);
+    asl_layer_cutter cutter(*prefill, dequantiser, attention, mask, hidden, nullptr, range, chunk);
     asl_hook_scope scope(*prefill, ctx, cutter);
     const int32_t status = llama_decode(prefill.get(), batch);
     if (cutter.get_error().empty() && status == 2) {

@@ -167,7 +167,7 @@ void asl_session::run_chunk(const asl_layer_range & range, asl_chunk & chunk) {
     for (int32_t i = 0; i < n; ++i) {
         ids[i] = tokens[positions[chunk.n_past + i] - first_pos];
     }
-    asl_layer_cutter cutter(*prefill, dequantiser, mask, hidden, &inputs, range, chunk);
+    asl_layer_cutter cutter(*prefill, dequantiser, attention, mask, hidden, &inputs, range, chunk);
     int32_t status;
     {
         asl_hook_scope scope(*prefill, ctx, cutter);

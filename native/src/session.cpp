@@ -99,7 +99,10 @@ void asl_session::open(std::vector<int32_t> tokens, int32_t n_window, int32_t fi
     asl_context_access::cparams(*prefill).n_ctx_seq = ctx.n_ctx_seq();
     asl_context_access::copy_loras(ctx, *prefill);
     // expanding weights pays on CPUs; a GPU would have to be sent the larger copies
-    dequantiser.set_mode(ctx.get_model().devices.empty() ? dequant : ASL_DEQUANT_OFF, ctx.n_threads_batch());
+    const bool on_cpu = ctx.get_model().devices.empty();
+    dequantiser.set_mode(on_cpu ? dequant : ASL_DEQUANT_OFF, ctx.n_threads_batch());
+    attention.reset(on_cpu && dequant != ASL_DEQUANT_OFF);
+    attention.reason = on_cpu ? "weights are as stored" : "on another device";
 
     this->tokens    = std::move(tokens);
     this->n_tokens  = n_tokens;

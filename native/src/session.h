@@ -127,6 +127,7 @@ private:
 
     std::unique_ptr<llama_context> prefill; // NULL outside a prefill
     asl_dequantiser dequantiser;
+    asl_attention_use attention;
     asl_causal_mask mask;
     asl_slices slices;
     asl_past past; // what the decode context held before asl_session_extend

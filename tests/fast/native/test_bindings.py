@@ -17,6 +17,7 @@ HEADER = Path(__file__).parents[3] / "native" / "include" / "asl.h"
 CTYPES = {
     "void": None,
     "bool": c_bool,
+    "float": c_float,
     "int32_t": c_int32,
     "int64_t": c_int64,
     "uint32_t": c_uint32,
@@ -32,6 +33,7 @@ CTYPES = {
     "llama_context *": c_void_p,
     "llama_context_params *": POINTER(bindings.llama_cpp.llama_context_params),
     "asl_session_info *": POINTER(bindings.session_info),
+    "asl_attention_case *": POINTER(bindings.attention_case),
     "asl_status": c_int,
     "asl_dequant": c_int,
     "asl_progress_callback": bindings.progress_callback,
@@ -81,9 +83,18 @@ def test_the_library_exports(name):
 
 def test_session_info_has_the_fields_of_the_header():
     body = re.search(r"typedef struct asl_session_info \{(.*?)\}", source(), re.DOTALL).group(1)
-    fields = [(name, CTYPES[kind]) for kind, name in re.findall(r"(\w+)\s+(\w+);", body)]
+    declared = re.findall(r"(\w+)\s+(\w+)(?:\[(\d+)\])?;", body)
+    fields = [(name, ctypes.c_char * int(n) if kind == "char" else CTYPES[kind]) for kind, name, n in declared]
     assert len(fields) == body.count(";")
     assert fields == bindings.session_info._fields_
+
+
+def test_attention_case_has_the_fields_of_the_header():
+    body = re.search(r"typedef struct asl_attention_case \{(.*?)\}", source(), re.DOTALL).group(1)
+    declared = re.findall(r"(\w+)\s+(\**) *(\w+);", body)
+    fields = [(name, ctypes.c_void_p if pointer else CTYPES[kind]) for kind, pointer, name in declared]
+    assert len(fields) == body.count(";")
+    assert fields == bindings.attention_case._fields_
 
 
 @pytest.mark.parametrize("name", ["asl_status", "asl_dequant"])

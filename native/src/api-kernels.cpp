@@ -1,0 +1,112 @@
+// C functions of asl.h about kernels: what this processor runs, how fast, and each kernel by itself for tests.
+
+#include "asl.h"
+
+#include "attend.h"
+#include "error.h"
+#include "kernels.h"
+#include "packed.h"
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+const char * asl_kernel_rule(void) {
+    return asl_kernel_rule_line().c_str();
+}
+
+const char * asl_kernel_type_name(int32_t type) {
+    return asl_is_weight_type(type) ? ggml_type_name((ggml_type) type) : nullptr;
+}
+
+bool asl_kernel_expands(int32_t type, char * reason, size_t n_reason) {
+    if (!asl_is_weight_type(type)) {
+        asl_copy_message(reason, n_reason, "no type of model weights");
+        return false;
+    }
+    asl_copy_message(reason, n_reason, asl_kernel_reason((ggml_type) type).c_str());
+    return asl_choose_held(ASL_DEQUANT_AUTO, (ggml_type) type, true) != asl_held::stored;
+}
+
+bool asl_kernel_measure(int32_t type, int32_t held, int32_t n_out, int32_t n_tokens, int32_t n_in, int32_t n_threads,
+                        float * gflops, char * buffer, size_t n_buffer) {
+    try {
+        std::string name;
+        *gflops = asl_measure_product({ (ggml_type) type, held, n_out, n_tokens, n_in, n_threads }, name);
+        asl_copy_message(buffer, n_buffer, *gflops > 0 ? name.c_str() : "not held so");
+        return *gflops > 0;
+    } catch (const std::exception & err) {
+        asl_copy_message(buffer, n_buffer, err.what());
+        return false;
+    }
+}
+
+const char * asl_packed_kernel_name(void) {
+    return asl_packed_kernel_in_force().name;
+}
+
+bool asl_packed_product(const char * kernel, int32_t type, const void * weights, int32_t n_out, int32_t n_in, int32_t act_bits,
+                        const float * x, int32_t n_tokens, float * y) {
+    const asl_packed_kernel * k = asl_find_packed_kernel(kernel);
+    if (!k || !asl_is_weight_type(type) || (act_bits != 8 && act_bits != 16)) {
+        return false;
+    }
+    return asl_compute_packed(*k, (ggml_type) type, weights, n_out, n_in, act_bits, x, n_tokens, y);
+}
+
+const char * asl_attention_kernel_name(void) {
+    return asl_attend_kernel_in_force().name;
+}
+
+// K or V, rows of all KV heads; or, transposed, cells of each element.
+static asl_head_rows rows_of(const asl_attention_case & c, int32_t type, const void * data, int64_t n_embd, bool transposed) {
+    const int64_t n_cells = c.n_past + c.n_tokens;
+    asl_head_rows rows;
+    rows.type = (ggml_type) type;
+    rows.data = (const char *) data;
+    rows.n_embd = n_embd;
+    rows.transposed = transposed;
+    rows.nb_embd = transposed ? ggml_row_size(rows.type, n_cells) : 0;
+    rows.nb_cell = transposed ? ggml_type_size(rows.type) : ggml_row_size(rows.type, n_embd)*c.n_head_kv;
+    rows.nb_head = transposed ? rows.nb_embd*n_embd : ggml_row_size(rows.type, n_embd);
+    return rows;
+}
+
+bool asl_attention_compute(const char * kernel, const asl_attention_case * c, float * y, float * scores) {
+    const asl_attend_kernel * k = asl_find_attend_kernel(kernel);
+    if (!k || !asl_is_weight_type(c->type_k) || !asl_is_weight_type(c->type_v) || c->n_tokens < 1 || c->n_past < 0 || c->n_head < 1 ||
+            c->n_head_kv < 1 || c->n_head % c->n_head_kv != 0 || c->n_embd_k < 1 || c->n_embd_v < 1 || c->n_threads < 1 ||
+            c->n_queries < 0 || c->n_queries > c->n_tokens || c->n_embd_k % ggml_blck_size((ggml_type) c->type_k) != 0 ||
+            c->n_embd_v % ggml_blck_size((ggml_type) c->type_v) != 0) {
+        return false;
+    }
+    std::vector<float> softmax((size_t) c->n_queries*c->n_head*2);
+    asl_attend a;
+    a.n_tokens  = c->n_tokens;
+    a.n_past    = c->n_past;
+    a.n_head    = c->n_head;
+    a.n_head_kv = c->n_head_kv;
+    a.n_swa     = c->n_swa;
+    a.q = (const char *) c->q;
+    a.nb_q_head  = c->n_embd_k*sizeof(float);
+    a.nb_q_token = c->n_head*a.nb_q_head;
+    a.k = rows_of(*c, c->type_k, c->k, c->n_embd_k, false);
+    a.v = rows_of(*c, c->type_v, c->v, c->n_embd_v, c->v_transposed);
+    a.scale     = c->scale;
+    a.cap       = c->cap;
+    a.cap_scale = c->cap_scale;
+    a.sinks     = c->sinks;
+    a.mask      = (const char *) c->mask;
+    a.nb_mask   = a.n_keys()*sizeof(float);
+    a.y         = y;
+    a.n_queries = c->n_queries;
+    a.softmax   = softmax.data();
+    a.weights   = c->weights;
+    for (int i = 0; i < c->n_threads; ++i) {
+        asl_attend_part(*k, a, i, c->n_threads);
+    }
+    for (int i = 0; i < c->n_threads && c->n_queries > 0; ++i) {
+        asl_score_part(*k, a, scores, a.n_keys(), i, c->n_threads);
+    }
+    return true;
+}
