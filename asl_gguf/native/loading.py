@@ -133,6 +133,8 @@ def load(package_paths: list[str]) -> ModuleType:
     try:
         with short_spinning():
             import llama_cpp
+
+            _load_backends(folder)
     except ImportError as err:
         raise LibraryError(
             f"llama-cpp-python cannot be imported ({err}); install it with `pip install -r requirements.txt`"
@@ -147,7 +149,6 @@ def load(package_paths: list[str]) -> ModuleType:
             f"expected llama-cpp-python {expected} (the library was built for it), got {llama_cpp.__version__}. "
             f"Install llama-cpp-python=={expected} as in requirements.txt."
         )
-    _load_backends(folder)
     return llama_cpp
 
 
