@@ -34,9 +34,13 @@ def bench_prefill(
 ) -> dict[str, Any]:
     """Alternates stock, unpruned and pruned prefills of one prompt; medians and ratios over the runs.
 
+    Args:
+        dequant: "off": weights as stored alone; else this mode and int8, too.
+
     Returns:
-        Seconds by variant, their ratios to stock run by run (wall and CPU: median, and [min, max] in spreads), the
-        ratio of the fastest runs (best), seconds by phase of the last pruned run, the arithmetic limit, and what was
+        Seconds by variant (with the mode's name, unless weights are as stored), their ratios to stock run by run (wall
+        and CPU: median, and [min, max] in spreads), the ratio of the fastest runs (best), seconds by phase of the last
+        pruned run, the arithmetic limit of selection, 1e9 operations per CPU second where nothing is pruned, and what was
         kept.
     """
     tokens = make_prompt(model, n_tokens)
@@ -54,13 +58,20 @@ def bench_prefill(
 
         for _run in range(runs + 1):  # the first one warms up
             measure("stock", partial(stock_prefill, stock_ctx, tokens, model.options.n_ubatch))
-            for mode in ("off", dequant) if dequant != "off" else ("off",):
-                suffix = "" if mode == "off" else "_dequant"
+            for mode in dict.fromkeys(("off",) if dequant == "off" else ("off", dequant, "int8")):
+                suffix = "" if mode == "off" else f"_{mode}"
                 with model.session(ctx, n_cells, len(tokens), mode) as session:
                     measure(f"unpruned{suffix}", partial(prefill, session, tokens, Full(), len(tokens)))
                     report = measure(f"pruned{suffix}", partial(prefill, session, tokens, chosen, n_kept))
     assert report is not None
     return _summary(model, report, {name: values[1:] for name, values in timings.items()}, runs)
+
+
+def operations(model: Model, n_tokens: int) -> float:
+    """Of a prefill that prunes nothing: 2 for each weight and token, and causal attention's."""
+    n_embd_attn = llama_cpp.llama_model_n_embd(model.handle)
+    per_layer = 2 * layer_parameters(model.path, model.n_layer) * n_tokens + 2 * n_embd_attn * n_tokens * (n_tokens + 1)
+    return model.n_layer * per_layer
 
 
 def _summary(model: Model, report: PrefillReport, timings: dict[str, list[Timing]], runs: int) -> dict[str, Any]:
@@ -82,6 +93,11 @@ def _summary(model: Model, report: PrefillReport, timings: dict[str, list[Timing
             n_embd_attn=llama_cpp.llama_model_n_embd(model.handle),
             n_ubatch=model.options.n_ubatch,
         ),
+        "gflops": {
+            name: 1e-9 * operations(model, report.prompt_tokens) / min(t.cpu for t in values)
+            for name, values in timings.items()
+            if not name.startswith("pruned")
+        },
         "seconds": {name: median(t.wall for t in values) for name, values in timings.items()},
         "phases": report.seconds,
         "cpu_seconds": {name: median(t.cpu for t in values) for name, values in timings.items()},

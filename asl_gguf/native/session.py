@@ -134,7 +134,7 @@ class Session:
         return (n_kept - (info.n_current - info.n_past)) * max(0, n_left)
 
     def set_dequant(self, mode: str) -> None:
-        """Whether weights without a fast kernel are expanded to F16 once per layer: 'off', 'auto' or 'all'."""
+        """How weights are held while their layer runs (CPUs); all but 'off' compute attention with our own kernel, too."""
         if mode not in DEQUANT_MODES:
             raise OptionError(f"asl_dequant: expected one of {', '.join(DEQUANT_MODES)}, got {mode!r}")
         self._check(lib.session_set_dequant(self._handle, DEQUANT_MODES[mode]))

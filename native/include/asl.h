@@ -67,7 +67,7 @@ typedef enum asl_status {
 // How weight matrices are held while their layer runs (CPU only; elsewhere ignored).
 typedef enum asl_dequant {
     ASL_DEQUANT_OFF  = 0, // as stored: bit-identical to stock llama.cpp
-    // all others: attention is our own where there is a kernel for the processor (asl_attention_kernel_name)
+    // all others: attention is our own, too, where there is a kernel for the processor (asl_attention_kernel_name)
     // types whose products are faster so on this CPU are packed, or expanded to F16, once per layer (asl_kernel_rule):
     // nearer to F32 arithmetic than stock llama.cpp's products
     ASL_DEQUANT_AUTO = 1,

@@ -24,6 +24,9 @@
 
 namespace {
 
+// to a multiple of any n (GGML_PAD wants a power of 2)
+inline int64_t round_up(int64_t x, int64_t n) { return (x + n - 1)/n*n; }
+
 // exp(x) = 2^n*(1 + q)
 template <class S> struct exp_parts {
     typename S::vec n, q;
@@ -39,13 +42,13 @@ struct attend_memory {
         float ** parts[] = { &q, &o, &k, &v, &temp, &s, &max, &sum, &ranges };
         int64_t total = 16;
         for (const int64_t n : sizes) {
-            total += GGML_PAD(n, 16);
+            total += round_up(n, 16);
         }
         memory.reset(new float[total]);
         float * at = memory.get() + (64 - (uintptr_t) memory.get() % 64) % 64/sizeof(float);
         for (size_t i = 0; i < sizeof(sizes)/sizeof(sizes[0]); ++i) {
             *parts[i] = at;
-            at += GGML_PAD(sizes[i], 16);
+            at += round_up(sizes[i], 16);
         }
     }
 
@@ -290,7 +293,7 @@ template <class S> ASL_INLINE void end_row(const asl_attend & a, int64_t t, int6
 
 template <class S> ASL_TARGET static void attend_block(const asl_attend & a, int64_t head_kv, int64_t first, int64_t last) {
     const int64_t n_group = a.n_group(), n_rows = (last - first)*n_group;
-    attend_memory m(a, GGML_PAD(n_rows, ASL_ROW_GROUP), GGML_PAD(a.v.n_embd, 2*S::W));
+    attend_memory m(a, round_up(n_rows, ASL_ROW_GROUP), round_up(a.v.n_embd, 2*S::W));
     std::fill(m.q + n_rows*a.k.n_embd, m.q + m.n_rows*a.k.n_embd, 0.0f);
     std::fill(m.o, m.o + m.n_rows*m.n_embd_v, 0.0f);
     for (int64_t r = 0; r < m.n_rows; ++r) {

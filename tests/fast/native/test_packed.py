@@ -147,7 +147,7 @@ def test_a_whole_prefill(tiny_model, weight_type, budget):
     with closing(Model(tiny_model("llama", weight_type=weight_type), repack=False)) as model:
         expanded, n = logits(model, "all", budget)
         spread = np.std(expanded)
-        for mode, tolerance in (("int16", 0.01), ("int8", 0.05)):
+        for mode, tolerance in (("int16", 0.02), ("int8", 0.05)):  # F16 rounds activations, too
             packed, n_packed = logits(model, mode, budget)
             assert n_packed == n > 0
             assert 0 < np.sqrt(np.mean((packed - expanded) ** 2)) < tolerance * spread
