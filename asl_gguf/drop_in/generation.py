@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ContextFullError, StateError
 from ..report import DecodeReport
+
+if TYPE_CHECKING:
+    from .logprobs import AnswerLogprobs
 
 _T = TypeVar("_T")
 Tokens = Generator[int, Sequence[int] | None, None]
@@ -24,6 +27,8 @@ class Call:
     """of the answer; None: no limit"""
     messages: tuple[Any, ...] | None = None
     """of the chat, as they were when it was called"""
+    logprobs: AnswerLogprobs | None = None
+    """where those of the answer's tokens are noted, if they are asked for"""
 
 
 _NONE = Call()

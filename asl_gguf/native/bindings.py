@@ -125,6 +125,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_session_finish": (c_int, [c_void_p]),
     "asl_session_start_finish": (c_int, [c_void_p]),
     "asl_session_abort": (c_int, [c_void_p]),
+    "asl_split_words": (c_int32, [c_char_p, c_char_p, c_bool, POINTER(c_int32), c_int32]),
+    "asl_tokenize_by_std_regex": (None, [c_bool]),
 }
 
 

@@ -356,6 +356,16 @@ ASL_API asl_status asl_session_start_finish(asl_session * session);
 // Without a prefill: does nothing.
 ASL_API asl_status asl_session_abort(asl_session * session);
 
+// Words of a text by a pre-tokenizer's regular expression, as llama.cpp's unicode_regex_split finds them for vocabularies.
+//   by_std    by std::regex, which ends the process where a word has some 30,000 characters
+//   dst       characters (code points) of each word; at most capacity are written
+// Returns the number of words; -1 if the expression is none, or std::regex fails on it.
+// Twin: std::regex
+ASL_API int32_t asl_split_words(const char * text, const char * regex, bool by_std, int32_t * dst, int32_t capacity);
+
+// For tests: llama_tokenize of this thread uses std::regex, as released.
+ASL_API void asl_tokenize_by_std_regex(bool on);
+
 #ifdef __cplusplus
 }
 #endif
