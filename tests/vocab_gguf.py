@@ -35,9 +35,9 @@ def write_vocabulary(path: Path, pre: str, seed: int = 0) -> Path:
     else:
         tokens = list(letters)
         parts = [letters[byte] for byte in set("".join(_LETTERS).encode()) | {9, 10, 13, 32}]
-    merges = {}
-    for _ in range(400):
-        left, right = rng.choice(parts), rng.choice(parts)
+    merges, single = {}, list(parts)
+    for i in range(900):
+        left, right = (rng.choice(single if i < 600 else parts) for _ in "lr")
         if left + right not in merges and len(left + right) < 8:
             merges[left + right] = f"{left} {right}"
             parts.append(left + right)
@@ -56,6 +56,7 @@ def write_vocabulary(path: Path, pre: str, seed: int = 0) -> Path:
     writer.add_token_list(tokens)
     writer.add_token_types([int(kind) for kind in types])
     writer.add_token_merges(list(merges.values()))
+    writer.add_bos_token_id(0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

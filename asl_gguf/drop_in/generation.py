@@ -63,6 +63,24 @@ def known_to(chunks: Iterator[_T], call: Call) -> Iterator[_T]:
         yield chunk
 
 
+def of_parent(llm: Any, tokens: Tokens, *, quiet: bool) -> Tokens:
+    """The same tokens; a reset while one is made is the parent's own.
+
+    Args:
+        quiet: the parent does not say that it found a prompt in its cache which was prefilled just now.
+    """
+    sent, verbose = None, llm.verbose
+    while True:
+        llm._generating, llm.verbose = True, verbose and not quiet
+        try:
+            token = tokens.send(sent)
+        except StopIteration:
+            return
+        finally:
+            llm._generating, llm.verbose, quiet = False, verbose, False
+        sent = yield token
+
+
 def timed(tokens: Tokens, started: Callable[[float], None], sampled: Callable[[int, DecodeReport], None]) -> Tokens:
     """The same tokens.
 

@@ -7,6 +7,7 @@ import copy
 import functools
 import inspect
 import re
+import sys
 import warnings
 from collections import abc
 from collections.abc import Callable, Iterator
@@ -44,7 +45,7 @@ from .completion import (
     whole_characters,
 )
 from .gate import Gate, gated
-from .generation import Call, Tokens, current_call, known, known_to, timed, undisturbed, until_full
+from .generation import Call, Tokens, current_call, known, known_to, of_parent, timed, undisturbed, until_full
 from .logprobs import AnswerLogprobs
 from .options import AslOptions, unprunable_use
 from .progress import progress_of
@@ -287,24 +288,14 @@ class Llama(StatefulLlama):
             raise PromptError("expected at least one token, got an empty prompt")
         call = current_call()
         self.last_prefill = self._prefill(tokens, call)
-        answer = self._of_parent(super().generate(tokens, *args, **kwargs))
+        ours = self.verbose and self.last_prefill.token_layers > 0
+        if ours:
+            print(f"Llama.generate: {self.last_prefill}", file=sys.stderr)
+        answer = of_parent(self, super().generate(tokens, *args, **kwargs), quiet=ours)
         if call.logprobs is not None:
             answer = call.logprobs.noting(answer)
         answer = timed(answer, self._answer_started, self._answer_goes_on)
         yield from until_full(answer, call.max_tokens or 0)
-
-    def _of_parent(self, answer: Tokens) -> Tokens:
-        """The same tokens; a reset while one is made is the parent's own."""
-        sent = None
-        while True:
-            self._generating = True
-            try:
-                token = answer.send(sent)
-            except StopIteration:
-                return
-            finally:
-                self._generating = False
-            sent = yield token
 
     def _prefill(self, tokens: list[int], call: Call) -> PrefillReport:
         """Runs a prompt as far as it runs layer by layer; the parent evaluates what is left."""

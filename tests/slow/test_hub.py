@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from chats import command, environment
+from patience import PATIENCE
 
 REPO = "user/tiny-GGUF"
 FILES = ("tiny-Q4_K_M.gguf", "tiny-F16.gguf")
@@ -72,7 +73,7 @@ def test_a_model_is_fetched_once(endpoint, tmp_path):
     variables = environment() | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
     for name in (f"{REPO}:f16", f"{REPO}:f16", REPO):
         arguments = command("run", "-hf", name, "-p", "Say something.", "-n", 3, "-t", 1, "--json")
-        done = subprocess.run(arguments, env=variables, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(arguments, env=variables, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["completion_tokens"] == 3
     assert fetched == ["tiny-F16.gguf", "tiny-Q4_K_M.gguf"] and os.listdir(tmp_path)

@@ -19,11 +19,14 @@ from asl_gguf.errors import ModelError, OptionError
 from asl_gguf.eval.calibrate.tradeoff import TAUS, Outcome, choose, means, selection_layers
 from asl_gguf.models import calibration, named
 from asl_gguf.models.calibration import calibrated, load, save, settings_of
+from asl_gguf.native.session import sliding_layers
+from asl_gguf.native.vocabulary import vocabulary
 from asl_gguf.policies import ASL, FastKV, SelectingPolicy, SpanASL, make_policy
 from asl_gguf.policies.contract import LayerScores, Prompt
 from asl_gguf.policies.ranking import random_rank_variance
 from harness import prompt  # noqa: F401  (silences llama.cpp's log in this process)
 from profiles import FIRST, N_LAYER, both, made_up, make_calibration
+from tiny_kinds import write_kind
 
 TRADEOFFS = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)
 
@@ -344,3 +347,20 @@ def test_wrong_use(command, arguments, message):
 def test_a_shallow_model(tiny_model, config, capsys):
     assert main(["calibrate", "-m", str(tiny_model("llama")), "--tokens", "512", "--samples", "1"]) == 2
     assert "expected a model of at least 10 layers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["sliding", "delta-net", "mamba", "shared-kv"])
+def test_models_whose_layers_are_not_alike(kind, tiny_model, tmp_path, config, capsys):
+    """Layers that slide, hold a state or share K/V are not asked: only full ones select, and one of them is chosen."""
+    if kind == "sliding":
+        path = tiny_model("gemma3", n_layer=12)
+    else:
+        path = write_kind(tmp_path / "model.gguf", kind, n_layer=12, text=True)
+    arguments = ["calibrate", "-m", str(path), "--tokens", "512", "--samples", "1", "-t", "1"]
+    assert main([*arguments, "--easy", "passkey", "--hard", "keyvalue"]) == 0, capsys.readouterr().err
+    found = load(path, "asl-span")
+    with vocabulary(str(path)) as model:
+        itself = sliding_layers(model)
+    asked = [layer for layer, own in enumerate(itself) if not own]
+    assert 0 < len(asked) < 12 and set(found.profile.layers[:-1]) <= set(asked)
+    assert "stored in" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from asl_gguf.models.f32 import expanded
 from asl_gguf.models.parts import names_of, parts_of
 from chats import command, environment
 from split_gguf import split
-from tiny_llama import DOCUMENT, N_CTX, QUESTIONS, SETTLES_WRITTEN, greedy
+from tiny_llama import DOCUMENT, N_CTX, QUESTIONS, greedy
 
 PRUNED = {"n_ctx": N_CTX, "n_threads": 1, "n_threads_batch": 1, "asl_budget": 0.4, "asl_min_prompt": 80}
 PROMPT = DOCUMENT + QUESTIONS[0]
@@ -50,7 +51,7 @@ def test_names():
         assert names_of(alone) == [alone]
 
 
-@pytest.mark.parametrize("options", [{}, {"asl_budget": "fit:300KiB"}, {"n_ctx": 0}, {"asl_budget": None}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"asl_budget": "fit:2MiB"}, {"n_ctx": 0}, {"asl_budget": None}], ids=str)
 def test_they_answer_as_the_whole_file(parts, tiny_model, options):
     whole = answer(tiny_model("llama"), **options)
     for part in (parts[0], parts[-1]):
@@ -93,24 +94,23 @@ def test_states_of_other_weights_are_refused(parts, tiny_model, tmp_path):
     other.close()
 
 
-def test_calibrations(parts, tiny_model, config):
+def test_calibrations(tiny_model, tmp_path, config):
     """One of a split model is found by any of its parts, and not once one of them has changed."""
-    import subprocess
-
+    deep = tiny_model("llama", n_layer=12)
+    parts = split(deep, tmp_path, 40)
     variables = environment() | {"ASL_GGUF_CONFIG_DIR": str(config)}
     arguments = command(
-        "calibrate", "-m", parts[1], "--policy", "asl-span", "-t", 1, "--tokens", 300, "--samples", 1, "--step", 3,
-        "--easy", "passkey", "--hard", "tracking",
+        "calibrate", "-m", parts[1], "--policy", "asl-span", "-t", 1, "--tokens", 700, "--samples", 1, "--step", 3,
+        "--easy", "passkey", "--hard", "keyvalue",
     )  # fmt: skip
     done = subprocess.run(arguments, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = calibration.load(named.resolve(parts[-1]), "asl-span")
-    assert found is not None and calibration.load(tiny_model("llama"), "asl-span") is None
+    assert found is not None and calibration.load(deep, "asl-span") is None
     data = bytearray(parts[-1].read_bytes())
     data[-1] ^= 1
     parts[-1].write_bytes(data)
     assert calibration.load(parts[0], "asl-span") is None
-    assert SETTLES_WRITTEN
 
 
 def test_a_blob_of_ollamas(tiny_model, tmp_path):
@@ -118,4 +118,4 @@ def test_a_blob_of_ollamas(tiny_model, tmp_path):
     data = tiny_model("llama").read_bytes()
     blob = tmp_path / f"sha256-{hashlib.sha256(data).hexdigest()}"
     shutil.copy(tiny_model("llama"), blob)
-    assert answer(blob) == answer(blob) and answer(blob)[0] == answer(tiny_model("llama"))[0]
+    assert answer(blob)[0] == answer(tiny_model("llama"))[0]

@@ -65,7 +65,7 @@ def load_vocabulary(request, tmp_path_factory) -> Iterator[Any]:
 
 
 def test_every_pre_tokenizer_gives_its_tokens(vocabulary):
-    rng, n_different = random.Random(3), 0
+    rng, n_merged = random.Random(3), 0
     for _ in range(100):
         text = drawn(rng)
         ours = tokenize(vocabulary, text)
@@ -75,8 +75,8 @@ def test_every_pre_tokenizer_gives_its_tokens(vocabulary):
         finally:
             lib.tokenize_by_std_regex(False)
         assert ours == theirs, text
-        n_different += len(ours) != len(text.encode())
-    assert n_different > 50  # merges tell words apart
+        n_merged += len(ours) < len(text.encode())
+    assert n_merged > 50  # merges tell words apart
 
 
 def in_little_stack(vocabulary: Any, text: str) -> tuple[list[int], int]:
@@ -98,5 +98,5 @@ def test_a_long_run_ends_nothing(vocabulary, kind):
     for i, n_characters in enumerate((3_000, 12_000, 12_000)):
         text = RUNS[kind] * n_characters + ENDS[(len(kind) + i) % len(ENDS)]
         tokens, taken = in_little_stack(vocabulary, text)
-        assert tokens and len(tokens) <= len(text.encode())
+        assert tokens and len(tokens) <= len(text.encode()) + 1
         assert taken < 20_000 * len(text)  # 20 us a character; quadratic ones take over a second
