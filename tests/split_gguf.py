@@ -7,7 +7,7 @@ from pathlib import Path
 import gguf
 
 
-def split(source: Path, folder: Path, n_tensors: int, *, small_first: bool = False) -> list[Path]:
+def split(source: Path, folder: Path, n_tensors: int, *, small_first: bool = False, name: str = "tiny") -> list[Path]:
     """Parts of n_tensors tensors each.
 
     Args:
@@ -16,7 +16,7 @@ def split(source: Path, folder: Path, n_tensors: int, *, small_first: bool = Fal
     reader = gguf.GGUFReader(source)
     architecture = reader.get_field(gguf.Keys.General.ARCHITECTURE).contents()
     writer = gguf.GGUFWriter(
-        folder / "tiny.gguf", architecture, split_max_tensors=n_tensors, small_first_shard=small_first
+        folder / f"{name}.gguf", architecture, split_max_tensors=n_tensors, small_first_shard=small_first
     )
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name != gguf.Keys.General.ARCHITECTURE:
@@ -28,4 +28,4 @@ def split(source: Path, folder: Path, n_tensors: int, *, small_first: bool = Fal
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return sorted(folder.glob("tiny-*-of-*.gguf"))
+    return sorted(folder.glob(f"{name}-*-of-*.gguf"))

@@ -57,8 +57,8 @@ def _deepen(recorded: dict, n_layer: int) -> None:
     keys, tensors = recorded["keys"], recorded["tensors"]
     count = keys[f"{recorded['architecture']}.block_count"]
     n_old, count[-1] = count[-1], n_layer
-    for value in keys.values():
-        if value[0] == "ARRAY" and len(value[-1]) == n_old:
+    for name, value in keys.items():
+        if value[0] == "ARRAY" and len(value[-1]) == n_old and ".rope." not in name:
             value[-1] = [value[-1][i % n_old] for i in range(n_layer)]
     layers = [{name: shape for name, shape in tensors.items() if name.startswith(f"blk.{i}.")} for i in range(n_old)]
     for i in range(n_old, n_layer):

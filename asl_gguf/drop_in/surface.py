@@ -63,9 +63,8 @@ _OTHER_BY_HAND = f"{_LESS_BY_HAND}, or to more than was evaluated"
 _NO_GPU = works("not checked on a GPU")
 _EMBEDDING = fallback("embedding", "needs embedding=True, as the parent's")
 _LOGPROBS = works(
-    "of the answer's tokens, from the pruned cache, without logits_all; the parent needs it. One chunk of a stream may have "
-    "several tokens",
-    {OptionError: "together with echo=True, unless logits_all=True: those of the prompt need the full cache"},
+    "of the answer's tokens, from the pruned cache, without logits_all, which the parent needs, and the prompt's with echo=True: "
+    "without it an OptionError. One chunk of a stream may have several tokens"
 )
 
 METHODS = {

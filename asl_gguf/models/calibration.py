@@ -62,6 +62,13 @@ class MeanProfile:
     prefill_share: tuple[float, ...]
     random_variance: float
     """rank variance of random ranks"""
+    asked: tuple[int, ...] = ()
+    """the layers of the variances, where others slide or hold a state; empty: first_layer and every layer after it"""
+
+    @property
+    def observed(self) -> tuple[int, ...]:
+        """The layers of the variances."""
+        return self.asked or tuple(range(self.first_layer, self.n_layer))
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,6 @@ class Case:
             if setting.swa_full and (off := np.abs(logits[0] - first[1]).max() / first[1].std()) > CLOSE:
                 self.fail(f"{name}: chunks of {first[0].n_ubatch} and {setting.n_ubatch} tokens differ by {off:.3f}")
 
-
     def prune(self, session: Session) -> None:
         name = POLICIES[0].format(first=session.sliding.index(False))
         prefill(session, self.tokens, make_policy(name), N_KEPT)

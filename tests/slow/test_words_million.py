@@ -23,7 +23,18 @@ for run in ("a", "A", " ", ".", "-", "7", "\\n", "\\t", "\\u96ea", "\\U0001f600"
         print(repr(run + end), n_tokens, round(time.process_time() - begin, 2), file=sys.stderr)
         assert 0 < n_tokens <= 4_000_002
 """
-SOME = ("gpt-4o", "tekken", "deepseek-llm", "deepseek-v3", "superbpe", "jais-2", "youtu", "afmoe", "poro-chat", "exaone-moe")
+SOME = (
+    "gpt-4o",
+    "tekken",
+    "deepseek-llm",
+    "deepseek-v3",
+    "superbpe",
+    "jais-2",
+    "youtu",
+    "afmoe",
+    "poro-chat",
+    "exaone-moe",
+)
 """of expressions that differ most; tests/fast/native/test_words.py has shorter runs under all"""
 
 

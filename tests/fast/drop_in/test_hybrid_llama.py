@@ -101,13 +101,17 @@ def test_k_v_of_all_tokens_are_refused_at_load(path):
 
 def test_the_report_tells_states_from_k_v(path):
     """K/V shrink with the budget; states do not, and are not among them. Where no layer runs fewer tokens, it says so."""
-    with opened(path, asl_policy="fastkv") as llm, opened(path, asl_budget=1.0) as whole:
+    with opened(path) as llm:
+        first = llm._asl_session.sliding.index(False)
+    with opened(path, asl_policy=f"fastkv:tsp_layer={first}") as llm, opened(path, asl_budget=1.0) as whole:
         for target in (llm, whole):
             greedy(target, prompt(), 1)
         report, other = llm.last_prefill, whole.last_prefill
-    assert report.kv_bytes_prompt == report.kv_bytes_prompt_full * 48 // N_TOKENS < other.kv_bytes_prompt
+    assert report.kv_bytes_prompt <= report.kv_bytes_prompt_full * 48 // N_TOKENS < other.kv_bytes_prompt
     assert report.state_bytes == other.state_bytes
     assert (report.state_bytes > 0) is ("shared-kv" not in path)
-    assert ("of states" in str(report)) is (report.state_bytes > 0) is any("states MiB" in line for line in report.lines())
+    assert (
+        ("of states" in str(report)) is (report.state_bytes > 0) is any("states MiB" in line for line in report.lines())
+    )
     assert report.rows_only is ("lightning" in path) is ("the prefill got no shorter" in str(report))
     assert (report.prefill_share < 1) is not report.rows_only

@@ -10,8 +10,8 @@ import pytest
 from asl_gguf import OptionError, OptionTypeError
 from asl_gguf.drop_in.logprobs import AnswerLogprobs
 from harness import llama_cpp, prompt
+from spelled import SPELLED_AFTER, spelling
 from surface_cases import PROMPT, UNPRUNED
-from test_completion import TOKENS, spelling
 from tiny_llama import chat, complete, logits
 
 PRUNED = {"asl_budget": 0.4, "asl_min_prompt": 80}
@@ -73,8 +73,8 @@ def test_an_answer_is_the_same_with_them(make):
 def test_a_stream_has_those_of_the_plain_answer(make, text):
     llm, data = make(**PRUNED), text.encode()
     given = {"logits_processor": spelling(data), "logit_bias": None, "logprobs": 2}
-    plain = complete(llm, TOKENS, len(data), **given)["choices"][0]["logprobs"]
-    parts = list(complete(llm, TOKENS, len(data), stream=True, **given))
+    plain = complete(llm, SPELLED_AFTER, len(data), **given)["choices"][0]["logprobs"]
+    parts = list(complete(llm, SPELLED_AFTER, len(data), stream=True, **given))
     assert joined(parts) == plain and len(plain["tokens"]) == len(data)
     for part in parts:  # whose text it is
         found = part["choices"][0]
@@ -84,7 +84,7 @@ def test_a_stream_has_those_of_the_plain_answer(make, text):
 def test_a_stop_string_ends_them(make):
     llm = make(**PRUNED)
     given = {"logits_processor": spelling(b"one, two"), "logit_bias": None, "logprobs": 2, "stop": [", "]}
-    parts = list(complete(llm, TOKENS, 8, stream=True, **given))
+    parts = list(complete(llm, SPELLED_AFTER, 8, stream=True, **given))
     assert joined(parts)["tokens"] == ["o", "n", "e"] and parts[-1]["choices"][0]["finish_reason"] == "stop"
 
 
@@ -116,7 +116,9 @@ def test_what_is_refused(make, stock):
 
 
 def test_equals_come_in_the_parents_order():
-    noted = AnswerLogprobs(3, lambda tokens, before: bytes(tokens), lambda token: False, lambda: np.float32([1, 2, 2, 0, 2]))
+    noted = AnswerLogprobs(
+        3, lambda tokens, before: bytes(tokens), lambda token: False, lambda: np.float32([1, 2, 2, 0, 2])
+    )
     list(noted.noting(token for token in [1]))
     assert [token for token, _ in noted._noted[0].likeliest] == [4, 2, 1]
 
@@ -126,7 +128,9 @@ def test_several_answers_are_refused_at_once(make, options):
     llm = make(**options)
     for call in (llm.create_completion, llm, lambda _, **given: llm.create_chat_completion(chat("Hello"), **given)):
         for given in ({"n": 2}, {"best_of": 2}, {"n": 1, "stream": True}):
-            with pytest.raises(OptionTypeError, match=": expected an argument of .*; ask once for each answer, with a seed"):
+            with pytest.raises(
+                OptionTypeError, match=": expected an argument of .*; ask once for each answer, with a seed"
+            ):
                 call(PROMPT, **given)
         with pytest.raises(OptionTypeError, match="temprature: expected an argument.*did you mean temperature"):
             call(PROMPT, temprature=0.0)

@@ -35,18 +35,18 @@ def test_what_was_in_the_cache_is_called_so(make, capfd):
     answer = greedy(llm, tokens, 5)
     llm._ctx.reset_timings()
     capfd.readouterr()
-    greedy(llm, tokens + answer[:-1] + prompt(20), 2)
+    greedy(llm, tokens + answer + prompt(20), 2)
     text = capfd.readouterr().err
-    assert "304 prefix-match hit, remaining 20 prompt tokens to eval" in text and "Llama.generate: kept" not in text
-    assert counts(llm) == (20, 1)
+    assert "304 prefix-match hit, remaining 21 prompt tokens to eval" in text and "Llama.generate: kept" not in text
+    assert counts(llm) == (21, 1)
 
 
 def test_a_turn_counts_its_own_tokens(make, capfd):
     llm, tokens = make(**PRUNED), prompt(300)
     answer = greedy(llm, tokens, 5)
     llm._ctx.reset_timings()
-    greedy(llm, tokens + answer[:-1] + prompt(200, seed=2), 2)
-    assert llm.last_prefill.turns[-1][0] == 200 and counts(llm) == (200, 1)
+    greedy(llm, tokens + answer + prompt(200, seed=2), 2)
+    assert llm.last_prefill.turns[-1][0] == 201 and counts(llm) == (201, 1)
 
 
 @pytest.mark.parametrize("options", [{}, {"asl_budget": 1.0, "asl_dequant": False}], ids=["no budget", "unpruned"])

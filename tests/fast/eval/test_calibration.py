@@ -349,18 +349,46 @@ def test_a_shallow_model(tiny_model, config, capsys):
     assert "expected a model of at least 10 layers" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["sliding", "delta-net", "mamba", "shared-kv"])
-def test_models_whose_layers_are_not_alike(kind, tiny_model, tmp_path, config, capsys):
-    """Layers that slide, hold a state or share K/V are not asked: only full ones select, and one of them is chosen."""
+@pytest.mark.parametrize("policy", ["asl-span", "asl"])
+@pytest.mark.parametrize("kind", ["sliding", "delta-net", "mamba"])
+def test_models_whose_layers_are_not_alike(kind, policy, tiny_model, tmp_path, config, capsys):
+    """Layers that slide or hold a state are not asked: a full one is chosen, and the policy selects where it is predicted to."""
     if kind == "sliding":
-        path = tiny_model("gemma3", n_layer=12)
+        path = tiny_model("gemma3", n_layer=16)
     else:
-        path = write_kind(tmp_path / "model.gguf", kind, n_layer=12, text=True)
-    arguments = ["calibrate", "-m", str(path), "--tokens", "512", "--samples", "1", "-t", "1"]
-    assert main([*arguments, "--easy", "passkey", "--hard", "keyvalue"]) == 0, capsys.readouterr().err
-    found = load(path, "asl-span")
+        path = write_kind(tmp_path / "model.gguf", kind, n_layer=16, text=True)
+    arguments = ["calibrate", "-m", str(path), "--policy", policy, "--tokens", "512", "--samples", "1", "-t", "1"]
+    arguments += ["--easy", "passkey", "--hard", "keyvalue", "--out", str(tmp_path / "profile.svg")]
+    assert main(arguments) == 0, capsys.readouterr().err
+    found = load(path, policy)
     with vocabulary(str(path)) as model:
-        itself = sliding_layers(model)
-    asked = [layer for layer, own in enumerate(itself) if not own]
-    assert 0 < len(asked) < 12 and set(found.profile.layers[:-1]) <= set(asked)
-    assert "stored in" in capsys.readouterr().out
+        asked = [layer for layer, itself in enumerate(sliding_layers(model)) if not itself]
+    assert 0 < len(asked) < 16 and found.min_layer in asked and set(found.profile.layers) <= set(asked)
+    assert found.profile.observed == tuple(asked[1:]) and len(found.profile.variance_easy) == len(asked) - 1
+    assert "stored in" in capsys.readouterr().out and ElementTree.parse(tmp_path / "profile.svg")
+
+
+@pytest.mark.parametrize("reference", ["peak", "first", "random"])
+def test_the_rule_on_few_layers_is_the_policys(tiny_model, config, reference):
+    """What profiles predict of each min_layer and tau is what the policy does with them."""
+    from asl_gguf.budget.share import Budget
+    from asl_gguf.engine.prefill import prefill
+    from asl_gguf.eval.calibrate.profiling import make_cases, profile
+    from asl_gguf.native.model import ContextOptions, Model
+
+    policy = SpanASL(variance_reference=reference)
+    model = Model(str(tiny_model("gemma3", n_layer=20)), ContextOptions(n_threads=1))
+    try:
+        cases = make_cases(model, 512, 1, ("passkey",), ("keyvalue",))
+        for case, found in zip(cases, profile(model, policy, cases, dequant="off"), strict=True):
+            tokens = model.tokenize(case.example.prompt)
+            n_kept = Budget(0.1, 0).kept(len(tokens), policy.min_kept)
+            for place in range(found.first_min_layer, found.n_layer - 1):
+                for tau in (0.3, 0.8, 0.95, 1.0):
+                    used = replace(policy, min_layer=found.asked[place], tau=tau)
+                    with model.context(1024) as ctx, model.session(ctx, 1024, 1024, "off") as session:
+                        layer = prefill(session, tokens, used, n_kept).selection_layer
+                    expected = found.of_model(found.selected(place, tau, reference).layer)
+                    assert layer == expected or (layer is None and expected == found.asked[-1])
+    finally:
+        model.close()

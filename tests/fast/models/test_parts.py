@@ -66,14 +66,18 @@ def test_what_is_read_off_the_files(parts, tiny_model, cache):
     assert gguf_header.n_ctx_train(first) == gguf_header.n_ctx_train(whole)
     assert layer_parameters(first, 6) == layer_parameters(whole, 6) > 0
     copies = [gguf.GGUFReader(expanded(path)) for path in (first, source)]
-    names = [sorted((one.name, hashlib.sha256(one.data.tobytes()).hexdigest()) for one in copy.tensors) for copy in copies]
+    names = [
+        sorted((one.name, hashlib.sha256(one.data.tobytes()).hexdigest()) for one in copy.tensors) for copy in copies
+    ]
     assert names[0] == names[1] and not any(name.startswith("split.") for name in copies[0].fields)
 
 
 def test_a_missing_part_is_named(parts):
     os.remove(parts[1])
     for part in (parts[0], parts[-1]):
-        with pytest.raises(ModelError, match=rf"expected {len(parts)} parts of a split model.*put {parts[1].name} there"):
+        with pytest.raises(
+            ModelError, match=rf"expected {len(parts)} parts of a split model.*put {parts[1].name} there"
+        ):
             opened(part)
         with pytest.raises(ModelError, match="parts of a split model"):
             parts_of(part)
