@@ -108,7 +108,8 @@ class AnswerLogprobs:
             yield result
 
     def _form(self, begin: int, end: int, text_offset: int) -> dict[str, Any]:
-        tokens, result = self._tokens(), {"tokens": [], "text_offset": [], "token_logprobs": [], "top_logprobs": []}
+        tokens = self._tokens()
+        result: dict[str, list[Any]] = {"tokens": [], "text_offset": [], "token_logprobs": [], "top_logprobs": []}
         for i, one in enumerate(self._noted[begin:end], begin):
             text = _text(self.detokenize([one.token], tokens[:i]))
             top = {_text(self.detokenize([other], tokens[:i])): logprob for other, logprob in one.likeliest}
