@@ -16,9 +16,9 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -158,6 +158,23 @@ def markdown(rows: list[Row], seeds: Sequence[int] = SEEDS) -> str:
     return "\n".join(lines) + "\n"
 
 
+class Known:
+    """Rows in a file, of sources with one digest."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._rows = path, {}
+        if path and path.exists() and (found := json.loads(path.read_text(encoding="utf-8")))["digest"] == digest():
+            self._rows = found["rows"]
+
+    def get(self, name: tuple[str, str], seed: int, make: Callable[[], Row]) -> Row:
+        key = f"{' '.join(name)} {seed}"
+        if key not in self._rows:
+            self._rows[key] = asdict(make())
+            if self._path:
+                self._path.write_text(json.dumps({"digest": digest(), "rows": self._rows}, indent=1), encoding="utf-8")
+        return Row(**{**self._rows[key], "layers": tuple(self._rows[key]["layers"])})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", type=Path, required=True, help="the program asl-archs")
@@ -165,15 +182,22 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default %(default)s)")
     parser.add_argument("--out", type=Path, help="write the table there")
+    parser.add_argument(
+        "--rows", type=Path, help="keep what was found there, and go on from it if the sources are the same"
+    )
     arguments = parser.parse_args()
     listed = subprocess.run([str(arguments.archs), "--list"], capture_output=True, text=True, check=True).stdout
     names = [tuple(line.split()) for line in listed.splitlines()]
     names = [name for name in names if re.search(arguments.only, name[0])]
     rows: list[Row] = []
+    known = Known(arguments.rows)
     with TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
 
+        def one_of(name: tuple[str, str], seed: int) -> Row:
+            return known.get(name, seed, lambda: check(arguments.archs, *name, seed, Path(folder)))
+
         def one(name: tuple[str, str]) -> Row:
-            row = merge([check(arguments.archs, *name, seed, Path(folder)) for seed in arguments.seeds])
+            row = merge([one_of(name, seed) for seed in arguments.seeds])
             print(f"{row.architecture} ({row.variant}): {row.state}: {row.text}", flush=True)
             return row
 
