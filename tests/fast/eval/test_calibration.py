@@ -20,11 +20,11 @@ from asl_gguf.eval.calibrate.tradeoff import TAUS, Outcome, choose, means, selec
 from asl_gguf.models import calibration, named
 from asl_gguf.models.calibration import calibrated, load, save, settings_of
 from asl_gguf.native.session import sliding_layers
-from asl_gguf.native.vocabulary import vocabulary
+from asl_gguf.native.vocabulary import load_model
 from asl_gguf.policies import ASL, FastKV, SelectingPolicy, SpanASL, make_policy
 from asl_gguf.policies.contract import LayerScores, Prompt
 from asl_gguf.policies.ranking import random_rank_variance
-from harness import prompt  # noqa: F401  (silences llama.cpp's log in this process)
+from harness import llama_cpp, prompt  # noqa: F401  (silences llama.cpp's log in this process)
 from profiles import FIRST, N_LAYER, both, made_up, make_calibration
 from tiny_kinds import write_kind
 
@@ -361,8 +361,9 @@ def test_models_whose_layers_are_not_alike(kind, policy, tiny_model, tmp_path, c
     arguments += ["--easy", "passkey", "--hard", "keyvalue", "--out", str(tmp_path / "profile.svg")]
     assert main(arguments) == 0, capsys.readouterr().err
     found = load(path, policy)
-    with vocabulary(str(path)) as model:
-        asked = [layer for layer, itself in enumerate(sliding_layers(model)) if not itself]
+    model = load_model(str(path))
+    asked = [layer for layer, itself in enumerate(sliding_layers(model)) if not itself]
+    llama_cpp.llama_model_free(model)
     assert 0 < len(asked) < 16 and found.min_layer in asked and set(found.profile.layers) <= set(asked)
     assert found.profile.observed == tuple(asked[1:]) and len(found.profile.variance_easy) == len(asked) - 1
     assert "stored in" in capsys.readouterr().out and ElementTree.parse(tmp_path / "profile.svg")
