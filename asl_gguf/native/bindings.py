@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     llama_cpp = loading.load(list(_package_paths))
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 
 OK = 0
 ERR_ARGUMENT = 1
