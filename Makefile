@@ -60,7 +60,7 @@ BUILD = $(firstword $(wildcard build/py3-none-*))
 conformance: build ## docs/MODELS.md: a random model of every architecture, ours against stock's
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -DASL_BUILD_ARCHS=ON $(BUILD)
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build $(BUILD) --target asl-archs
-	$(PY) tests/conformance/run.py --archs $(BUILD)/bin/asl-archs --out docs/MODELS.md
+	$(PY) tests/conformance/run.py --archs $(BUILD)/bin/asl-archs --rows build/conformance.json --out docs/MODELS.md
 
 lint: $(VENV)/.lint ## ruff: rules and format
 	$(PY) -m ruff check

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from dataclasses import asdict, dataclass, field
 
+_ROWS_ONLY = "K/V rows alone: every layer ran over all tokens, and the prefill got no shorter"
+
 
 @dataclass(frozen=True)
 class PrefillReport:
@@ -101,14 +103,16 @@ class PrefillReport:
         if not self.pruned:
             return f"kept all {self.prompt_tokens:,} tokens{f' ({self.reason})' if self.reason else ''}"
         layer = "" if self.selection_layer is None else f" at layer {self.selection_layer} of {self.n_layer}"
-        note = f" ({self.reason})" if self.reason else ""
+        notes = [_ROWS_ONLY] * self.rows_only + [self.reason] * bool(self.reason)
+        note = f" ({'; '.join(map(str, notes))})" if notes else ""
         return f"kept {self.kept_tokens:,} of {self.prompt_tokens:,} tokens{layer}{note}"
 
     def _memory(self) -> str:
         if not self.kv_bytes_prompt_full:  # a model without K/V
             return ""
         full = _mib(self.kv_bytes_prompt_full)
-        return f"K/V {_mib(self.kv_bytes_prompt)} of {full} MiB" if self.pruned else f"K/V {full} MiB"
+        states = f" beside {_mib(self.state_bytes)} MiB of states" if self.state_bytes else ""
+        return (f"K/V {_mib(self.kv_bytes_prompt)} of {full} MiB" if self.pruned else f"K/V {full} MiB") + states
 
     def _time(self) -> str:
         if not self.prefill_seconds:
@@ -139,6 +143,8 @@ class PrefillReport:
             "attention mass": "-" if self.attention_mass is None else f"{self.attention_mass:.3f}",
         }
         optional = {
+            "states MiB": f"{_mib(self.state_bytes)}, recurrent, the same for any prompt" if self.state_bytes else None,
+            "rows": _ROWS_ONLY if self.rows_only else None,
             "host MiB": f"{_mib(self.full_kv_bytes)}, K/V of all tokens for the next question"
             if self.full_kv_bytes
             else None,

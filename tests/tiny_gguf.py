@@ -186,7 +186,7 @@ def write_model(
     _add_hyper_parameters(writer, shape)
     writer.add_file_type(_FILE_TYPES[weight_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _add_tokenizer(writer)
+    add_tokenizer(writer)
     _add_weights(_Weights(writer, weight_type, seed), shape)
     if n_ctx_original is not None:
         _add_long_rope(writer, n_ctx_original, head_dim)
@@ -248,7 +248,7 @@ def _add_hyper_parameters(writer: gguf.GGUFWriter, shape: _Shape) -> None:
         writer.add_sliding_window_pattern(SLIDING_WINDOW_PATTERN)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter) -> None:
     """Add a small SentencePiece tokenizer: special tokens, one token a byte, pieces."""
     kinds = gguf.TokenType
     entries: list[tuple[str, float, gguf.TokenType]] = [

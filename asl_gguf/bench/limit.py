@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gguf import GGUFReader
+
+from ..models.parts import parts_of
 
 
 def layer_parameters(path: str, n_layer: int) -> float:
     """Weights of one layer that a token is multiplied with: the mean over the layers, all experts counted."""
-    tensors = GGUFReader(path).tensors
+    tensors = (tensor for part in parts_of(Path(path)) for tensor in GGUFReader(part).tensors)
     return sum(int(tensor.n_elements) for tensor in tensors if tensor.name.startswith("blk.")) / n_layer
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from .._version import __version__
 from ..errors import StateError
+from ..models.parts import parts_of
 from ..native.bindings import llama_cpp
 
 Fingerprint = Mapping[str, str]
@@ -104,13 +105,15 @@ def _attributes(value: object) -> dict[str, object]:
 
 
 def _digest(path: Path) -> str:
-    """Tells model files apart without reading them whole: a hash of the size and of samples of the bytes."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for i in range(_SAMPLES):
-            file.seek(max(size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE_BYTES))
+    """Tells models apart without reading their files whole: a hash of the sizes and of samples of the bytes."""
+    digest = hashlib.sha256()
+    for part in parts_of(path):
+        size = part.stat().st_size
+        digest.update(str(size).encode())
+        with part.open("rb") as file:
+            for i in range(_SAMPLES):
+                file.seek(max(size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:32]
 
 

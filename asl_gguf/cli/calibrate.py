@@ -117,8 +117,7 @@ def _print_profile(found: Calibration) -> None:
     by_layer = dict(zip(profile.layers, outcomes))
     print("\n       rank variance         more NLL, nats/token   probability  prefill")
     print("layer  easy       hard       easy       hard       lost         share")
-    for layer in range(profile.first_layer, profile.n_layer):
-        index = layer - profile.first_layer
+    for index, layer in enumerate(profile.observed):
         line = f"{layer:5}  {profile.variance_easy[index]:<9.0f}  {profile.variance_hard[index]:<9.0f}"
         if layer in by_layer:
             easy, hard, quality, share = by_layer[layer]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypedDict
 
 from ..errors import OptionTypeError
@@ -76,6 +77,32 @@ def check_names(given: Iterable[str], own: Iterable[str]) -> None:
             raise OptionTypeError(
                 f"{name}: expected an argument of asl_gguf.Llama or llama_cpp.Llama, got an unknown one; {hint}"
             )
+
+
+_ONCE = "ask once for each answer, with a seed of its own: a prompt that was prefilled is not prefilled again"
+_OF_OTHERS = {"n": _ONCE, "best_of": _ONCE}
+"""arguments of OpenAI's that the parent has no use for -> what to do"""
+
+
+def refusing_unknown(cls: type) -> type:
+    """A `Llama` whose completions name an argument that they do not have, and what to do: an OptionTypeError."""
+    for name in ("create_completion", "create_chat_completion", "__call__"):
+        setattr(cls, name, _refusing(getattr(cls, name)))
+    return cls
+
+
+def _refusing(method: Callable[..., Any]) -> Callable[..., Any]:
+    known = set(inspect.signature(method).parameters)
+
+    @functools.wraps(method)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs.keys() - known:
+            near = difflib.get_close_matches(name, known, 3, 0.6)
+            hint = _OF_OTHERS.get(name) or (f"did you mean {' or '.join(near)}?" if near else "see its signature")
+            raise OptionTypeError(f"{name}: expected an argument of {method.__name__}, got an unknown one; {hint}")
+        return method(*args, **kwargs)
+
+    return checked
 
 
 def joined_signature(ours: Any) -> inspect.Signature:

@@ -99,6 +99,21 @@ def up_to_stop(text: bytes, stop: list[str]) -> str:
     return text[: min(begins, default=len(text))].decode("utf-8", "ignore")
 
 
+def ended_at_first_stop(
+    results: Iterator[dict[str, Any]], stop: list[str], suffix: str, answer: Callable[[int], bytes]
+) -> Iterator[dict[str, Any]]:
+    """Plain answers, each cut by `end_at_first_stop`.
+
+    Args:
+        answer: the bytes of the last so many tokens.
+    """
+    for result in results:
+        choice, n_tokens = result["choices"][0], result["usage"]["completion_tokens"]
+        if len(stop) > 1 and choice["finish_reason"] == "stop" and n_tokens:
+            end_at_first_stop(choice, answer(n_tokens), stop, suffix)
+        yield result
+
+
 def end_at_first_stop(choice: dict[str, Any], whole: bytes, stop: list[str], suffix: str) -> None:
     """Cuts the text of a choice where the first of the stop strings begins, as streams do.
 

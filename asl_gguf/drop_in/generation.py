@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ContextFullError, StateError
 from ..report import DecodeReport
+
+if TYPE_CHECKING:
+    from .logprobs import AnswerLogprobs
 
 _T = TypeVar("_T")
 Tokens = Generator[int, Sequence[int] | None, None]
@@ -24,6 +27,8 @@ class Call:
     """of the answer; None: no limit"""
     messages: tuple[Any, ...] | None = None
     """of the chat, as they were when it was called"""
+    logprobs: AnswerLogprobs | None = None
+    """where those of the answer's tokens are noted, if they are asked for"""
 
 
 _NONE = Call()
@@ -56,6 +61,24 @@ def known_to(chunks: Iterator[_T], call: Call) -> Iterator[_T]:
         finally:
             _call.reset(token)
         yield chunk
+
+
+def of_parent(llm: Any, tokens: Tokens, *, quiet: bool) -> Tokens:
+    """The same tokens; a reset while one is made is the parent's own.
+
+    Args:
+        quiet: the parent does not say that it found a prompt in its cache which was prefilled just now.
+    """
+    sent, verbose = None, llm.verbose
+    while True:
+        llm._generating, llm.verbose = True, verbose and not quiet
+        try:
+            token = tokens.send(sent)
+        except StopIteration:
+            return
+        finally:
+            llm._generating, llm.verbose, quiet = False, verbose, False
+        sent = yield token
 
 
 def timed(tokens: Tokens, started: Callable[[float], None], sampled: Callable[[int, DecodeReport], None]) -> Tokens:

@@ -7,6 +7,7 @@ import copy
 import functools
 import inspect
 import re
+import sys
 import warnings
 from collections import abc
 from collections.abc import Callable, Iterator
@@ -34,17 +35,18 @@ from ..policies.contract import Indices
 from ..policies.protect import Protected
 from ..report import DecodeReport, PrefillReport
 from . import init_errors
-from .arguments import LlamaArguments, check_names, joined_signature
+from .arguments import LlamaArguments, check_names, joined_signature, refusing_unknown
 from .completion import (
     as_called,
     check_response_format,
     check_token_ids,
-    end_at_first_stop,
+    ended_at_first_stop,
     up_to_stop,
     whole_characters,
 )
 from .gate import Gate, gated
-from .generation import Call, Tokens, current_call, known, known_to, timed, undisturbed, until_full
+from .generation import Call, Tokens, current_call, known, known_to, of_parent, timed, undisturbed, until_full
+from .logprobs import AnswerLogprobs
 from .options import AslOptions, unprunable_use
 from .progress import progress_of
 from .state import StatefulLlama
@@ -287,22 +289,14 @@ class Llama(StatefulLlama):
             raise PromptError("expected at least one token, got an empty prompt")
         call = current_call()
         self.last_prefill = self._prefill(tokens, call)
-        answer = self._of_parent(super().generate(tokens, *args, **kwargs))
+        ours = self.verbose and self.last_prefill.token_layers > 0
+        if ours:
+            print(f"Llama.generate: {self.last_prefill}", file=sys.stderr)
+        answer = of_parent(self, super().generate(tokens, *args, **kwargs), quiet=ours)
+        if call.logprobs is not None:
+            answer = call.logprobs.noting(answer)
         answer = timed(answer, self._answer_started, self._answer_goes_on)
         yield from until_full(answer, call.max_tokens or 0)
-
-    def _of_parent(self, answer: Tokens) -> Tokens:
-        """The same tokens; a reset while one is made is the parent's own."""
-        sent = None
-        while True:
-            self._generating = True
-            try:
-                token = answer.send(sent)
-            except StopIteration:
-                return
-            finally:
-                self._generating = False
-            sent = yield token
 
     def _prefill(self, tokens: list[int], call: Call) -> PrefillReport:
         """Runs a prompt as far as it runs layer by layer; the parent evaluates what is left."""
@@ -360,28 +354,29 @@ class Llama(StatefulLlama):
         max_tokens = kwargs.get("max_tokens", 16)
         call = replace(current_call(), max_tokens=max_tokens if max_tokens is not None and max_tokens > 0 else None)
         kwargs = as_called(kwargs)
+        logprobs: AnswerLogprobs | None = None
+        if kwargs.get("logprobs") is not None and self._asl.budget is not None and not self._logits_all:
+            logprobs, kwargs = AnswerLogprobs.wanted(self, kwargs)
+            call = replace(call, logprobs=logprobs)
         chunks = self._completion(known_to(super()._create_completion(*args, **kwargs), call))
         given = kwargs.get("stop") or []
         stop = [given] if isinstance(given, str) else given
         if not kwargs.get("stream"):
-            return self._ended_at_first_stop(chunks, stop, kwargs.get("suffix") or "")
+            results = ended_at_first_stop(chunks, stop, kwargs.get("suffix") or "", self._last_bytes)
+            return logprobs.of_plain(results, len(kwargs["prompt"])) if logprobs else results
         if kwargs.get("logprobs") is not None:
             return chunks
-        return whole_characters(chunks, lambda: (self.n_tokens, self._text.sampled), lambda: self._answer(stop))
+        chunks = whole_characters(chunks, lambda: (self.n_tokens, self._text.sampled), lambda: self._answer(stop))
+        return logprobs.of_stream(chunks, len(kwargs["prompt"])) if logprobs else chunks
 
     def _answer(self, stop: list[str]) -> str:
         """The text after the last prompt, up to a stop string."""
         tokens, n_prompt = self._text.text(), self.last_prefill.prompt_tokens if self.last_prefill else 0
         return up_to_stop(self.detokenize(tokens[n_prompt:], prev_tokens=tokens[:n_prompt]), stop)
 
-    def _ended_at_first_stop(self, results: Iterator[Any], stop: list[str], suffix: str) -> Iterator[Any]:
-        for result in results:
-            choice, n_answer = result["choices"][0], result["usage"]["completion_tokens"]
-            if len(stop) > 1 and choice["finish_reason"] == "stop" and n_answer:
-                tokens = self._text.text()
-                whole = self.detokenize(tokens[-n_answer:], prev_tokens=tokens[:-n_answer])
-                end_at_first_stop(choice, whole, stop, suffix)
-            yield result
+    def _last_bytes(self, n_tokens: int) -> bytes:
+        tokens = self._text.text()
+        return self.detokenize(tokens[-n_tokens:], prev_tokens=tokens[:-n_tokens])
 
     def _completion(self, chunks: Iterator[Any]) -> Iterator[Any]:
         try:
@@ -394,5 +389,5 @@ class Llama(StatefulLlama):
             raise PromptError.too_long(int(too_long[1]), self._n_ctx) from err
 
 
-gated(Llama)
+gated(refusing_unknown(Llama))
 Llama.__init__.__signature__ = joined_signature(Llama.__init__)  # type: ignore[attr-defined]

@@ -191,7 +191,7 @@ def unprunable_use(kwargs: dict[str, Any]) -> str | None:
     if kwargs.get("attention_type") == llama_cpp.LLAMA_ATTENTION_TYPE_NON_CAUSAL:
         return "attention that is not causal needs every token in every layer (attention_type)"
     for name, reason in {
-        "logits_all": "logits_all needs the logits of every prompt token",
+        "logits_all": "logits_all needs the logits of every prompt token, and logprobs of an answer need no logits_all",
         "embedding": "embeddings need every prompt token",
         "vocab_only": "the model is loaded without weights",
         "draft_model": "speculative decoding with a draft model needs the logits of every token",

@@ -62,7 +62,10 @@ _LESS_BY_HAND = "`n_tokens` was set to less than the pruned prompt"
 _OTHER_BY_HAND = f"{_LESS_BY_HAND}, or to more than was evaluated"
 _NO_GPU = works("not checked on a GPU")
 _EMBEDDING = fallback("embedding", "needs embedding=True, as the parent's")
-_LOGPROBS = fallback("logits_all", "needs logits_all=True, as the parent's")
+_LOGPROBS = works(
+    "of the answer's tokens, from the pruned cache, without logits_all, which the parent needs, and the prompt's with echo=True: "
+    "without it an OptionError. One chunk of a stream may have several tokens"
+)
 
 METHODS = {
     "__call__": works("as create_completion"),
@@ -308,6 +311,12 @@ One call runs at a time: other threads wait for it, and come in between two chun
 `StateError`. A call from within `asl_progress` is a `StateError`; the model's own methods (`tokenize`, `n_vocab` and
 their like) may be called there. Messages, tokens and options are those at the time of the call, whenever a stream's first
 chunk is read.
+
+One call gives one answer: `n` and `best_of` of OpenAI's interface are no arguments of the parent, whose server drops them
+without a word. Like any unknown argument of a completion they are an `OptionTypeError` (a TypeError, as the parent's). Ask once
+for each answer with a `seed` of its own: the prompt is not prefilled again. `asl-gguf serve` has `n`. With `verbose=True`, what was
+prefilled layer by layer is counted once in llama.cpp's timings, and the parent's line about a cached prompt is replaced by
+the report.
 """
 
 

@@ -39,6 +39,7 @@ def stock_report(
         kv_bytes=kv_bytes,
         kv_bytes_resident=kv_bytes,
         kv_bytes_full=round_cells(n_ctx) * info.kv_bytes_cell if info else kv_bytes,
+        state_bytes=int(lib.context_state_bytes(ctx)),
         kv_bytes_prompt=round(n_kept * bytes_cell),
         kv_bytes_prompt_full=round(n_tokens * bytes_cell),
     )

@@ -1,6 +1,7 @@
 """Per-model values of ASL's min_layer and tau, stored and found again: `asl-gguf calibrate` measures and chooses them.
 
-A calibration is a JSON file in the user's configuration folder, named after the sha256 of the model file.
+A calibration is a JSON file in the user's configuration folder, named after the sha256 of the model file, or of a split
+model's files one after the other.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..errors import ModelError
 from ..policies import ASL, Policy, make_policy, written_parameters
 from .files import replacing, xdg_folder
 from .named import sha256_of
+from .parts import parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,13 @@ class MeanProfile:
     prefill_share: tuple[float, ...]
     random_variance: float
     """rank variance of random ranks"""
+    asked: tuple[int, ...] = ()
+    """the layers of the variances, where others slide or hold a state; empty: first_layer and every layer after it"""
+
+    @property
+    def observed(self) -> tuple[int, ...]:
+        """The layers of the variances."""
+        return self.asked or tuple(range(self.first_layer, self.n_layer))
 
 
 @dataclass(frozen=True)
@@ -175,7 +184,7 @@ def load(model_path: str | Path, policy_name: str) -> Calibration | None:
         stores, corrupt = _read_all(config_dir())
     except ModelError:  # no home folder: nothing is stored there
         return None
-    size = path.stat().st_size
+    size = _file_entry(path, "")["size"]
     if not corrupt and all(store.size != size for store in stores):
         return None
     sha256 = _sha256(path, stores)
@@ -218,7 +227,8 @@ def save(model_path: str | Path, calibration: Calibration) -> Path:
     path = Path(model_path)
     stores, _ = _read_all(config_dir())
     sha256 = _sha256(path, stores)
-    new = _Store(sha256, path.stat().st_size, [_file_entry(path, sha256)], {})
+    entry = _file_entry(path, sha256)
+    new = _Store(sha256, entry["size"], [entry], {})
     store = next((store for store in stores if store.sha256 == sha256), new)
     store.calibrations[calibration.policy] = calibration
     try:
@@ -235,18 +245,19 @@ def _file_name(sha256: str) -> str:
 
 
 def _file_entry(path: Path, sha256: str) -> dict[str, Any]:
-    found = path.stat()
-    return {"name": path.name, "size": found.st_size, "mtime_ns": found.st_mtime_ns, "sha256": sha256}
+    stats = [part.stat() for part in parts_of(path)]
+    size, newest = sum(one.st_size for one in stats), max(one.st_mtime_ns for one in stats)
+    return {"name": path.name, "size": size, "mtime_ns": newest, "sha256": sha256}
 
 
 def _sha256(path: Path, stores: list[_Store]) -> str:
     """The file's sha256, from the stores if one of them knows the file; else one of them will from now on."""
-    size = path.stat().st_size
+    size = _file_entry(path, "")["size"]
     same_size = [store for store in stores if store.size == size]
     for entry in (entry for store in same_size for entry in store.files):
         if entry == _file_entry(path, entry["sha256"]):
             return str(entry["sha256"])
-    sha256 = sha256_of(path)
+    sha256 = sha256_of(*parts_of(path))
     for store in same_size[:1]:
         store.files.append(_file_entry(path, sha256))
         with contextlib.suppress(OSError):  # a folder that cannot be written costs another hash the next time

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DownloadError, ModelError
+from .parts import names_of
 
 _DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")
 """llama.cpp's, in this order; after them the first file"""
 _NO_MODEL = re.compile(r"(^|[-./_])(mmproj|imatrix)", re.IGNORECASE)
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
 def fetch(name: str) -> Path:
@@ -60,10 +60,7 @@ def choose(files: Sequence[str], quant: str | None) -> list[str]:
     first = found or (models[0] if models and not quant else None)
     if first is None:
         return []
-    part = _PART.search(first)
-    if part is None:
-        return [first]
-    return [f"{first[: part.start()]}-{i:05}-of-{part[2]}.gguf" for i in range(1, int(part[2]) + 1)]
+    return names_of(first)
 
 
 def _cached_files(hub: Any, repo: str) -> list[str]:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from ..errors import DownloadError, ModelError
 from .files import xdg_folder
+from .parts import parts_of
 
 Progress = Callable[[int, int], None]
 
@@ -136,13 +137,14 @@ def pull(name: str, *, force: bool = False, verify: bool = False, progress: Prog
 def resolve(name_or_path: str | os.PathLike) -> Path:
     """The GGUF file that a path or the name of a pulled model stands for. Never downloads.
 
-    A file wins over a name. Raises ModelError when a known name is not pulled yet, when the file
-    is not a GGUF or cannot be read, and when the argument is neither a file nor a known name.
+    A file wins over a name; a part of a split model stands for its first. Raises ModelError when a known name is not
+    pulled yet, when the file is not a GGUF or cannot be read, when a part is missing, and when the argument is neither
+    a file nor a known name.
     """
     text = os.fsdecode(name_or_path)
     path = Path(text)
     if path.is_file():
-        return _check_magic(path)
+        return _check_magic(parts_of(path)[0])
     models = named_models()
     if text in models:
         if not is_pulled(models[text]):
@@ -194,11 +196,13 @@ def _check_magic(path: Path) -> Path:
     return path
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(*paths: Path) -> str:
+    """Of the files' bytes, one after the other."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

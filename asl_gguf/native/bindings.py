@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     llama_cpp = loading.load(list(_package_paths))
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 
 OK = 0
 ERR_ARGUMENT = 1
@@ -140,6 +140,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_session_finish": (c_int, [c_void_p]),
     "asl_session_start_finish": (c_int, [c_void_p]),
     "asl_session_abort": (c_int, [c_void_p]),
+    "asl_split_words": (c_int32, [c_char_p, c_char_p, c_bool, POINTER(c_int32), c_int32]),
+    "asl_tokenize_by_std_regex": (None, [c_bool]),
 }
 
 

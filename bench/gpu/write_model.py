@@ -116,7 +116,7 @@ def write_model(path: str, shape: Shape, mix: str = "q4_k") -> None:
     writer.add_rope_dimension_count(shape.n_embd // shape.n_head)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_K_S)
-    _add_tokenizer(writer, shape.n_vocab)
+    add_tokenizer(writer, shape.n_vocab)
     _add_weights(writer, shape, mix)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -124,7 +124,7 @@ def write_model(path: str, shape: Shape, mix: str = "q4_k") -> None:
     writer.close()
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, n_vocab: int) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, n_vocab: int) -> None:
     """One token a byte; the others of the vocabulary never come up."""
     kinds = gguf.TokenType
     entries = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]

@@ -50,7 +50,7 @@ struct llama_context_params;
 typedef struct asl_session asl_session;
 
 // Raised with every incompatible change of this header.
-#define ASL_ABI_VERSION 8
+#define ASL_ABI_VERSION 9
 
 typedef enum asl_status {
     ASL_OK              = 0,
@@ -393,6 +393,16 @@ ASL_API asl_status asl_session_start_finish(asl_session * session);
 // Ends a prefill and releases its memory; the decode context is left empty, or, after asl_session_extend, as it was.
 // Without a prefill: does nothing.
 ASL_API asl_status asl_session_abort(asl_session * session);
+
+// Words of a text by a pre-tokenizer's regular expression, as llama.cpp's unicode_regex_split finds them for vocabularies.
+//   by_std    by std::regex, which ends the process where a word has some 30,000 characters
+//   dst       characters (code points) of each word; at most capacity are written
+// Returns the number of words; -1 if the expression is none, or std::regex fails on it.
+// Twin: std::regex
+ASL_API int32_t asl_split_words(const char * text, const char * regex, bool by_std, int32_t * dst, int32_t capacity);
+
+// For tests: llama_tokenize of this thread uses std::regex, as released.
+ASL_API void asl_tokenize_by_std_regex(bool on);
 
 #ifdef __cplusplus
 }

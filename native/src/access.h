@@ -89,6 +89,17 @@ struct asl_context_access {
         return true;
     }
 
+    // for llama_perf_context, as after a decode of a prompt
+    static void note_prompt(llama_context & ctx, int32_t n_tokens, int64_t us) {
+        ctx.synchronize();
+        ctx.n_p_eval += n_tokens;
+        ctx.t_p_eval_us += ctx.cparams.no_perf ? 0 : us;
+        if (!ctx.has_evaluated_once) {
+            ctx.t_load_us = ggml_time_us() - ctx.t_start_us;
+            ctx.has_evaluated_once = true;
+        }
+    }
+
     // control vectors own buffers: the prefill context borrows them for the time of a call
     static void swap_control_vectors(llama_context & a, llama_context & b) { std::swap(a.cvec, b.cvec); }
 };

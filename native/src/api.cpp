@@ -3,6 +3,7 @@
 #include "access.h"
 #include "asl.h"
 
+#include "asl-regex.h"
 #include "cache.h"
 #include "memory.h"
 #include "move.h"
@@ -12,6 +13,7 @@
 
 #include "llama-context.h"
 #include "llama-model.h"
+#include "unicode.h"
 
 #include <new>
 
@@ -284,4 +286,23 @@ asl_status asl_session_start_finish(asl_session * session) {
 
 asl_status asl_session_abort(asl_session * session) {
     return guard(session, [&] { session->abort(); });
+}
+
+int32_t asl_split_words(const char * text, const char * regex, bool by_std, int32_t * dst, int32_t capacity) {
+    int32_t n_words = -1;
+    asl_set_std_regex(by_std);
+    try {
+        const std::vector<std::string> words = unicode_regex_split(text, { regex }, false);
+        n_words = (int32_t) words.size();
+        for (int32_t i = 0; i < n_words && i < capacity; ++i) {
+            dst[i] = (int32_t) unicode_cpts_from_utf8(words[i]).size();
+        }
+    } catch (const std::exception &) {
+    }
+    asl_set_std_regex(false);
+    return n_words;
+}
+
+void asl_tokenize_by_std_regex(bool on) {
+    asl_set_std_regex(on);
 }

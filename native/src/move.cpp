@@ -50,6 +50,11 @@ static void check_even(llama_context & ctx, const char * name) {
     }
 }
 
+// Latent attention stores no V.
+static std::string get_types(const asl_kv_layer & layer) {
+    return ggml_type_name(layer.k->type) + std::string(" and ") + ggml_type_name(layer.v ? layer.v->type : layer.k->type);
+}
+
 static void check_contexts(llama_context & src, int32_t src_seq_id, llama_context & dst, int32_t seq_id) {
     if (&src == &dst) {
         refuse("expected two contexts, got the same one twice");
@@ -63,16 +68,16 @@ static void check_contexts(llama_context & src, int32_t src_seq_id, llama_contex
     check_sequence(src, src_seq_id);
     check_sequence(dst, seq_id);
     const llama_kv_cache & a = asl_get_any_kv_cache(src);
-    const llama_kv_cache & b = asl_get_any_kv_cache(dst);
     if (is_empty(a, src_seq_id)) {
         refuse("expected a sequence with tokens to move, got sequence " + str(src_seq_id) + " without");
     }
-    if (a.type_k() != b.type_k() || a.type_v() != b.type_v()) {
-        refuse(std::string("expected K and V of types ") + ggml_type_name(b.type_k()) + " and " + ggml_type_name(b.type_v()) +
-                " as in the other context, got " + ggml_type_name(a.type_k()) + " and " + ggml_type_name(a.type_v()));
-    }
     const int32_t il = asl_first_layer(src.get_model(), false);
-    if (asl_get_kv_layer(src, il).v_trans != asl_get_kv_layer(dst, il).v_trans) {
+    const asl_kv_layer of_src = asl_get_kv_layer(src, il);
+    const asl_kv_layer of_dst = asl_get_kv_layer(dst, il);
+    if (get_types(of_src) != get_types(of_dst)) {
+        refuse("expected K and V of types " + get_types(of_dst) + " as in the other context, got " + get_types(of_src));
+    }
+    if (of_src.v_trans != of_dst.v_trans) {
         refuse("expected flash attention in both contexts or in none: V is stored in another form");
     }
     check_even(src, "the context that was prefilled");

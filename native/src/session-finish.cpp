@@ -79,6 +79,7 @@ void asl_session::end_finish() {
         mark_cells();
     }
     asl_release_unused(ctx);
+    asl_context_access::note_prompt(ctx, n_tokens - n_past, ggml_time_us() - started_us);
     release();
 }
 

@@ -77,6 +77,7 @@ void asl_session::extend(const int32_t * tokens, int32_t n_tokens, int32_t n_win
 // Allocates the prefill context. The first n_past tokens are not computed.
 void asl_session::open(std::vector<int32_t> tokens, int32_t n_window, int32_t first_pos, int32_t n_past) {
     const int32_t n_tokens = tokens.size();
+    started_us = ggml_time_us();
     llama_context_params cparams = params;
     cparams.n_ctx         = GGML_PAD((uint32_t) n_tokens, 256);
     cparams.n_threads       = ctx.n_threads();

@@ -143,6 +143,7 @@ private:
     int64_t n_work_done  = 0; // token-layers
     int64_t n_work_total = 0;
     int64_t kv_bytes_prefill_peak = 0;
+    int64_t started_us = 0;
 
     std::vector<int32_t>   tokens;    // of the prompt
     std::vector<llama_pos> positions; // of the current tokens

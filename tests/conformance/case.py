@@ -17,15 +17,20 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from asl_gguf.engine.prefill import prefill
-from asl_gguf.errors import UnsupportedModelError
+from asl_gguf.engine.turn import TurnLayers
+from asl_gguf.errors import OptionError, UnsupportedModelError
+from asl_gguf.native import moving
 from asl_gguf.native.bindings import lib
 from asl_gguf.native.session import Session, sliding_layers, unsupported_reason
 from asl_gguf.policies import make_policy
 from harness import F16, Q8_0, Context, Model, Options
+from sequences import Sequences
 
 N_TOKENS = 150
 N_KEPT = 60
 N_ANSWER = 8
+N_TURN = 40
+"""tokens of a second turn"""
 N_LONG = 8192 + 90
 """tokens where attention to chunks of 8,192 shows"""
 WINDOW = 16
@@ -49,6 +54,12 @@ class Result:
     """settings in which nothing pruned is stock, bit for bit"""
     pruned: int = 0
     """settings and policies that pruned"""
+    saved: int = 0
+    """pruned states that another context loads and goes on from"""
+    turns: int = 0
+    """settings in which a second turn after nothing pruned is stock's, and one after a pruned prompt is pruned, too"""
+    moved: int = 0
+    """settings in which a pruned prompt moved into a context that another sequence lives in"""
     layers: list[str] = field(default_factory=list)
     """of each layer, how it attends"""
     state_bytes: int = 0
@@ -138,6 +149,10 @@ class Case:
             try:
                 self.check_exact(setting, ours, session, expected)
                 self.check_pruned(setting, ours, session)
+                if setting.n_batch == 64:
+                    self.check_saved(setting, ours, session)
+                    self.check_turn(setting, stock, ours, session)
+                    self.check_moved(setting, ours, session)
             except UnsupportedModelError as err:
                 self.fail(f"refused late: {err}")
 
@@ -175,6 +190,69 @@ class Case:
             first = self.reference.setdefault(key, (setting, logits[0]))
             if setting.swa_full and (off := np.abs(logits[0] - first[1]).max() / first[1].std()) > CLOSE:
                 self.fail(f"{name}: chunks of {first[0].n_ubatch} and {setting.n_ubatch} tokens differ by {off:.3f}")
+
+    def prune(self, session: Session) -> None:
+        name = POLICIES[0].format(first=session.sliding.index(False))
+        prefill(session, self.tokens, make_policy(name), N_KEPT)
+
+    def check_saved(self, setting: Options, ours: Context, session: Session) -> None:
+        """llama.cpp's state of a pruned prompt goes on in another context."""
+        self.prune(session)
+        state = ours.get_state()
+        expected = [ours.decode([token]) for token in self.answer]
+        with self.model.context(setting) as other:
+            other.set_state(state)
+            if equal([other.decode([token]) for token in self.answer], expected):
+                self.result.saved += 1
+            else:
+                self.fail(f"{setting}: a state that was saved and loaded gives other logits")
+
+    def check_turn(self, setting: Options, stock: Context, ours: Context, session: Session) -> None:
+        """A second turn: run layer by layer where the engine does so, else decoded."""
+        turn = draw_tokens(self.model.n_vocab, N_TURN)[0]
+        stock.prefill(self.tokens)
+        stock.decode(turn)
+        prefill(session, self.tokens, make_policy("none"), len(self.tokens))
+        if session.loads_rows:
+            session.extend(turn, WINDOW)
+            session.finish()
+        else:
+            ours.decode(turn)
+        # cells of sliding layers that go round lie elsewhere than stock's, and sums follow the cells
+        if setting.swa_full and not equal(ours.continuation(self.answer), stock.continuation(self.answer)):
+            self.fail(f"{setting}: a second turn differs from stock")
+            return
+        self.prune(session)
+        if session.loads_rows:
+            name = POLICIES[0].format(first=session.sliding.index(False))
+            report = prefill(TurnLayers(session), turn, make_policy(name), N_TURN // 2)
+            pruned = report.pruned
+        else:
+            pruned = ours.decode(turn) is not None
+        if pruned and all(np.isfinite(one).all() for one in ours.continuation(self.answer)):
+            self.result.turns += 1
+        else:
+            self.fail(f"{setting}: a second turn was not pruned, or its logits are not finite")
+
+    def check_moved(self, setting: Options, ours: Context, session: Session) -> None:
+        """A pruned prompt beside another sequence answers as it does alone: same cells of a stream of its own."""
+        self.prune(session)
+        shared = Options(**{**asdict(setting), "n_ctx": 2 * setting.n_ctx, "n_seq_max": 2})
+        with self.model.context(shared) as target:
+            live = Sequences(target)
+            live.decode(0, self.tokens[:N_TURN])
+            try:
+                moving.move(ours.handle, target.handle, 1)
+            except OptionError:  # states of hybrids are not moved
+                return
+            found = []
+            for token in self.answer:
+                found.append(live.decode(1, [token]))
+                live.decode(0, [token])
+            if equal(found, [ours.decode([token]) for token in self.answer]):
+                self.result.moved += 1
+            else:
+                self.fail(f"{setting}: a sequence that was moved gives other logits")
 
 
 def describe(path: Path, model: Model) -> list[str]:

@@ -9,22 +9,31 @@ and not the end.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 CASE = Path(__file__).parent / "case.py"
+ROOT = CASE.parents[2]
+DECIDING = (
+    "LLAMA_CPP_VERSION", "native/archs/main.cpp", "native/src/support.cpp", "native/src/graph-check.cpp", "native/src/graph.cpp",
+    "tests/conformance/case.py",
+)  # fmt: skip
+"""files that a change of the table would begin in: docs/MODELS.md has their digest, and a test compares it"""
 SEEDS = (0, 1)
 TIMEOUT = 900.0
 ENVIRONMENT = os.environ | {"GGML_NO_BACKTRACE": "1"}
+DIGEST = "Sources of this page: `"
 BEFORE = "80 of 145"
 """files that were pruned before the rules of native/src/support.cpp were widened (2026-11-26)"""
 
@@ -93,7 +102,8 @@ def read_row(architecture: str, variant: str, found: dict[str, Any] | str) -> Ro
         return Row(architecture, variant, "stock fails", "its own logits differ from run to run", layers)
     if found["failed"]:
         return Row(architecture, variant, "failed", "; ".join(found["failed"][:3]), layers)
-    text = f"bit-exact in {found['exact']} settings, pruned in {found['pruned']}"
+    text = f"bit-exact in {found['exact']} settings, pruned in {found['pruned']}, saved and turns in {found['turns']}"
+    text += f", moved in {found['moved']}" if found["moved"] else ", not moved"
     return Row(architecture, variant, "pruned", text, layers)
 
 
@@ -103,11 +113,19 @@ def merge(rows: list[Row]) -> Row:
     return min(rows, key=lambda row: order.index(row.state))
 
 
+def digest() -> str:
+    """Of the files that decide what the table says."""
+    found = hashlib.sha256()
+    for name in DECIDING:
+        found.update((ROOT / name).read_bytes())
+    return found.hexdigest()[:16]
+
+
 def kinds(layers: tuple[str, ...]) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in Counter(layers).items())
 
 
-def markdown(rows: list[Row]) -> str:
+def markdown(rows: list[Row], seeds: Sequence[int] = SEEDS) -> str:
     """The whole of docs/MODELS.md."""
     tested = [row for row in rows if row.state != "no fixture"]
     counts = Counter(row.state for row in tested)
@@ -118,7 +136,9 @@ def markdown(rows: list[Row]) -> str:
         "makes a tiny random model of every architecture, mostly with 4 layers. Each runs through stock llama.cpp and through",
         "asl_gguf in one process (tests/conformance/case.py): nothing pruned (logits of the prompt and of 8 tokens after it, flash",
         "attention on and off, chunks of 32, 64 and 256 tokens, sliding caches of both sizes, f16 and q8_0 K/V), all tokens kept at",
-        "each selection layer, and pruned under four policies, where chunks of another size may change nothing but rounding.",
+        "each selection layer, and pruned under four policies, where chunks of another size may change nothing but rounding. In four",
+        "settings a pruned state is saved, loaded and goes on, a second turn follows a whole and a pruned prompt, and a pruned",
+        f"prompt moves into a context where another sequence lives. Seeds of the weights: {', '.join(map(str, seeds))}.",
         "",
         f"**{counts['pruned']} of {len(tested)} files are pruned**, bit-exact with nothing pruned (before 2026-11-28: {BEFORE}); "
         f"{counts['refused']} are refused when the model is loaded, with the reason, and answered from the full cache; "
@@ -126,6 +146,8 @@ def markdown(rows: list[Row]) -> str:
         "",
         "Random weights say nothing about answers: layers above the selection never see the dropped tokens, recurrent states",
         "included. `asl-gguf eval --suite small -m FILE` measures a real model.",
+        "",
+        f"{DIGEST}{digest()}`.",
         "",
         "| architecture | layers of the test's model | |",
         "|---|---|---|",
@@ -136,6 +158,23 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+class Known:
+    """Rows in a file, of sources with one digest."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._rows = path, {}
+        if path and path.exists() and (found := json.loads(path.read_text(encoding="utf-8")))["digest"] == digest():
+            self._rows = found["rows"]
+
+    def get(self, name: tuple[str, str], seed: int, make: Callable[[], Row]) -> Row:
+        key = f"{' '.join(name)} {seed}"
+        if key not in self._rows:
+            self._rows[key] = asdict(make())
+            if self._path:
+                self._path.write_text(json.dumps({"digest": digest(), "rows": self._rows}, indent=1), encoding="utf-8")
+        return Row(**{**self._rows[key], "layers": tuple(self._rows[key]["layers"])})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", type=Path, required=True, help="the program asl-archs")
@@ -143,21 +182,28 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default %(default)s)")
     parser.add_argument("--out", type=Path, help="write the table there")
+    parser.add_argument(
+        "--rows", type=Path, help="keep what was found there, and go on from it if the sources are the same"
+    )
     arguments = parser.parse_args()
     listed = subprocess.run([str(arguments.archs), "--list"], capture_output=True, text=True, check=True).stdout
     names = [tuple(line.split()) for line in listed.splitlines()]
     names = [name for name in names if re.search(arguments.only, name[0])]
     rows: list[Row] = []
+    known = Known(arguments.rows)
     with TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
 
+        def one_of(name: tuple[str, str], seed: int) -> Row:
+            return known.get(name, seed, lambda: check(arguments.archs, *name, seed, Path(folder)))
+
         def one(name: tuple[str, str]) -> Row:
-            row = merge([check(arguments.archs, *name, seed, Path(folder)) for seed in arguments.seeds])
+            row = merge([one_of(name, seed) for seed in arguments.seeds])
             print(f"{row.architecture} ({row.variant}): {row.state}: {row.text}", flush=True)
             return row
 
         rows = list(pool.map(one, names))
     if arguments.out:
-        arguments.out.write_text(markdown(rows), encoding="utf-8")
+        arguments.out.write_text(markdown(rows, arguments.seeds), encoding="utf-8")
     print(Counter(row.state for row in rows))
     return 1 if any(row.state == "failed" for row in rows) else 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from asl_gguf.report import DecodeReport, PrefillReport
 
 MIB = 2**20
@@ -39,6 +41,15 @@ def test_rows():
     assert rows["kept tokens"] == "408 of 2041 (asl-span, budget 408)" and rows["selection layer"] == "18 of 30"
     assert rows["answer"] == "10 tokens, 90.0 tokens/s" and "note" not in rows and "host MiB" not in rows
     assert PRUNED.rows()["answer"] == PRUNED.rows(DecodeReport(0, 0.0))["answer"] == "-"
+
+
+def test_states_and_rows_alone_are_told_apart():
+    report = replace(PRUNED, state_bytes=3 * MIB, rows_only=True, reason="a reason")
+    assert str(report) == (
+        "kept 408 of 2,041 tokens at layer 18 of 30 (K/V rows alone: every layer ran over all tokens, and the prefill got no "
+        "shorter; a reason); K/V 11 of 51 MiB beside 3.0 MiB of states; first token 5.3 s"
+    )
+    assert report.rows()["states MiB"] == "3.0, recurrent, the same for any prompt" and "rows" not in PRUNED.rows()
 
 
 def test_html_is_escaped():

@@ -62,15 +62,17 @@ def _head(found: Calibration) -> list[str]:
 
 def _variance_panel(found: Calibration) -> list[str]:
     profile = found.profile
-    layers = list(range(profile.first_layer, profile.n_layer))
+    layers = list(profile.observed)
     high = max(*profile.variance_easy, *profile.variance_hard) or 1.0
     panel = _Panel(_TOPS[0], (layers[0], layers[-1]), 0.0, 1.06 * high)
     lines = _axes(panel, "rank variance, squared ranks", "layer")
     lines += _curve(panel, layers, profile.variance_easy, _SOLID, _circle)
     lines += _curve(panel, layers, profile.variance_hard, _DASHED, _square)
-    start = found.min_layer - profile.first_layer
+    start = layers.index(found.min_layer)
     for name, values in (("easy", profile.variance_easy), ("hard", profile.variance_hard)):
-        points = panel.points(layers[start:], _thresholds(found, values[start:]))
+        # of a few layers, earlier ones serve as the reference too
+        monitored = _thresholds(found, values)[start:] if profile.asked else _thresholds(found, values[start:])
+        points = panel.points(layers[start:], monitored)
         lines += [_line(points, _DOTTED), _text(_WIDTH - _RIGHT + 4, points[-1][1] + 4, name, size=12)]
     lines += _min_layer(panel, found.min_layer)
     return lines

@@ -21,8 +21,8 @@ Progress = Callable[[int, int], None]
 """(examples done, examples in all)"""
 
 _ANSWER_CELLS = 256
-_AT_ONCE = 2.0
-"""a tau above 1: the ratio at min_layer is 1, so the rule selects there"""
+_AT_ONCE = 1e9
+"""a tau above every ratio, so that the rule selects at min_layer"""
 _NEVER = 0.0
 
 
@@ -75,33 +75,47 @@ def profile(
         )
     if step < 1:
         raise OptionError(f"step: expected at least 1, got {step}")
-    if model.n_layer < policy.obs_layers + 2:
-        raise OptionError(
-            f"expected a model of at least {policy.obs_layers + 2} layers to calibrate {policy.name}, which compares "
-            f"{policy.obs_layers}, got one of {model.n_layer}; use fastkv, whose layer is fixed"
-        )
-    if any(sliding := sliding_layers(model.handle)):
-        full = [layer for layer, slides in enumerate(sliding) if not slides]
-        raise OptionError(
-            f"expected a model whose layers all attend to the whole prompt, got one where layers {full} alone do and the others "
-            f"slide: pick one of these instead, such as {policy.name}:min_layer={full[len(full) // 2] if full else 0}"
-        )
+    asked = _asked(model, policy)
     profiles = []
     for done, case in enumerate(cases):
         if progress:
             progress(done, len(cases))
-        profiles.append(_profile(model, policy, case, Budget(budget, 0), step, dequant))
+        profiles.append(_profile(model, policy, case, Budget(budget, 0), step, dequant, asked))
     if progress:
         progress(len(cases), len(cases))
     return profiles
 
 
-def _profile(model: Model, policy: ASL, case: Case, budget: Budget, step: int, dequant: str) -> Profile:
+def _asked(model: Model, policy: ASL) -> tuple[int, ...]:
+    """Layers that are asked what to keep, where others slide or hold a state; empty if all are.
+
+    Raises:
+        OptionError: there are too few to choose one.
+    """
+    itself = sliding_layers(model.handle)
+    full = tuple(layer for layer, own in enumerate(itself) if not own)
+    n_least = 3 if any(itself) else policy.obs_layers + 2
+    if len([layer for layer in full if not any(itself) or layer >= policy.obs_layers - 1]) < n_least:
+        raise OptionError(
+            f"expected a model of at least {policy.obs_layers + 2} layers to calibrate {policy.name}, which compares "
+            f"{policy.obs_layers}, and of these 3 that attend to the whole prompt from layer {policy.obs_layers - 1} on, got one of "
+            f"{model.n_layer} where {full} do; use fastkv, whose layer is fixed"
+        )
+    return full if any(itself) else ()
+
+
+def _profile(
+    model: Model, policy: ASL, case: Case, budget: Budget, step: int, dequant: str, asked: tuple[int, ...]
+) -> Profile:
+    """Layers are places in `asked`, if there are any."""
     tokens = model.tokenize(case.example.prompt)
     n_kept = budget.kept(len(tokens), policy.min_kept)
     if n_kept >= len(tokens):
         raise OptionError(f"budget: expected less than the prompt of {len(tokens)} tokens, got {budget.value}")
-    lowest, last = policy.obs_layers - 1, model.n_layer - 1
+    least = policy.obs_layers - 1  # min_layer of the policy
+    # of a few layers, the second is the first whose ranks have others to compare with, and the first reference
+    lowest, last = (1, len(asked) - 1) if asked else (least, model.n_layer - 1)
+    first_min = next((i for i, layer in enumerate(asked) if layer >= least and i > lowest), None)
     n_cells = round_cells(len(tokens) + _ANSWER_CELLS)
     example = replace(case.example, max_new_tokens=0)  # the likelihood of the right answer is enough
     with model.context(n_cells) as ctx, model.session(ctx, n_cells, n_cells, dequant) as session:
@@ -110,15 +124,21 @@ def _profile(model: Model, policy: ASL, case: Case, budget: Budget, step: int, d
 
         def run(policy: Policy) -> tuple[Outcome, tuple[float, ...]]:
             report = prefill(replay, tokens, policy, n_kept if isinstance(policy, ASL) else len(tokens))
-            layer = last if report.selection_layer is None else report.selection_layer
+            layer = model.n_layer - 1 if report.selection_layer is None else report.selection_layer
+            place = asked.index(layer) if layer in asked else last if asked else layer
             nll = measure(model, ctx, len(tokens), case.task, example).nll
-            return Outcome(layer, nll, report.prefill_share), tuple(variance for _, variance, _ in report.variance)
+            variances = {layer: variance for layer, variance, _ in report.variance}
+            return Outcome(place, nll, report.prefill_share), tuple(
+                variances[layer] for layer in (asked[lowest:] or range(lowest, last + 1)) if layer in variances
+            )
 
         full, _ = run(Full())
-        never, variance = run(replace(policy, min_layer=lowest, tau=_NEVER))
+        never, variance = run(replace(policy, min_layer=least, tau=_NEVER))
         # the rule selects after min_layer, and at the last layer there is nothing to gain
-        layers = range(lowest + 1, last, step)
-        measured = [run(replace(policy, min_layer=layer, tau=_AT_ONCE))[0] for layer in layers]
+        layers = range(lowest + 1 if first_min is None else first_min, last, step)
+        measured = [
+            run(replace(policy, min_layer=asked[layer] if asked else layer, tau=_AT_ONCE))[0] for layer in layers
+        ]
         before, _ = run(policy)
     random_variance = random_rank_variance(len(tokens) - policy.n_sink - window)
-    return Profile(case.hard, lowest, variance, (*measured, never), full.nll, before, random_variance)
+    return Profile(case.hard, lowest, variance, (*measured, never), full.nll, before, random_variance, asked, first_min)

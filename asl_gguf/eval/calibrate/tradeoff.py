@@ -55,10 +55,19 @@ class Profile:
     """with the policy's present parameters"""
     random_variance: float
     """rank variance of random ranks"""
+    asked: tuple[int, ...] = ()
+    """of a model some of whose layers slide or hold a state: the others, which alone are asked. All layers named here are
+    places in this list then, and the reference of the stopping rule reaches back to the first of them"""
+    first_min_layer: int | None = None
+    """the first layer that may be min_layer; None: first_layer"""
 
     @property
     def n_layer(self) -> int:
         return self.first_layer + len(self.variance)
+
+    def of_model(self, layer: int) -> int:
+        """A layer named here -> the model's."""
+        return self.asked[layer] if self.asked else layer
 
     def at(self, layer: int) -> Outcome:
         """The outcome of a selection at this layer, interpolated between those that were measured."""
@@ -74,7 +83,7 @@ class Profile:
     def layers(self, min_layer: int, taus: Sequence[float], variance_reference: str) -> Indices:
         """`selection_layers` of this prompt."""
         reference = self.random_variance if variance_reference == "random" else variance_reference
-        return selection_layers(self.variance, self.first_layer, min_layer, taus, reference)
+        return selection_layers(self.variance, self.first_layer, min_layer, taus, reference, whole=bool(self.asked))
 
     def quality_loss(self, outcome: Outcome) -> float:
         """Probability of a reference token (geometric mean) that the full cache gives and this outcome does not."""
@@ -91,7 +100,13 @@ class Choice:
 
 
 def selection_layers(
-    variance: Sequence[float], first_layer: int, min_layer: int, taus: Sequence[float], reference: str | float
+    variance: Sequence[float],
+    first_layer: int,
+    min_layer: int,
+    taus: Sequence[float],
+    reference: str | float,
+    *,
+    whole: bool = False,
 ) -> Indices:
     """The layers at which ASL's rule selects, one for each tau; the last layer where it selects nothing.
 
@@ -99,10 +114,13 @@ def selection_layers(
         variance: rank variance of first_layer and of every layer after it, over the full number of observed layers.
         min_layer: first monitored layer, not below first_layer.
         reference: "first", "peak", or the variance that is compared with.
+        whole: layers before min_layer serve as the reference, too.
     """
-    values = np.asarray(variance, dtype=np.float64)[min_layer - first_layer :]
+    values = np.asarray(variance, dtype=np.float64)[0 if whole else min_layer - first_layer :]
     fixed = values[0] if isinstance(reference, str) else reference
     base = np.maximum.accumulate(values) if reference == "peak" else np.full_like(values, fixed)
+    n_left = first_layer + len(variance) - min_layer
+    values, base = values[-n_left:], base[-n_left:]
     ratio = np.divide(values, base, out=np.ones_like(values), where=base > 0)
     below = ratio < np.asarray(taus)[:, None]
     below[:, -1] = True
@@ -112,8 +130,8 @@ def selection_layers(
 def means(profiles: Sequence[Profile], outcomes: Sequence[Outcome]) -> Means:
     """Averages of one outcome per profile."""
     pairs = list(zip(profiles, outcomes, strict=True))
-    easy = [outcome.layer for profile, outcome in pairs if not profile.hard]
-    hard = [outcome.layer for profile, outcome in pairs if profile.hard]
+    easy = [profile.of_model(outcome.layer) for profile, outcome in pairs if not profile.hard]
+    hard = [profile.of_model(outcome.layer) for profile, outcome in pairs if profile.hard]
     return Means(
         layer_easy=float(np.mean(easy or hard)),
         layer_hard=float(np.mean(hard or easy)),
@@ -147,15 +165,22 @@ def choose(profiles: Sequence[Profile], tradeoff: float, variance_reference: str
     shares = [[outcome.share for outcome in row] for row in outcomes]
     costs: dict[tuple[float, ...], list[tuple[int, float]]] = {}
     # the rule selects after min_layer (at it, compared with random ranks) and before the last; nothing was measured at first
-    for min_layer in range(first + (variance_reference == "random"), last - 1):
+    first_min = profiles[0].first_min_layer
+    for min_layer in range(first + (variance_reference == "random") if first_min is None else first_min, last - 1):
         rows = [p.layers(min_layer, TAUS, variance_reference) - first for p in profiles]
         loss = np.mean([np.take(values, row) for values, row in zip(losses, rows)], axis=0)
         share = np.mean([np.take(values, row) for values, row in zip(shares, rows)], axis=0)
         for tau, *costs_of in zip(TAUS, (1 - tradeoff) * loss + tradeoff * share, share, loss):
             costs.setdefault(tuple(round(float(value), _DIGITS) for value in costs_of), []).append((min_layer, tau))
+    if not costs:
+        raise OptionError(
+            f"expected more layers to choose from than {profiles[0].asked}; use fastkv, whose layer is fixed"
+        )
     min_layer, tau = _middle(costs[min(costs)])
     return Choice(
-        min_layer, tau, means(profiles, [profile.selected(min_layer, tau, variance_reference) for profile in profiles])
+        profiles[0].of_model(min_layer),
+        tau,
+        means(profiles, [profile.selected(min_layer, tau, variance_reference) for profile in profiles]),
     )
 
 
@@ -178,16 +203,17 @@ def mean_profile(profiles: Sequence[Profile]) -> MeanProfile:
     quality = np.mean([[p.quality_loss(outcome) for outcome in p.measured] for p in profiles], axis=0)
     share = np.mean([[outcome.share for outcome in profile.measured] for profile in profiles], axis=0)
     return MeanProfile(
-        n_layer=profiles[0].n_layer,
-        first_layer=profiles[0].first_layer,
+        n_layer=profiles[0].of_model(profiles[0].n_layer - 1) + 1,
+        first_layer=profiles[0].of_model(profiles[0].first_layer),
         variance_easy=_rounded(variance[0]),
         variance_hard=_rounded(variance[1]),
-        layers=tuple(outcome.layer for outcome in profiles[0].measured),
+        layers=tuple(profiles[0].of_model(outcome.layer) for outcome in profiles[0].measured),
         nll_loss_easy=_rounded(loss[0]),
         nll_loss_hard=_rounded(loss[1]),
         quality_loss=_rounded(quality),
         prefill_share=_rounded(share),
         random_variance=float(np.mean([profile.random_variance for profile in profiles])),
+        asked=profiles[0].asked[profiles[0].first_layer :],
     )
 
 

@@ -10,11 +10,12 @@ import pytest
 from asl_gguf import OptionError, PromptError
 from asl_gguf.drop_in.completion import end_at_first_stop
 from harness import llama_cpp, prompt
+from spelled import SPELLED_AFTER, spelling
 from tiny_gguf import FIRST_BYTE
 from tiny_llama import READABLE, chat, complete, greedy
 
 PRUNED = {"asl_budget": 0.4, "asl_min_prompt": 80}
-TOKENS = prompt(200)
+TOKENS = SPELLED_AFTER
 with_budget = pytest.mark.parametrize("options", [PRUNED, {}], ids=["budget", "no budget"])
 
 
@@ -118,17 +119,6 @@ def test_they_stop_alike_with_an_echo(make):
     stop = [answer[5:7], answer[1:3]]
     cut = llm.create_completion(text, max_tokens=12, temperature=0.0, logit_bias=READABLE, echo=True, stop=stop)
     assert cut["choices"][0]["text"] == text + answer[: min(map(answer.index, stop))]
-
-
-def spelling(text: bytes) -> llama_cpp.LogitsProcessorList:
-    """Makes a model write these bytes, a token each, after a prompt of TOKENS."""
-
-    def force(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        scores[:] = -100.0
-        scores[FIRST_BYTE + text[min(len(ids) - len(TOKENS), len(text) - 1)]] = 100.0
-        return scores
-
-    return llama_cpp.LogitsProcessorList([force])
 
 
 @with_budget

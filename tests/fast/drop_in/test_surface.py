@@ -189,7 +189,7 @@ def test_a_fallback_is_announced_and_answers_as_the_parent(make, stock, name):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("echo", [False, True])
 def test_logprobs(make, stock, stream, echo):
-    """Equal to the parent's with logits_all=True; without it the parent's error, for chats too."""
+    """Equal to the parent's with logits_all=True; without it and a budget the parent's error. With one: test_logprobs.py."""
     options = {"max_tokens": 5, "temperature": 0.0, "logprobs": 2, "echo": echo, "stream": stream}
     with pytest.warns(PruningDisabledWarning, match="logits_all"):
         ours = make(logits_all=True, **PRUNED)
@@ -203,7 +203,7 @@ def test_logprobs(make, stock, stream, echo):
         found[-1] += [part["choices"] for part in (chat_parts if stream else [chat_parts])]
         found[-1].append(np.array(llm.eval_logits).tolist())
     assert found[0] == found[1] and found[0][0][0]["logprobs"]
-    for llm in (make(**PRUNED), stock()):
+    for llm in (make(), stock()):
         with pytest.raises(ValueError, match="logprobs is not supported for models created with logits_all=False"):
             list(llm.create_completion(PROMPT, **options))
         with pytest.raises(ValueError, match="logprobs is not supported"):

@@ -11,10 +11,12 @@ import pytest
 from asl_gguf.cli import main
 from asl_gguf.engine.prefill import prefill
 from asl_gguf.engine.replay import Replay, record
-from asl_gguf.errors import NativeError
+from asl_gguf.errors import NativeError, OptionError
+from asl_gguf.native import moving
 from asl_gguf.native.bindings import llama_cpp
 from asl_gguf.policies import make_policy
 from harness import Context, Model, Options, assert_same
+from sequences import Sequences
 from tiny_kinds import KINDS, write_kind
 
 N_TOKENS, N_KEPT, WINDOW = 100, 40, 8
@@ -181,6 +183,26 @@ def test_a_saved_state_goes_on(model):
         expected = [ours.decode([token]) for token in ANSWER]
         other.set_state(state)
         assert_same([other.decode([token]) for token in ANSWER], expected)
+
+
+def test_a_pruned_prompt_moves_beside_another(model, kind):
+    """Into a stream of its own, where it answers as it does alone; states of hybrids are not moved."""
+    own, shared = Options(n_ctx=256), Options(n_ctx=512, n_seq_max=2)
+    with model.context(own) as ours, model.context(shared) as target:
+        session = ours.session()
+        prefill(session, prompt(), make_policy(f"fastkv:tsp_layer={session.sliding.index(False)}"), N_KEPT)
+        live = Sequences(target)
+        live.decode(0, prompt(1, 30))
+        if kind in STATES:
+            with pytest.raises(OptionError, match="those of a hybrid model cannot be moved"):
+                moving.move(ours.handle, target.handle, 1)
+            return
+        moving.move(ours.handle, target.handle, 1)
+        found = []
+        for token in ANSWER:
+            found.append(live.decode(1, [token]))
+            live.decode(0, [token])
+        assert_same(found, [ours.decode([token]) for token in ANSWER])
 
 
 def test_rows_of_earlier_prompts_are_refused_where_they_do_not_suffice(model, kind):

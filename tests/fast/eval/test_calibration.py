@@ -19,11 +19,14 @@ from asl_gguf.errors import ModelError, OptionError
 from asl_gguf.eval.calibrate.tradeoff import TAUS, Outcome, choose, means, selection_layers
 from asl_gguf.models import calibration, named
 from asl_gguf.models.calibration import calibrated, load, save, settings_of
+from asl_gguf.native.session import sliding_layers
+from asl_gguf.native.vocabulary import load_model
 from asl_gguf.policies import ASL, FastKV, SelectingPolicy, SpanASL, make_policy
 from asl_gguf.policies.contract import LayerScores, Prompt
 from asl_gguf.policies.ranking import random_rank_variance
-from harness import prompt  # noqa: F401  (silences llama.cpp's log in this process)
+from harness import llama_cpp, prompt  # noqa: F401  (silences llama.cpp's log in this process)
 from profiles import FIRST, N_LAYER, both, made_up, make_calibration
+from tiny_kinds import write_kind
 
 TRADEOFFS = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)
 
@@ -344,3 +347,49 @@ def test_wrong_use(command, arguments, message):
 def test_a_shallow_model(tiny_model, config, capsys):
     assert main(["calibrate", "-m", str(tiny_model("llama")), "--tokens", "512", "--samples", "1"]) == 2
     assert "expected a model of at least 10 layers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("policy", ["asl-span", "asl"])
+@pytest.mark.parametrize("kind", ["sliding", "delta-net", "mamba"])
+def test_models_whose_layers_are_not_alike(kind, policy, tiny_model, tmp_path, config, capsys):
+    """Layers that slide or hold a state are not asked: a full one is chosen, and the policy selects where it is predicted to."""
+    if kind == "sliding":
+        path = tiny_model("gemma3", n_layer=16)
+    else:
+        path = write_kind(tmp_path / "model.gguf", kind, n_layer=16, text=True)
+    arguments = ["calibrate", "-m", str(path), "--policy", policy, "--tokens", "512", "--samples", "1", "-t", "1"]
+    arguments += ["--easy", "passkey", "--hard", "keyvalue", "--out", str(tmp_path / "profile.svg")]
+    assert main(arguments) == 0, capsys.readouterr().err
+    found = load(path, policy)
+    model = load_model(str(path))
+    asked = [layer for layer, itself in enumerate(sliding_layers(model)) if not itself]
+    llama_cpp.llama_model_free(model)
+    assert 0 < len(asked) < 16 and found.min_layer in asked and set(found.profile.layers) <= set(asked)
+    assert found.profile.observed == tuple(asked[1:]) and len(found.profile.variance_easy) == len(asked) - 1
+    assert "stored in" in capsys.readouterr().out and ElementTree.parse(tmp_path / "profile.svg")
+
+
+@pytest.mark.parametrize("reference", ["peak", "first", "random"])
+def test_the_rule_on_few_layers_is_the_policys(tiny_model, config, reference):
+    """What profiles predict of each min_layer and tau is what the policy does with them."""
+    from asl_gguf.budget.share import Budget
+    from asl_gguf.engine.prefill import prefill
+    from asl_gguf.eval.calibrate.profiling import make_cases, profile
+    from asl_gguf.native.model import ContextOptions, Model
+
+    policy = SpanASL(variance_reference=reference)
+    model = Model(str(tiny_model("gemma3", n_layer=20)), ContextOptions(n_threads=1))
+    try:
+        cases = make_cases(model, 512, 1, ("passkey",), ("keyvalue",))
+        for case, found in zip(cases, profile(model, policy, cases, dequant="off"), strict=True):
+            tokens = model.tokenize(case.example.prompt)
+            n_kept = Budget(0.1, 0).kept(len(tokens), policy.min_kept)
+            for place in range(found.first_min_layer, found.n_layer - 1):
+                for tau in (0.3, 0.8, 0.95, 1.0):
+                    used = replace(policy, min_layer=found.asked[place], tau=tau)
+                    with model.context(1024) as ctx, model.session(ctx, 1024, 1024, "off") as session:
+                        layer = prefill(session, tokens, used, n_kept).selection_layer
+                    expected = found.of_model(found.selected(place, tau, reference).layer)
+                    assert layer == expected or (layer is None and expected == found.asked[-1])
+    finally:
+        model.close()

@@ -1,0 +1,117 @@
+"""`Llama` on models with recurrent states or shared K/V: what turns, saved prompts, states and `reset` do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pytest
+
+from asl_gguf import Llama, OptionError
+from harness import llama_cpp
+from tiny_kinds import write_kind
+from tiny_llama import greedy, logits
+
+KINDS = ("delta-net", "mamba", "mamba2-beside", "short-conv", "kda", "lightning", "shared-kv")
+OPTIONS: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "n_batch": 64}
+PRUNED = {"asl_budget": 0.4, "asl_min_prompt": 40, "asl_policy": "snapkv"}
+N_TOKENS = 120
+
+
+def prompt(seed: int = 0, n_tokens: int = N_TOKENS) -> list[int]:
+    return np.random.default_rng([seed, n_tokens]).integers(3, 128, n_tokens).tolist()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def path(request, tmp_path_factory) -> Iterator[str]:
+    file = write_kind(tmp_path_factory.mktemp("kinds") / f"{request.param}.gguf", request.param)
+    yield str(file)
+    file.unlink()
+
+
+def opened(path: str, cls: type = Llama, **options: Any) -> Any:
+    options = {**(PRUNED if cls is Llama else {"verbose": False}), **options}
+    return closing(cls(path, **OPTIONS, **options))
+
+
+def fresh(path: str, tokens: list[int]) -> tuple[list[int], np.ndarray]:
+    """The answer of an object that knows no prompt."""
+    with opened(path) as llm:
+        return greedy(llm, tokens), logits(llm)
+
+
+def test_a_prompt_after_others(path):
+    """And after one that was given up in the middle of its answer, and after reset: no state is left of them."""
+    with opened(path) as llm:
+        greedy(llm, prompt(1))
+        stream = llm.generate(prompt(2), temp=0.0)
+        next(stream), next(stream)
+        for tokens in (prompt(), prompt()[:90] + prompt(3)[:40]):
+            expected = fresh(path, tokens)
+            for reset in (False, True):
+                if reset:
+                    llm.reset()
+                answer = greedy(llm, tokens)
+                assert answer == expected[0] and np.array_equal(logits(llm), expected[1])
+                assert llm.last_prefill.pruned and llm.last_prefill.reused_tokens in (0, len(tokens))
+
+
+def test_a_turn_goes_on_from_the_state(path):
+    """It is decoded: its tokens after what was kept and answered, and no earlier token runs again."""
+    turn = prompt(4, 50)
+    with opened(path) as llm, opened(path) as other:
+        answer = greedy(llm, prompt())
+        whole = prompt() + answer
+        found = greedy(llm, whole + turn)
+        assert llm.last_prefill.reused_tokens == len(whole) - 1 and llm.last_prefill.pruned
+        assert greedy(other, prompt()) == answer
+        other.eval(answer[-1:])
+        other.eval(turn)
+        assert other.sample(temp=0.0) == found[0]
+
+
+def test_a_saved_prompt_brings_its_state(path, tmp_path):
+    turn = prompt(5, 30)
+    with opened(path) as llm:
+        llm.prefill(prompt())
+        llm.save_prompt(tmp_path / "prompt")
+        state = llm.save_state()
+        expected = greedy(llm, prompt() + turn)
+    with opened(path) as llm:
+        for load in (lambda: llm.load_prompt(tmp_path / "prompt"), lambda: llm.load_state(state)):
+            greedy(llm, prompt(6))
+            load()
+            assert greedy(llm, prompt() + turn) == expected and llm.last_prefill.reused_tokens == N_TOKENS
+            assert greedy(llm, prompt()) == fresh(path, prompt())[0]
+
+
+def test_nothing_pruned_is_the_parents(path):
+    turns = [prompt(), prompt() + prompt(7, 30), prompt()[:60], prompt(8)]
+    with opened(path, asl_budget=1.0, asl_dequant=False) as llm, opened(path, llama_cpp.Llama) as stock:
+        for tokens in turns:
+            assert greedy(llm, tokens) == greedy(stock, tokens) and np.array_equal(logits(llm), logits(stock))
+
+
+def test_k_v_of_all_tokens_are_refused_at_load(path):
+    with pytest.raises(OptionError, match="asl_full_kv: expected False for a model whose layers hold recurrent states"):
+        Llama(path, **OPTIONS, **PRUNED, asl_full_kv=True)
+
+
+def test_the_report_tells_states_from_k_v(path):
+    """K/V shrink with the budget; states do not, and are not among them. Where no layer runs fewer tokens, it says so."""
+    with opened(path) as llm:
+        first = llm._asl_session.sliding.index(False)
+    with opened(path, asl_policy=f"fastkv:tsp_layer={first}") as llm, opened(path, asl_budget=1.0) as whole:
+        for target in (llm, whole):
+            greedy(target, prompt(), 1)
+        report, other = llm.last_prefill, whole.last_prefill
+    assert report.kv_bytes_prompt <= report.kv_bytes_prompt_full * 48 // N_TOKENS < other.kv_bytes_prompt
+    assert report.state_bytes == other.state_bytes
+    assert (report.state_bytes > 0) is ("shared-kv" not in path)
+    assert (
+        ("of states" in str(report)) is (report.state_bytes > 0) is any("states MiB" in line for line in report.lines())
+    )
+    assert report.rows_only is ("lightning" in path) is ("the prefill got no shorter" in str(report))
+    assert (report.prefill_share < 1) is not report.rows_only
