@@ -74,7 +74,7 @@ class Sequence:
         self.policy = rule.context.policy
         self.transcript = transcript
         self.host = host
-        self._guard = Guard(guard, CAP if rule.context.decode_ctx is None else None)
+        self.guard = Guard(guard, CAP if rule.context.decode_ctx is None else None)
         self._dequant = dequant
         self.calibration = calibration
         self.source = source
@@ -265,12 +265,13 @@ class Sequence:
 
     def _slices(self, plan: Plan) -> Generator[None, None, PrefillReport]:
         layers = self._layers(plan)
+        yield  # contexts were made: on a small model that takes as long as a chunk
         report = yield from guarded_slices(
             layers,
             plan.new_tokens,
             self.policy,
             plan.n_kept,
-            guard=self._guard,
+            guard=self.guard,
             n_most=plan.n_most,
             reason=plan.reason,
             protected=plan.protected,
@@ -278,7 +279,7 @@ class Sequence:
         return layers.corrected(report) if isinstance(layers, ReusingLayers) else report
 
     def _layers(self, plan: Plan) -> Layers:
-        n_rows = plan.n_most if self._guard.share is not None else self._n_rows(len(plan.new_tokens), plan.n_kept)
+        n_rows = plan.n_most if self.guard.share is not None else self._n_rows(len(plan.new_tokens), plan.n_kept)
         if plan.action == "turn":
             return TurnLayers(self.place.open_turn(n_rows))
         session = self.place.open(n_rows)
@@ -305,6 +306,11 @@ class Sequence:
             self.cancel()
             raise
         return True
+
+    @property
+    def runs(self) -> bool:
+        """Whether `step` has more to do."""
+        return self._work is not None
 
     def run(self, plan: Plan) -> None:
         """`start` and all steps."""
