@@ -26,7 +26,7 @@ def _budget(value: Any) -> float | int:
 
 
 def _policy(value: Any) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > _LONGEST_NAME:
         raise OptionError(f"asl: expected policy to be a name, got {value!r:.60}")
     parse_policy(value)
     return value
@@ -48,6 +48,7 @@ def _guard(value: Any) -> float:
 _READERS: dict[str, Callable[[Any], Any]] = {"budget": _budget, "policy": _policy, "protect": _protect, "guard": _guard}
 _NAMES = ", ".join(_READERS)
 _MOST_TOKENS = 2**31 - 1
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,8 @@ class Slot:
         self._began, self._busy, self._done = time.perf_counter(), 0.0, 0.0
         self._incoming, self._plan, self._waits_since = incoming, None, None
         held = incoming.tokens[: incoming.n_past]
+        if not held:
+            self._place.clear()
         self._place.adopt(incoming.n_dropped)
         if self._pace is not None:
             most = self._place.n_chunk_most
