@@ -12,8 +12,7 @@ static server_http_context::handler_t make_handler(const std::string & name, con
             res->content_type = content_type;
             res->headers["Cache-Control"] = "no-store";
         } else {
-            res->status = 404;
-            res->data   = R"({"error": {"code": 404, "message": "there is no such answer any more, or the server was started with --asl-answers 0", "type": "not_found_error"}})";
+            res->status = 404; // the server words it
         }
         return res;
     };
