@@ -67,7 +67,9 @@ class Answers:
                 self._read(answer)
             self._model = None
 
-    def begin(self, slot: int, tokens: Sequence[int], n_past: int, found: PrefillReport, report: dict[str, Any]) -> None:
+    def begin(
+        self, slot: int, tokens: Sequence[int], n_past: int, found: PrefillReport, report: dict[str, Any]
+    ) -> None:
         """A prompt's K/V are there, and its answer begins. The report gets its number.
 
         Args:

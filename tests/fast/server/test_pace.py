@@ -14,7 +14,12 @@ from harness import prompt
 
 PACE = Pace(seconds_token=1e-3, n_keys_doubling=1000)
 N_CTX = 512
-FLAGS = {"budget": "0.3", "policy": "asl-span:window=16:min_layer=2:obs_layers=2:tau=2.0", "room": "64", "min_prompt": "32"}
+FLAGS = {
+    "budget": "0.3",
+    "policy": "asl-span:window=16:min_layer=2:obs_layers=2:tau=2.0",
+    "room": "64",
+    "min_prompt": "32",
+}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from asl_gguf.cli.serve import page_address
 from asl_gguf.errors import OptionError
 from asl_gguf.server.options import FLAGS, help_text, split
 from asl_gguf.server.rule import RequestOptions
@@ -53,6 +54,13 @@ def test_wrong_flags_are_refused_with_their_name(arguments, said):
     with pytest.raises(OptionError) as refused:
         split(arguments, {})
     assert said in str(refused.value)
+
+
+def test_the_page_has_the_servers_address():
+    assert page_address([], {}) == "http://127.0.0.1:8080/asl"
+    arguments = ["-m", "x", "--host", "0.0.0.0", "--port", "9", "--api-prefix", "/p"]
+    assert page_address(arguments, {"LLAMA_ARG_PORT": "7"}) == "http://127.0.0.1:9/p/asl"
+    assert page_address([], {"LLAMA_ARG_PORT": "7", "LLAMA_ARG_HOST": "box"}) == "http://box:7/asl"
 
 
 def test_requests():

@@ -138,7 +138,9 @@ def test_a_prompt_waits_for_memory_that_others_will_free(shared, tiny_model):
                 raise OutOfMemoryError("none")
             return super().open(n_rows)
 
-    slot = Slot(lambda progress: Place(shared.handle, 0, shared.params, N_CTX, progress=progress), rules, options, N_CTX)
+    slot = Slot(
+        lambda progress: Place(shared.handle, 0, shared.params, N_CTX, progress=progress), rules, options, N_CTX
+    )
     assert slot.plan(incoming(LONG))
     assert slot.step(0.0, others_run=True) and slot.waits and not slot.runs
     assert slot.step(0.0, others_run=True) and slot.waits

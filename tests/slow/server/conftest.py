@@ -30,7 +30,13 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Three slots of 2,048 tokens, exact weights, no flash attention: as `Llama` without options."""
     texts = f"--asl-budget 0.2 --asl-dequant off --asl-room {ROOM} -np 3 -c {3 * N_CTX} -t 1 -fa off --metrics"
     template = next(ROOT.glob(f"build/py3-none-*/{TEMPLATE}"))
-    return [*texts.split(), "--chat-template-file", str(template), "--slot-save-path", str(tmp_path_factory.mktemp("slots"))]
+    return [
+        *texts.split(),
+        "--chat-template-file",
+        str(template),
+        "--slot-save-path",
+        str(tmp_path_factory.mktemp("slots")),
+    ]
 
 
 @pytest.fixture(scope="session")

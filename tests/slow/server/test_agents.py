@@ -43,7 +43,11 @@ def test_a_title_in_between_does_not_throw_the_conversation_away(server):
     first, *rest = openai_requests(CALLS, f"{SYSTEM} (title)")[-2:]
     n_before = ask(server, "/v1/chat/completions", first)["prompt_tokens"]
     for i in range(4):  # more than there are slots: the RAM cache has it then
-        ask(server, "/v1/chat/completions", {"messages": [{"role": "user", "content": f"{i} {TITLE['messages'][0]['content']}"}]})
+        ask(
+            server,
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": f"{i} {TITLE['messages'][0]['content']}"}]},
+        )
     assert ask(server, "/v1/chat/completions", rest[0])["cached_tokens"] >= n_before
 
 

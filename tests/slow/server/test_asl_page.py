@@ -23,7 +23,10 @@ def page(server) -> Iterator[Any]:
         page = browser.new_page()
         page.foreign = []
         own = f"http://127.0.0.1:{server.port}/"
-        page.on("request", lambda request: request.url.startswith((own, "data:", "blob:")) or page.foreign.append(request.url))
+        page.on(
+            "request",
+            lambda request: request.url.startswith((own, "data:", "blob:")) or page.foreign.append(request.url),
+        )
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.on("console", lambda line: line.type == "error" and page.errors.append(line.text))

@@ -7,8 +7,30 @@ import json
 import pytest
 
 QUESTION = [{"role": "user", "content": "Read the file named notes.txt."}]
+"""asked again and again, since a model of this size calls a tool only after it has seen others do so"""
 LONG = [{"role": "user", "content": "The sky is blue. " * 80 + "What colour is the sky? Answer in a sentence."}]
 SCHEMA = {"type": "object", "properties": {"path": {"type": "string", "enum": ["notes.txt"]}}, "required": ["path"]}
+
+
+def openai_history() -> list[dict]:
+    call = {"type": "function", "function": {"name": "read_file", "arguments": '{"path": "notes.txt"}'}}
+    messages = []
+    for i in range(3):
+        messages += [*QUESTION, {"role": "assistant", "content": "", "tool_calls": [{"id": f"c{i}", **call}]}]
+        messages += [{"role": "tool", "tool_call_id": f"c{i}", "content": "Hello."}]
+    return messages + QUESTION
+
+
+def anthropic_history() -> list[dict]:
+    use, messages = {"type": "tool_use", "name": "read_file", "input": {"path": "notes.txt"}}, []
+    for i in range(3):
+        done = {"type": "tool_result", "tool_use_id": f"c{i}", "content": "Hello."}
+        messages += [
+            *QUESTION,
+            {"role": "assistant", "content": [{"id": f"c{i}", **use}]},
+            {"role": "user", "content": [done]},
+        ]
+    return messages + QUESTION
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +48,8 @@ def anthropic_client(server):
 def test_openai_tools(openai_client):
     tools = [{"type": "function", "function": {"name": "read_file", "description": "Reads", "parameters": SCHEMA}}]
     kwargs = {
-        "model": "any", "messages": QUESTION, "tools": tools, "tool_choice": "required", "max_tokens": 200, "temperature": 0,
+        "model": "any", "messages": openai_history(), "tools": tools, "tool_choice": "required", "max_tokens": 60, "temperature": 0,
+        "parallel_tool_calls": False,
     }  # fmt: skip
     answer = openai_client.chat.completions.create(**kwargs)
     call = answer.choices[0].message.tool_calls[0]
@@ -50,7 +73,12 @@ def test_openai_errors_have_their_types(openai_client):
 
 
 def test_anthropic_messages(anthropic_client):
-    kwargs = {"model": "any", "messages": LONG, "max_tokens": 8, "extra_body": {"temperature": 0, "asl": {"budget": 0.15}}}
+    kwargs = {
+        "model": "any",
+        "messages": LONG,
+        "max_tokens": 8,
+        "extra_body": {"temperature": 0, "asl": {"budget": 0.15}},
+    }
     answer = anthropic_client.messages.create(**kwargs)
     assert answer.content[0].text and answer.asl["pruned"]
     assert answer.asl["kept_tokens"] < answer.asl["prompt_tokens"]
@@ -62,7 +90,8 @@ def test_anthropic_messages(anthropic_client):
 def test_anthropic_tools(anthropic_client):
     tools = [{"name": "read_file", "description": "Reads a file", "input_schema": SCHEMA}]
     kwargs = {
-        "model": "any", "messages": QUESTION, "tools": tools, "tool_choice": {"type": "any"}, "max_tokens": 200,
+        "model": "any", "messages": anthropic_history(), "tools": tools, "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+        "max_tokens": 60,
         "extra_body": {"temperature": 0},
     }  # fmt: skip
     answer = anthropic_client.messages.create(**kwargs)
