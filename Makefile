@@ -41,7 +41,8 @@ test: build ## all tests: the fast ones, those of a GPU or what stands for one, 
 	$(PY) -m pytest tests/slow
 
 test-server: build ## the endpoint's tests (compiles llama.cpp's server once: some 20 CPU minutes)
-	$(PIP) install --quiet 'openai>=1.40' # what they talk to it with
+	@# what they talk to it with, and what llama.cpp's own tests of its server import
+	$(PIP) install --quiet 'openai>=1.40' anthropic playwright requests aiohttp filelock prometheus-client wget
 	$(PY) -m pytest tests/slow/server
 
 test-fast: build ## the tests that need no model

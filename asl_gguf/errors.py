@@ -76,6 +76,10 @@ class NativeError(AslError, RuntimeError):
     """A native call failed for a reason outside the caller's control (memory, backend)."""
 
 
+class OutOfMemoryError(NativeError, MemoryError):
+    """There is no memory for a context or a buffer now."""
+
+
 class UnaskedWarning(UserWarning):
     """A question goes on from K/V that were chosen before it was known; the text says what to do."""
 

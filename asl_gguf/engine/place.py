@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from ..budget.share import round_cells
-from ..errors import NativeError
+from ..errors import OutOfMemoryError
 from ..native import context, moving
 from ..native.bindings import lib, llama_cpp, session_info
 from ..native.session import Progress, Session
@@ -147,6 +147,8 @@ class SharedContext:
         self._session: Session | None = None
         self._n_dropped = 0  # evaluated tokens that have no cell
         self._n_turn = -1  # cells that the turn found; -1: no turn runs
+        self.n_chunk = self.n_chunk_most = int(params.n_ubatch)
+        """tokens of a chunk: what fits into a slice, at most n_ubatch"""
         self._sizes = self._sizes_without_session()
 
     @property
@@ -209,16 +211,17 @@ class SharedContext:
         """A session on a private context for a prompt that keeps n_rows.
 
         Raises:
-            NativeError: there is no memory for it.
+            OutOfMemoryError: there is no memory for it.
         """
         self.leave()
         params = type(self._params).from_buffer_copy(self._params)
         params.n_ctx, params.n_seq_max, params.kv_unified = round_cells(n_rows + 1), 1, False
+        params.n_ubatch = self.n_chunk
         model = llama_cpp.llama_get_model(self.ctx)
         self._private = llama_cpp.llama_init_from_model(model, params)
         if not self._private:
-            raise NativeError(f"llama.cpp could not create a private context of {params.n_ctx} cells")
-        params.n_batch, params.n_ubatch = self._params.n_batch, self._params.n_ubatch
+            raise OutOfMemoryError(f"llama.cpp could not create a private context of {params.n_ctx} cells")
+        params.n_batch, params.n_ubatch = self._params.n_batch, self.n_chunk
         self._session = Session(self._private, params, self._n_ctx)
         self._session.set_dequant(self._dequant)
         self._session.set_progress(self._progress)

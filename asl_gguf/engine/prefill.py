@@ -164,6 +164,7 @@ def _run(
     with trace.phase("setup"):
         layers.begin(tokens, min(policy.window, len(tokens)))
     try:
+        yield  # a context for the whole prompt was made
         if (yield from _run_layers(layers, policy, prompt, trace, guard)):
             _begin_again(layers, tokens, trace)
         info = layers.info()

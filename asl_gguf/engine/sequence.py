@@ -76,7 +76,7 @@ class Sequence:
         self.policy = rule.context.policy
         self.transcript = transcript
         self.host = host
-        self._guard = Guard(guard, CAP if rule.context.decode_ctx is None else None)
+        self.guard = Guard(guard, CAP if rule.context.decode_ctx is None else None)
         self._dequant = dequant
         self.calibration = calibration
         self.source = source
@@ -269,18 +269,19 @@ class Sequence:
         late = self._late(plan)
         n_kept = plan.n_kept if late is None else late.n_held
         layers = self._layers(plan, n_kept)
+        yield  # contexts were made: on a small model that takes as long as a chunk
         report = yield from guarded_slices(
             layers,
             plan.new_tokens,
             self.policy,
             n_kept,
-            guard=self._guard if late is None else Guard(None),
+            guard=self.guard if late is None else Guard(None),
             n_most=plan.n_most,
             reason=plan.reason,
             protected=plan.protected,
             late=late,
         )
-        if isinstance(late, PromptBudget) and self._guard.share is not None and report.pruned:
+        if isinstance(late, PromptBudget) and self.guard.share is not None and report.pruned:
             report = replace(report, budget_choice=f"asl_guard: {late.choice}")
         return layers.corrected(report) if isinstance(layers, ReusingLayers) else report
 
@@ -291,15 +292,15 @@ class Sequence:
         n_tokens, n_protected = len(plan.tokens), 0 if plan.protected is None else plan.protected.size
         shape = context.model_shape(llama_cpp.llama_get_model(self.place.ctx))
         late = self.rule.late(n_tokens, plan.n_kept, n_protected, shape)
-        if self._guard.share is not None and self.rule.fixed:
-            n_most = self._guard.largest(plan.n_kept, plan.n_most)
+        if self.guard.share is not None and self.rule.fixed:
+            n_most = self.guard.largest(plan.n_kept, plan.n_most)
             late = guarded_budget(self.policy, n_tokens, plan.n_kept, n_most, shape)
         if late is not None:  # rows in excess lie in cells of the answer
             late.n_held = max(plan.n_kept, min(late.n_held, self.place.n_cells))
         return late
 
     def _layers(self, plan: Plan, n_kept: int) -> Layers:
-        n_rows = plan.n_most if self._guard.share is not None else self._n_rows(len(plan.new_tokens), n_kept)
+        n_rows = plan.n_most if self.guard.share is not None else self._n_rows(len(plan.new_tokens), n_kept)
         if plan.action == "turn":
             return TurnLayers(self.place.open_turn(n_rows))
         session = self.place.open(n_rows)
@@ -326,6 +327,11 @@ class Sequence:
             self.cancel()
             raise
         return True
+
+    @property
+    def runs(self) -> bool:
+        """Whether `step` has more to do."""
+        return self._work is not None
 
     def run(self, plan: Plan) -> None:
         """`start` and all steps."""

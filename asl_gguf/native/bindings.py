@@ -9,7 +9,15 @@ from ctypes import POINTER, c_bool, c_char, c_char_p, c_float, c_int, c_int32, c
 from typing import TYPE_CHECKING, Any
 
 from .. import __path__ as _package_paths
-from ..errors import ContextFullError, LibraryError, NativeError, OptionError, PrefillCancelled, UnsupportedModelError
+from ..errors import (
+    ContextFullError,
+    LibraryError,
+    NativeError,
+    OptionError,
+    OutOfMemoryError,
+    PrefillCancelled,
+    UnsupportedModelError,
+)
 from . import loading
 
 if TYPE_CHECKING:
@@ -199,6 +207,7 @@ _ERRORS = {
     ERR_UNSUPPORTED: UnsupportedModelError,
     CANCELLED: PrefillCancelled,
     ERR_CELLS: ContextFullError,
+    ERR_MEMORY: OutOfMemoryError,
 }
 
 

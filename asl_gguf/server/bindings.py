@@ -13,7 +13,7 @@ from ..errors import LibraryError
 from ..native import loading
 from ..native.bindings import llama_cpp
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 STOCK = 0
 MORE = 1
@@ -34,6 +34,7 @@ class Sizes(ctypes.Structure):
         ("unified", c_bool),
         ("n_ctx_slot", c_int32),
         ("n_cells", c_int32),
+        ("n_slice", c_int32),
     ]
 
 
@@ -54,6 +55,8 @@ class Prompt(ctypes.Structure):
         ("n_pruned", c_int32),
         ("n_dropped", c_int32),
         ("n_answer", c_int32),
+        ("n_common", c_int32),
+        ("other", c_int32),
         ("spans", POINTER(Span)),
         ("n_spans", c_int32),
         ("options", c_char_p),
@@ -76,6 +79,9 @@ class Answer(ctypes.Structure):
 _params_p = POINTER(llama_cpp.llama_context_params)
 
 
+Sink = CFUNCTYPE(None, c_void_p, c_char_p, c_size_t)
+"""`asl_serve_sink`"""
+
 FIELDS: list[tuple[str, Any]] = [
     ("user_data", c_void_p),
     ("size", CFUNCTYPE(c_bool, c_void_p, POINTER(Sizes), POINTER(c_char), c_size_t)),
@@ -85,7 +91,9 @@ FIELDS: list[tuple[str, Any]] = [
     ("plan", CFUNCTYPE(c_int32, c_void_p, POINTER(Prompt), POINTER(Answer))),
     ("step", CFUNCTYPE(c_int32, c_void_p, c_int32, POINTER(Answer))),
     ("cancel", CFUNCTYPE(None, c_void_p, c_int32)),
-    ("about", c_char_p),
+    ("finished", CFUNCTYPE(None, c_void_p, c_int32, c_char_p, c_int32)),
+    ("get", CFUNCTYPE(c_bool, c_void_p, c_char_p, Sink, c_void_p)),
+    ("wait_seconds", c_int32),
 ]
 
 

@@ -10,24 +10,35 @@ import json
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ..budget.rule import BudgetRule
 from ..budget.share import round_cells
 from ..engine.place import SharedContext
-from ..errors import AslError, ContextFullError, OptionError, PromptError, UnsupportedModelError
+from ..errors import AslError, ContextFullError, OptionError, OutOfMemoryError, PromptError, UnsupportedModelError
 from ..models.gguf_header import n_ctx_train
 from ..native import context
-from ..native.bindings import llama_cpp
+from ..native.bindings import lib, llama_cpp
 from ..native.session import unsupported_reason
 from . import bindings
+from .answers import Answers
 from .options import Options
+from .pace import measure
 from .rule import RequestOptions, Rules
 from .slots import Incoming, Slot
+from .totals import Totals
 
 logger = logging.getLogger(__name__)
 
-_STATUS = ((ContextFullError, bindings.TOO_LONG), (PromptError, bindings.TOO_LONG), (OptionError, bindings.INVALID))
+PAGE = Path(__file__).parent / "page.html"
+
+_STATUS = (
+    (OutOfMemoryError, bindings.NO_CELLS),
+    (ContextFullError, bindings.TOO_LONG),
+    (PromptError, bindings.TOO_LONG),
+    (OptionError, bindings.INVALID),
+)
 
 
 class Engine:
@@ -40,6 +51,8 @@ class Engine:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._slots: list[Slot] = []
+        self._answers, self._totals = Answers(options.answers), Totals()
+        self._props: dict[str, Any] = options.to_dict()
         kinds: dict[str, Any] = dict(bindings.FIELDS)
         self.struct = bindings.Engine(
             size=kinds["size"](self._size),
@@ -49,7 +62,9 @@ class Engine:
             plan=kinds["plan"](self._plan),
             step=kinds["step"](self._step),
             cancel=kinds["cancel"](self._cancel),
-            about=json.dumps(options.to_dict()).encode(),
+            finished=kinds["finished"](self._finished),
+            get=kinds["get"](self._get),
+            wait_seconds=options.wait,
         )
 
     def _size(self, _user_data: Any, sizes: Any, text: Any, n_text: int) -> bool:
@@ -79,9 +94,15 @@ class Engine:
             def place(seq_id: int, progress: Any) -> SharedContext:
                 return SharedContext(ctx, seq_id, own, n_ctx, dequant=self._options.dequant, progress=progress)
 
-            slots = [Slot(partial(place, i), rules, self._options, n_ctx) for i in range(sizes.contents.n_slots)]
-            slots[0].probe()
-            self._slots = slots
+            pace = measure(place(0, None))  # raises where no prompt can be prefilled
+            model = llama_cpp.llama_get_model(ctx)
+            seconds, n_layer = self._options.slice_ms / 1000, llama_cpp.llama_model_n_layer(model)
+            sizes.contents.n_slice = pace.n_whole(seconds, n_layer)
+            self._slots = [
+                Slot(partial(place, i), rules, self._options, n_ctx, pace) for i in range(sizes.contents.n_slots)
+            ]
+            self._answers.open(model)
+            self._props = {**self._options.to_dict(), **_sizes(sizes.contents, ctx), "calibration": rules.calibration}
 
         return _says(work, text, n_text)
 
@@ -89,6 +110,7 @@ class Engine:
         for slot in self._slots:
             slot.cancel()
         self._slots = []
+        self._answers.close()
 
     def _check(self, _user_data: Any, options: bytes, text: Any, n_text: int) -> bool:
         return _says(lambda: RequestOptions.parse(options.decode("utf-8", "replace")), text, n_text)
@@ -97,19 +119,27 @@ class Engine:
         def work() -> int:
             slot = self._slots[prompt.contents.slot]
             runs = slot.plan(_incoming(prompt.contents))
-            self._describe(slot, answer.contents, done=not runs)
+            self._describe(slot, prompt.contents.slot, answer.contents, done=not runs)
             return bindings.MORE if runs else bindings.STOCK
 
-        return _status(work, answer.contents)
+        return self._counted(_status(work, answer.contents))
+
+    def _counted(self, status: int) -> int:
+        if status not in (bindings.STOCK, bindings.MORE, bindings.DONE):
+            self._totals.count("refused_prompts_total")
+        return status
 
     def _step(self, _user_data: Any, slot_id: int, answer: Any) -> int:
         def work() -> int:
             slot = self._slots[slot_id]
-            more = slot.step(self._options.slice_ms / 1000)
-            self._describe(slot, answer.contents, done=not more)
+            others_run = any(other.runs for other in self._slots if other is not slot)
+            more = slot.step(self._options.slice_ms / 1000, others_run=others_run)
+            if slot.waits:
+                self._totals.count("waited_slices_total")
+            self._describe(slot, slot_id, answer.contents, done=not more)
             return bindings.MORE if more else bindings.DONE
 
-        status = _status(work, answer.contents)
+        status = self._counted(_status(work, answer.contents))
         # it was planned to fit: what is missing now, others have taken
         return bindings.NO_CELLS if status == bindings.TOO_LONG else status
 
@@ -119,10 +149,58 @@ class Engine:
         except BaseException:
             logger.exception("a prefill could not be cancelled")
 
-    def _describe(self, slot: Slot, answer: Any, *, done: bool) -> None:
+    def _finished(self, _user_data: Any, slot_id: int, text: bytes, n_tokens: int) -> None:
+        try:
+            self._answers.end(slot_id, text.decode("utf-8", "replace"), n_tokens)
+        except BaseException:
+            logger.exception("an answer could not be noted")
+
+    def _get(self, _user_data: Any, name: bytes, sink: Any, sink_data: int) -> bool:
+        try:
+            data = self._resource(name.decode("utf-8", "replace"))
+        except BaseException:
+            logger.exception("%r could not be read", name)
+            return False
+        if data is None:
+            return False
+        sink(sink_data, data, len(data))
+        return True
+
+    def _resource(self, name: str) -> bytes | None:
+        """What the server shows under a name; None: there is no such thing."""
+        if name == "props":
+            return json.dumps(self._props).encode()
+        if name == "metrics":
+            return self._totals.prometheus().encode()
+        if not self._answers.on:
+            return None
+        if name == "page":
+            return PAGE.read_bytes()
+        if name == "answers":
+            return self._answers.list_json()
+        kind, _, number = name.partition("/")
+        return self._answers.one_json(int(number)) if kind == "answers" and number.isdecimal() else None
+
+    def _describe(self, slot: Slot, slot_id: int, answer: Any, *, done: bool) -> None:
         answer.n_past, answer.n_pruned, answer.n_dropped = slot.n_past, slot.n_pruned, slot.n_dropped
         answer.n_done = slot.n_done
-        answer.text = json.dumps(slot.report()).encode() if done else b""
+        answer.text = b""
+        if done:
+            report = slot.report()
+            self._totals.add(report)
+            self._answers.begin(slot_id, slot.tokens, slot.n_held, slot.last_report, report)
+            answer.text = json.dumps(report).encode()
+
+
+def _sizes(sizes: Any, ctx: int) -> dict[str, Any]:
+    n_cells = sizes.n_cells * sizes.n_slots
+    return {
+        "n_cells_slot": sizes.n_cells,
+        "n_ctx_slot": sizes.n_ctx_slot,
+        "slice_tokens": sizes.n_slice,
+        "kv_bytes": lib.context_kv_bytes(ctx),
+        "kv_bytes_full": lib.context_kv_bytes(ctx) // n_cells * sizes.n_ctx_slot * sizes.n_slots,
+    }
 
 
 def _incoming(prompt: Any) -> Incoming:
@@ -132,6 +210,8 @@ def _incoming(prompt: Any) -> Incoming:
         n_pruned=prompt.n_pruned,
         n_dropped=prompt.n_dropped,
         n_answer=prompt.n_answer,
+        n_common=prompt.n_common,
+        other=prompt.other,
         spans=[(span.role, span.begin, span.end) for span in prompt.spans[: prompt.n_spans]],
         options=prompt.options.decode("utf-8", "replace"),
         unprunable=None if prompt.unprunable is None else prompt.unprunable.decode(),

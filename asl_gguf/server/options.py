@@ -110,6 +110,8 @@ FLAGS = (
     Flag("protect", _roles, "ROLES", "none", f"parts of a chat that are always kept: some of {','.join(ROLES)}"),
     Flag("guard", _guard, "SHARE", "none", "attention that kept K/V must hold, or the prompt gets a larger budget"),
     Flag("slice_ms", lambda text: _count(text, 1), "MS", "50", "prefill between two tokens of other slots"),
+    Flag("wait", lambda text: _count(text, 1), "S", "600", "seconds that a prompt waits for a slot or memory; then 503"),
+    Flag("answers", lambda text: _count(text, 0), "N", "8", "last answers that the page at /asl shows; 0: no page"),
 )  # fmt: skip
 
 
@@ -128,6 +130,8 @@ class Options:
     protect: tuple[str, ...]
     guard: float | None
     slice_ms: int
+    wait: int
+    answers: int
 
     @classmethod
     def make(cls, texts: Mapping[str, str]) -> Options:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..budget.rule import BudgetContext, BudgetRule, ShareRule
@@ -12,7 +13,42 @@ from ..errors import OptionError
 from ..models.calibration import calibrated
 from ..native.bindings import session_info
 from ..policies import Policy
+from ..policies.protect import ROLES
 from .options import Options, parse_policy
+
+
+def _budget(value: Any) -> float | int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise OptionError(f"asl: expected budget to be a share such as 0.2 or a number of tokens, got {value!r:.60}")
+    if value > _MOST_TOKENS:
+        raise OptionError(f"asl: expected budget to be a share or a number of tokens, got {value!r:.60}")
+    return Budget(value).value
+
+
+def _policy(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST_NAME:
+        raise OptionError(f"asl: expected policy to be a name, got {value!r:.60}")
+    parse_policy(value)
+    return value
+
+
+def _protect(value: Any) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or any(name not in ROLES for name in names):
+        raise OptionError(f"asl: expected protect to be some of {', '.join(ROLES)}, got {value!r:.60}")
+    return tuple(names)
+
+
+def _guard(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise OptionError(f"asl: expected guard to be a share of the attention in (0, 1], got {value!r:.60}")
+    return float(value)
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {"budget": _budget, "policy": _policy, "protect": _protect, "guard": _guard}
+_NAMES = ", ".join(_READERS)
+_MOST_TOKENS = 2**31 - 1
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -21,6 +57,8 @@ class RequestOptions:
 
     budget: float | int | None = None
     policy: str | None = None
+    protect: tuple[str, ...] | None = None
+    guard: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> RequestOptions:
@@ -30,18 +68,14 @@ class RequestOptions:
             OptionError: it is no object, a name is unknown, or a value is outside its domain.
         """
         given: Any = json.loads(text) if text else {}
+        if given is None:
+            given = {}
         if not isinstance(given, dict):
-            raise OptionError(f"asl: expected an object with budget and policy, got {text}")
-        if unknown := sorted(set(given) - {"budget", "policy"}):
-            raise OptionError(f"asl: expected budget and policy, got {unknown[0]!r}")
-        budget, policy = given.get("budget"), given.get("policy")
-        if budget is not None:
-            Budget(budget)
-        if policy is not None:
-            if not isinstance(policy, str):
-                raise OptionError(f"asl: expected policy to be a name, got {policy!r}")
-            parse_policy(policy)
-        return cls(budget, policy)
+            raise OptionError(f"asl: expected an object with some of {_NAMES}, got {text:.60}")
+        if unknown := sorted(set(given) - {field.name for field in fields(cls)}):
+            raise OptionError(f"asl: expected some of {_NAMES}, got {unknown[0]!r:.60}")
+        found = {name: _READERS[name](value) for name, value in given.items() if value is not None}
+        return cls(**found)
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..engine.place import SharedContext
-from ..engine.plan import Request
+from ..engine.plan import Plan, Request
 from ..engine.sequence import Sequence as EngineSequence
 from ..engine.stock_report import stock_report
 from ..engine.transcript import Transcript
-from ..errors import ContextFullError
+from ..errors import ContextFullError, OutOfMemoryError
+from ..native.bindings import llama_cpp
+from ..native.vocabulary import piece
 from ..policies.contract import Indices
 from ..report import PrefillReport
 from .options import Options
+from .pace import Pace
 from .rule import RequestOptions, Rules
 
 _SYSTEM, _USER = 1, 3
@@ -39,6 +42,10 @@ class Incoming:
     """of the first n_past, tokens without a cell"""
     n_answer: int
     """most tokens of the answer; negative: no limit"""
+    n_common: int = 0
+    """its first tokens that are those of a prompt that the server remembers, in a slot or in its cache"""
+    other: int = -1
+    """the token that comes after them there; -1: nothing does"""
     spans: Spans = ()
     options: str = ""
     unprunable: str | None = None
@@ -51,10 +58,20 @@ class Slot:
         place: the slot's sequence of the server's context.
         rules: what a request keeps.
         options: the server's.
+        n_ctx: longest prompt + answer in tokens.
+        pace: says how long a chunk may be; None: the server's own chunks.
     """
 
-    def __init__(self, make_place: Callable[[Any], SharedContext], rules: Rules, options: Options, n_ctx: int) -> None:
+    def __init__(
+        self,
+        make_place: Callable[[Any], SharedContext],
+        rules: Rules,
+        options: Options,
+        n_ctx: int,
+        pace: Pace | None = None,
+    ) -> None:
         self._place = make_place(self._note)
+        self._pace = pace
         self._rules = rules
         self._options = options
         self._sequence = EngineSequence(
@@ -66,16 +83,13 @@ class Slot:
             calibration=rules.calibration,
         )
         self._done = 0.0
+        self._waits_since: float | None = None
         self._incoming: Incoming | None = None
         self._began = self._busy = 0.0
+        self._plan: Plan | None = None
 
     def _note(self, done: int, total: int) -> None:
         self._done = done / max(total, 1)
-
-    def probe(self) -> None:
-        """Raises UnsupportedModelError or NativeError if no prompt could be prefilled for this slot."""
-        self._place.open(1)
-        self._place.leave()
 
     def plan(self, incoming: Incoming) -> bool:
         """Whether the engine runs the prompt, in slices; if not, the server evaluates what the cells do not hold.
@@ -85,18 +99,27 @@ class Slot:
         """
         self._sequence.cancel()
         self._began, self._busy, self._done = time.perf_counter(), 0.0, 0.0
-        self._incoming = incoming
+        self._incoming, self._plan, self._waits_since = incoming, None, None
         held = incoming.tokens[: incoming.n_past]
+        if not held:
+            self._place.clear()
         self._place.adopt(incoming.n_dropped)
+        if self._pace is not None:
+            most = self._place.n_chunk_most
+            self._place.n_chunk = self._pace.chunk(len(incoming.tokens), self._options.slice_ms / 2000, most)
         self._sequence.transcript.set(held, n_pruned=incoming.n_pruned, needs_eval=True)
-        rule = self._rules.of(RequestOptions.parse(incoming.options))
+        request = RequestOptions.parse(incoming.options)
+        rule = self._rules.of(request)
         self._sequence.rule, self._sequence.policy = rule, rule.context.policy
+        share = self._options.guard if request.guard is None else request.guard
+        self._sequence.guard = replace(self._sequence.guard, share=share)
         n_answer = self._cells_for_answer(incoming.n_answer)
         if incoming.unprunable is not None:
             self._check_fits(incoming, n_answer)
             return False
-        protected = (lambda: protected_tokens(self._options.protect, incoming.spans)) if self._options.protect else None
-        plan = self._sequence.plan(Request(incoming.tokens, n_answer, protected))
+        roles = self._options.protect if request.protect is None else request.protect
+        protected = (lambda: protected_tokens(roles, incoming.spans)) if roles else None
+        self._plan = plan = self._sequence.plan(Request(incoming.tokens, n_answer, protected))
         self._sequence.start(plan)
         self._busy = time.perf_counter() - self._began
         return plan.runs
@@ -114,16 +137,54 @@ class Slot:
                 f"{incoming.unprunable}, got {n_new} + {n_answer}; start the server with a larger --asl-room or -c"
             )
 
-    def step(self, seconds: float) -> bool:
-        """Runs slices for about so long. Returns whether more is to do."""
+    def step(self, seconds: float, *, others_run: bool = False) -> bool:
+        """Runs chunks until the next one would probably not end within so long, at least one.
+
+        Args:
+            others_run: other prompts run, and memory will be free when they have ended.
+
+        Returns:
+            whether more is to do
+
+        Raises:
+            OutOfMemoryError: there is none for this prompt, and none came free while it waited.
+        """
         began = time.perf_counter()
+        done, longest = began, 0.0
         try:
             while more := self._sequence.step():
-                if time.perf_counter() - began >= seconds:
+                now = time.perf_counter()
+                longest = max(longest, now - done)
+                done = now
+                self._waits_since = None
+                if now - began + longest > seconds:
                     break
+        except OutOfMemoryError:
+            if not others_run or not self._may_wait():
+                raise
+            return True
         finally:
             self._busy += time.perf_counter() - began
         return more
+
+    def _may_wait(self) -> bool:
+        """Begins the prompt again at the next step, unless it has waited for long."""
+        now = time.perf_counter()
+        self._waits_since = now if self._waits_since is None else self._waits_since
+        if now - self._waits_since > self._options.wait or self._plan is None:
+            return False
+        self._sequence.start(self._plan)
+        return True
+
+    @property
+    def runs(self) -> bool:
+        """Whether a prefill has begun and not ended."""
+        return self._sequence.runs and not self.waits
+
+    @property
+    def waits(self) -> bool:
+        """Whether the prompt waits for memory."""
+        return self._waits_since is not None
 
     def cancel(self) -> None:
         """Gives up what is running. A turn's past stays."""
@@ -155,13 +216,44 @@ class Slot:
         """What happened to the prompt, for the client."""
         incoming = self._incoming
         assert incoming is not None
-        report = self._unprunable_report(incoming) if incoming.unprunable is not None else self._sequence.report
-        assert report is not None
         return {
-            **summary(report),
+            **summary(self.last_report),
+            "first_difference": self._first_difference(incoming),
             "seconds": round(self._busy, 4),
             "elapsed_seconds": round(time.perf_counter() - self._began, 4),
         }
+
+    def _first_difference(self, incoming: Incoming) -> dict[str, Any] | None:
+        """Where the prompt leaves what the server remembers of it; None: it goes on from there, or nothing begins alike."""
+        if incoming.other < 0 or incoming.n_common >= len(incoming.tokens):
+            return None
+        model = llama_cpp.llama_get_model(self._place.ctx)
+        ids = incoming.other, incoming.tokens[incoming.n_common]
+        was, now = (piece(model, token).decode("utf-8", "replace") for token in ids)
+        return {"token": incoming.n_common, "was": was, "is": now}
+
+    @property
+    def last_report(self) -> PrefillReport:
+        """All about the prompt."""
+        incoming = self._incoming
+        assert incoming is not None
+        report = self._unprunable_report(incoming) if incoming.unprunable is not None else self._sequence.report
+        assert report is not None
+        return report
+
+    @property
+    def n_held(self) -> int:
+        """First tokens of the prompt that stand for cells which were there before."""
+        assert self._incoming is not None
+        if self._plan is None:
+            return self._incoming.n_past
+        return self._plan.n_past if self._plan.action in ("append", "turn") else 0
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of the prompt."""
+        assert self._incoming is not None
+        return self._incoming.tokens
 
     def _unprunable_report(self, incoming: Incoming) -> PrefillReport:
         n_tokens = len(incoming.tokens)

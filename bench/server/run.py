@@ -1,9 +1,10 @@
 """First token and longest gap of llama.cpp's server, as it is and with pruned prompts, from one build.
 
-    .venv/bin/python bench/server/run.py --tokens 2048 4096 --runs 3
+    .venv/bin/python bench/server/run.py --tokens 2048 4096 --clients 1 4 --runs 3
 
-Each run: one client streams a long answer, then another sends a prompt. Gaps are those of the first client's tokens while
-that prompt runs. CPU seconds are the server's, from the request to the prompt's first token, with nobody else there.
+Clients send prompts at once: seconds to the first token (median of clients), CPU seconds of the server until all have one, and
+tokens per second of all clients while all decode. Then one client streams a long answer while another sends a prompt: gaps are
+those of the first client's tokens while that prompt runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -24,6 +27,7 @@ from asl_gguf.native.vocabulary import load_model, tokenize
 from serving import Server, gaps, serving
 
 ROOM = 1024
+N_PREDICT = 64
 
 
 def cpu_seconds(server: Server) -> float:
@@ -37,42 +41,124 @@ def resident_mib(server: Server) -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def first_token(server: Server, tokens: list[int]) -> tuple[float, float]:
-    """Wall and CPU seconds."""
-    wall, cpu = time.perf_counter(), cpu_seconds(server)
-    server.complete(tokens, 1, cache_prompt=False, id_slot=0)
-    return time.perf_counter() - wall, cpu_seconds(server) - cpu
+@dataclass
+class Run:
+    """One prompt of each client at once."""
+
+    first: list[float]
+    """seconds to each first token"""
+    cpu: float
+    """seconds of the server up to the last first token"""
+    rate: float
+    """tokens per second of all clients together, once all decode"""
 
 
-def gaps_meanwhile(server: Server, tokens: list[int]) -> list[float]:
-    """Of another client's stream while a prompt runs, in ascending order."""
+def ask(server: Server, prompts: list[list[int]]) -> Run:
+    """All prompts at once."""
+    times: list[list[float]] = [[] for _ in prompts]
+    began, cpu, cpu_then = time.perf_counter(), cpu_seconds(server), [0.0] * len(prompts)
+
+    def listen(i: int) -> None:
+        body = {"prompt": prompts[i], "n_predict": N_PREDICT, "temperature": 0, "ignore_eos": True, "id_slot": i}
+        for when, event in server.stream("/completion", {**body, "cache_prompt": False}):
+            if event["content"] or event["tokens"]:
+                if not times[i]:
+                    cpu_then[i] = cpu_seconds(server)
+                times[i].append(when)
+
+    threads = [threading.Thread(target=listen, args=(i,)) for i in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    begin, end = max(found[0] for found in times), min(found[-1] for found in times)
+    n_tokens = sum(sum(begin < when <= end for when in found) for found in times)
+    return Run(
+        [found[0] - began for found in times], max(cpu_then) - cpu, n_tokens / (end - begin) if end > begin else 0
+    )
+
+
+def loop_seconds(server: Server) -> float:
+    """CPU time of the thread that runs the slots: what a gap takes where the machine is loaded, too."""
+    return int(Path(f"/proc/{server.process.pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def gaps_meanwhile(server: Server, tokens: list[int]) -> tuple[list[float], list[float]]:
+    """Of another client's stream while a prompt runs, in ascending order: wall clock and CPU time of the loop."""
     times: list[float] = []
+    busy: list[float] = []
     body = {"prompt": "Once upon a time", "n_predict": 4000, "temperature": 0, "ignore_eos": True, "id_slot": 1}
     stream = server.stream("/completion", body)
 
     def listen() -> None:
         try:
-            times.extend(when for when, event in stream if event["content"])
+            for when, event in stream:
+                if event["content"]:
+                    times.append(when)
+                    busy.append(loop_seconds(server))
         except (OSError, ValueError, AttributeError):
             pass  # closed below
 
     listener = threading.Thread(target=listen)
     listener.start()
     time.sleep(1)
-    begin = time.perf_counter()
+    begin, begin_busy = time.perf_counter(), loop_seconds(server)
     server.complete(tokens, 1, cache_prompt=False, id_slot=0)
-    end = time.perf_counter()
+    end, end_busy = time.perf_counter(), loop_seconds(server)
     time.sleep(0.3)
     stream.close()
     listener.join()
     server.wait_until_idle()
-    return gaps(times, begin, end)
+    return gaps(times, begin, end), gaps(busy, begin_busy, end_busy)
+
+
+def modes(budget: str) -> dict[str, list[str]]:
+    return {
+        "stock": ["--asl-budget", "none"],
+        "stock -b 128 -ub 128": ["--asl-budget", "none", "-b", "128", "-ub", "128"],
+        "ours, budget 1.0": ["--asl-budget", "1.0"],
+        f"ours, budget {budget}": ["--asl-budget", budget],
+    }
+
+
+def table(args: argparse.Namespace, path: Path, document: Callable[[int], list[int]]) -> None:
+    """Prints its lines as they come."""
+    n_ctx, n_slots = max(args.tokens) + ROOM, max(2, *args.clients)
+    common = f"-np {n_slots} -t {args.threads} -c {n_slots * n_ctx} --asl-room {ROOM} --cache-ram 0".split()
+    print(
+        "| server | tokens | clients | first token, s | CPU s of all | tokens/s of all | others' tokens meanwhile | median gap, ms | "
+        "longest gap, ms | median gap, CPU ms | longest gap, CPU ms | peak RSS, MiB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for n_tokens in args.tokens:
+        tokens = document(n_tokens)
+        prompts = [[*tokens[i + 1 :], *tokens[: i + 1]] for i in range(n_slots)]
+        for name, options in modes(args.budget).items():
+            if args.modes and name not in args.modes:
+                continue
+            with serving(path, *common, *options) as server:
+                for n_clients in args.clients:
+                    runs = [ask(server, prompts[:n_clients]) for _ in range(args.runs)]
+                    cells = [
+                        f"{statistics.median(first for run in runs for first in run.first):.2f}",
+                        f"{statistics.median(run.cpu for run in runs):.2f}",
+                        f"{statistics.median(run.rate for run in runs):.1f}",
+                    ]
+                    found = [gaps_meanwhile(server, tokens) for _ in range(args.runs if n_clients == 1 else 0)]
+                    cells += [f"{statistics.median(len(wall) for wall, _ in found):.0f}"] if found else ["-"]
+                    for kind in (0, 1):
+                        for pick in (statistics.median, max):
+                            each = [pick(one[kind]) * 1000 for one in found]
+                            cells += [f"{statistics.median(each):.0f}"] if found else ["-"]
+                    cells.append(f"{resident_mib(server):.0f}")
+                    print(f"| {name} | {n_tokens} | {n_clients} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", default="smollm2-135m-instruct")
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 4096])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget", default="0.2")
@@ -80,36 +166,12 @@ def main() -> None:
     args = parser.parse_args()
     path = resolve(args.model)
     vocabulary = load_model(str(path), vocab_only=True)
-    n_ctx = max(args.tokens) + ROOM
-    common = f"-np 2 -t {args.threads} -c {2 * n_ctx} --asl-room {ROOM}".split()
-    modes = {
-        "stock": ["--asl-budget", "none"],
-        "stock -b 128 -ub 128": ["--asl-budget", "none", "-b", "128", "-ub", "128"],
-        "pruned": ["--asl-budget", args.budget],
-        "pruned -ub 128": ["--asl-budget", args.budget, "-ub", "128"],
-    }
-    print(
-        "| server | tokens | first token, s | CPU s | tokens of another stream meanwhile | median gap, ms | longest gap, ms | peak RSS, MiB |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for n_tokens in args.tokens:
-        text = make_document(lambda text: len(tokenize(vocabulary, text)), n_tokens).text
-        tokens = tokenize(vocabulary, text)[:n_tokens]
-        for name, options in modes.items():
-            if args.modes and name not in args.modes:
-                continue
-            with serving(path, *common, *options) as server:
-                alone = [first_token(server, tokens) for _ in range(args.runs)]
-                others = [gaps_meanwhile(server, tokens) for _ in range(args.runs)]
-                row = [
-                    f"{statistics.median(wall for wall, _ in alone):.2f}",
-                    f"{statistics.median(cpu for _, cpu in alone):.2f}",
-                    f"{statistics.median(map(len, others)):.0f}",
-                    f"{statistics.median(statistics.median(found) for found in others) * 1000:.0f}",
-                    f"{statistics.median(found[-1] for found in others) * 1000:.0f}",
-                    f"{resident_mib(server):.0f}",
-                ]
-            print(f"| {name} | {len(tokens)} | {' | '.join(row)} |", flush=True)
+
+    def document(n_tokens: int) -> list[int]:
+        made = make_document(lambda text: len(tokenize(vocabulary, text)), n_tokens)
+        return tokenize(vocabulary, made.text)[:n_tokens]
+
+    table(args, path, document)
 
 
 if __name__ == "__main__":

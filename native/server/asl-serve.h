@@ -1,7 +1,8 @@
 // asl-serve.h: llama.cpp's server with an engine that prefills the prompts of its slots. For whoever starts the server
 // from a library (asl_gguf/server/); what the patched server sees of it is in asl-slots.h.
 //
-// The engine's functions are called on the thread that called asl_serve_run, but for `check`, which any thread may call.
+// The engine's functions are called on the thread that called asl_serve_run, but for `check` and `get`, which any thread may
+// call.
 // None may throw. While the engine runs a slice, the server answers /health, /metrics and /slots, and nothing else.
 
 #pragma once
@@ -24,7 +25,7 @@ struct llama_context;
 struct llama_context_params;
 
 // Raised with every incompatible change of this header.
-#define ASL_SERVE_ABI_VERSION 1
+#define ASL_SERVE_ABI_VERSION 2
 
 // What becomes of a prompt.
 typedef enum asl_serve_status {
@@ -46,6 +47,7 @@ typedef struct asl_serve_sizes {
     // to be filled:
     int32_t n_ctx_slot; // longest prompt + answer of a slot in tokens
     int32_t n_cells;    // of a slot
+    int32_t n_slice;    // after open: most prompt tokens that the server evaluates between two tokens of other slots
 } asl_serve_sizes;
 
 typedef struct asl_serve_span {
@@ -63,6 +65,8 @@ typedef struct asl_serve_prompt {
     int32_t n_pruned;  // of these, the prompt of which K/V were dropped; 0: none was
     int32_t n_dropped; // of these, tokens without a cell
     int32_t n_answer;  // most tokens of the answer; -1: no limit
+    int32_t n_common;  // its first tokens that are those of a prompt that the server remembers, in a slot or in the RAM cache
+    int32_t other;     // the token that comes after them there; -1: nothing does
     const asl_serve_span * spans; // messages of a chat
     int32_t n_spans;
     const char * options;    // the request's `asl` object as JSON; empty: none
@@ -77,6 +81,9 @@ typedef struct asl_serve_answer {
     char    text[16384]; // a report as JSON (STOCK, DONE), or what was expected and what came
 } asl_serve_answer;
 
+// Takes n bytes, once.
+typedef void (*asl_serve_sink)(void * sink_data, const char * data, size_t n);
+
 typedef struct asl_serve_engine {
     void * user_data;
 
@@ -86,7 +93,7 @@ typedef struct asl_serve_engine {
     // The context is there (again, after sleep). params: what a private context of one sequence is created with.
     // false: as above; the context is made anew with the server's own sizes
     bool (*open)(void * user_data, struct llama_context * ctx, const struct llama_context_params * params,
-                 const asl_serve_sizes * sizes, char * text, size_t n_text);
+                 asl_serve_sizes * sizes, char * text, size_t n_text);
 
     // The context is about to go.
     void (*close)(void * user_data);
@@ -103,7 +110,14 @@ typedef struct asl_serve_engine {
     // Nobody waits for a slot's prefill any more.
     void (*cancel)(void * user_data, int32_t slot);
 
-    const char * about; // JSON for /props; outlives the server
+    // A slot's answer has ended.
+    void (*finished)(void * user_data, int32_t slot, const char * text, int32_t n_tokens);
+
+    // "props" (JSON for /props), "metrics" (lines for /metrics), and what /asl shows: "page" (HTML), "answers" and "answers/7"
+    // (JSON). false: there is no such thing. Any thread.
+    bool (*get)(void * user_data, const char * name, asl_serve_sink sink, void * sink_data);
+
+    int32_t wait_seconds; // that a prompt waits for a slot before it is refused (503)
 } asl_serve_engine;
 
 ASL_SERVE_API int32_t asl_serve_abi_version(void);

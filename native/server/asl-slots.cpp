@@ -12,9 +12,42 @@ static const asl_serve_engine * g_engine = nullptr;
 
 void asl_slots::set_engine(const asl_serve_engine * engine) { g_engine = engine; }
 
+bool asl_slots::get(const std::string & name, std::string & data) {
+    const auto sink = [](void * sink_data, const char * bytes, size_t n) { ((std::string *) sink_data)->assign(bytes, n); };
+    return g_engine && g_engine->get(g_engine->user_data, name.c_str(), sink, &data);
+}
+
 void asl_slots::add_about(common_json & props) {
-    if (g_engine) {
-        props["asl"] = common_json::parse(g_engine->about);
+    std::string data;
+    if (get("props", data)) {
+        props["asl"] = common_json::parse(data);
+    }
+}
+
+std::string asl_slots::metrics() {
+    std::string data;
+    get("metrics", data);
+    return data;
+}
+
+void asl_slots::add_retry_after(std::map<std::string, std::string> & headers, int status) {
+    if (g_engine && status == 503) {
+        headers["Retry-After"] = "10"; // a long prompt on a CPU
+    }
+}
+
+int64_t asl_slots::wait_ms() { return g_engine ? g_engine->wait_seconds*(int64_t) 1000 : -1; }
+
+void asl_slots::finished(int id_slot, const std::string & text, int32_t n_tokens) {
+    if (on) {
+        g_engine->finished(g_engine->user_data, id_slot, text.c_str(), n_tokens);
+    }
+}
+
+void asl_common_start::add(const llama_tokens & remembered, int32_t n_common) {
+    if (n_common > n_tokens) {
+        n_tokens = n_common;
+        other    = n_common < (int32_t) remembered.size() ? remembered[n_common] : -1;
     }
 }
 
@@ -71,7 +104,7 @@ common_init_result_ptr asl_slots::init(common_params & params) {
     has_given = true;
 
     char text[1024] = "";
-    sizes = { params.model.path.c_str(), params.n_ctx, params.n_parallel, params.kv_unified, 0, 0 };
+    sizes = { params.model.path.c_str(), params.n_ctx, params.n_parallel, params.kv_unified, 0, 0, 0 };
     if (const char * why = find_unprunable(params)) {
         refuse(why);
     } else if (reason.empty() && !g_engine->size(g_engine->user_data, &sizes, text, sizeof(text))) {

@@ -7,6 +7,7 @@
 #include "common.h"
 #include "json.h"
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,14 @@ struct asl_slot_state {
     int32_t     n_done = 0; // progress in tokens, while the engine runs
 };
 
+// What the server remembers of a prompt: its longest common start with another one, and the token that comes after it there.
+struct asl_common_start {
+    int32_t n_tokens = 0;
+    int32_t other    = -1; // nothing does
+
+    void add(const llama_tokens & remembered, int32_t n_common);
+};
+
 // The engine's side of one server context.
 class asl_slots {
 public:
@@ -43,6 +52,18 @@ public:
 
     // To what /props answers
     static void add_about(common_json & props);
+
+    // To what /metrics answers; empty without an engine.
+    static std::string metrics();
+
+    // What the engine has under a name (asl_serve_engine.get). Returns whether there is such a thing.
+    static bool get(const std::string & name, std::string & data);
+
+    // Clients of an answer with this status are told when to ask again.
+    static void add_retry_after(std::map<std::string, std::string> & headers, int status);
+
+    // Milliseconds that a prompt waits for a slot; -1: as long as it takes.
+    static int64_t wait_ms();
 
     // Throws std::invalid_argument if a request's `asl` object is not valid.
     static void check_options(const std::string & options);
@@ -61,6 +82,12 @@ public:
 
     int32_t n_ctx_slot() const { return sizes.n_ctx_slot; }
     int32_t n_cells()    const { return sizes.n_cells; }
+
+    // Tokens of prompts that one batch takes while other slots answer.
+    int32_t n_slice() const { return sizes.n_slice; }
+
+    // An answer has ended.
+    void finished(int id_slot, const std::string & text, int32_t n_tokens);
 
     // Cells in use of a slot's own.
     int32_t count_used(int id_slot) const;

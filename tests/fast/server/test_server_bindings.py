@@ -41,7 +41,7 @@ def test_structs(name):
 
 def test_the_engine_has_the_functions_in_their_order():
     names = re.findall(r"\(\*(\w+)\)", body("engine"))
-    assert ["user_data", *names, "about"] == [name for name, _ in bindings.Engine._fields_]
+    assert ["user_data", *names, "wait_seconds"] == [name for name, _ in bindings.Engine._fields_]
     for name, arguments in re.findall(r"\(\*(\w+)\)\((.*?)\);", body("engine"), re.DOTALL):
         assert len(dict(bindings.Engine._fields_)[name]._argtypes_) == arguments.count(",") + 1
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from asl_gguf.cli.serve import page_address
 from asl_gguf.errors import OptionError
 from asl_gguf.server.options import FLAGS, help_text, split
 from asl_gguf.server.rule import RequestOptions
@@ -45,6 +46,8 @@ def test_the_command_line_wins_over_the_environment():
         (["--asl-protect", "system,user"], "--asl-protect: expected none or some of"),
         (["--asl-guard", "2"], "--asl-guard: expected a share"),
         (["--asl-slice-ms", "0"], "--asl-slice-ms: expected a whole number of at least 1"),
+        (["--asl-wait", "0"], "--asl-wait: expected a whole number of at least 1"),
+        (["--asl-answers", "-1"], "--asl-answers: expected a whole number of at least 0"),
     ],
 )
 def test_wrong_flags_are_refused_with_their_name(arguments, said):
@@ -53,16 +56,40 @@ def test_wrong_flags_are_refused_with_their_name(arguments, said):
     assert said in str(refused.value)
 
 
+def test_the_page_has_the_servers_address():
+    assert page_address([], {}) == "http://127.0.0.1:8080/asl"
+    arguments = ["-m", "x", "--host", "0.0.0.0", "--port", "9", "--api-prefix", "/p"]
+    assert page_address(arguments, {"LLAMA_ARG_PORT": "7"}) == "http://127.0.0.1:9/p/asl"
+    assert page_address([], {"LLAMA_ARG_PORT": "7", "LLAMA_ARG_HOST": "box"}) == "http://box:7/asl"
+
+
 def test_requests():
-    assert RequestOptions.parse("") == RequestOptions()
+    for nothing in ("", "null", "{}", '{"budget": null, "policy": null, "protect": null, "guard": null}'):
+        assert RequestOptions.parse(nothing) == RequestOptions()
     assert RequestOptions.parse('{"budget": 0.1, "policy": "snapkv"}') == RequestOptions(0.1, "snapkv")
-    for text in (
-        "3",
-        '{"budget": true}',
-        '{"budget": "x"}',
-        '{"policy": 3}',
-        '{"room": 3}',
-        '{"policy": "pyramidinfer"}',
-    ):
-        with pytest.raises(OptionError):
-            RequestOptions.parse(text)
+    assert RequestOptions.parse('{"protect": "system", "guard": 1}') == RequestOptions(protect=("system",), guard=1.0)
+    assert RequestOptions.parse('{"protect": ["tools", "question"]}').protect == ("tools", "question")
+
+
+@pytest.mark.parametrize("name", ["budget", "policy", "protect", "guard"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "true", "[]", "{}", "-1", "-0.5", "1e300", "99999999999999999999", '"\\u0000"', '"\\ud800"', '["system", 3]', '[["system"]]',
+        '{"system": true}', f'"{"x" * 10000}"',
+    ],
+)  # fmt: skip
+def test_hostile_values_are_refused_in_one_line(name, value):
+    if (name, value) == ("protect", "[]"):
+        return  # nothing is protected
+    with pytest.raises(OptionError) as refused:
+        RequestOptions.parse(f'{{"{name}": {value}}}')
+    text = str(refused.value)
+    assert "expected" in text and name in text and "\n" not in text and len(text) < 600
+    text.encode("utf-8")
+
+
+@pytest.mark.parametrize("text", ["3", "[]", '"budget"', '{"room": 3}', '{"": 1}', '{"policy": "pyramidinfer"}'])
+def test_wrong_requests_are_refused(text):
+    with pytest.raises(OptionError):
+        RequestOptions.parse(text)

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from asl_gguf.engine.place import SharedContext
-from asl_gguf.errors import ContextFullError, OptionError
+from asl_gguf.errors import ContextFullError, OptionError, OutOfMemoryError
 from asl_gguf.server.options import Options
 from asl_gguf.server.rule import Rules
 from asl_gguf.server.slots import Incoming, Slot, protected_tokens
@@ -58,7 +58,6 @@ def run(slot: Slot, prompt_: Incoming) -> None:
 
 def test_a_prompt_is_pruned_and_goes_on(make_slot, shared):
     slot = make_slot()
-    slot.probe()
     run(slot, incoming(LONG))
     report = slot.report()
     assert report["pruned"] and report["kept_tokens"] == 90 and report["cached_tokens"] == 0
@@ -126,6 +125,59 @@ def test_what_must_not_be_pruned_fits_or_is_refused(make_slot):
     assert slot.report()["reason"] == "of a reason" and slot.report()["kept_tokens"] == 100
     with pytest.raises(ContextFullError, match="of a reason"):
         slot.plan(incoming(LONG, unprunable="of a reason"))
+
+
+def test_a_prompt_waits_for_memory_that_others_will_free(shared, tiny_model):
+    options = Options.make({**FLAGS, "wait": "600"})
+    rules = Rules(options, str(tiny_model("llama")), N_CTX)
+    short = [True]
+
+    class Place(SharedContext):
+        def open(self, n_rows):
+            if short[0]:
+                raise OutOfMemoryError("none")
+            return super().open(n_rows)
+
+    slot = Slot(
+        lambda progress: Place(shared.handle, 0, shared.params, N_CTX, progress=progress), rules, options, N_CTX
+    )
+    assert slot.plan(incoming(LONG))
+    assert slot.step(0.0, others_run=True) and slot.waits and not slot.runs
+    assert slot.step(0.0, others_run=True) and slot.waits
+    short[0] = False
+    while slot.step(0.0, others_run=True):
+        assert slot.runs
+    assert slot.n_dropped == 210 and not slot.waits
+    short[0] = True
+    assert slot.plan(incoming(LONG))
+    with pytest.raises(OutOfMemoryError):  # nobody would free any
+        slot.step(0.0)
+    assert slot.plan(incoming(LONG))
+    slot.step(0.0, others_run=True)
+    slot._waits_since -= 601
+    with pytest.raises(OutOfMemoryError):
+        slot.step(0.0, others_run=True)
+
+
+def test_requests_protect_and_guard(make_slot):
+    slot = make_slot()
+    spans = [(1, 40, 60), (3, 60, 300)]
+    run(slot, incoming(LONG, spans=spans, options='{"protect": ["system"]}'))
+    assert slot.report()["protected_tokens"] == 20
+    run(slot, incoming(LONG, options='{"guard": 0.99, "budget": 0.2}'))
+    assert slot.report()["kept_tokens"] > 60 and "asl_guard" in slot.report()["reason"]
+    run(slot, incoming(LONG, spans=spans))
+    assert slot.report()["protected_tokens"] == 0 and slot.report()["kept_tokens"] == 90
+
+
+def test_the_first_difference_is_named(make_slot):
+    slot = make_slot()
+    run(slot, incoming(LONG, n_common=7, other=LONG[7] + 1))
+    found = slot.report()["first_difference"]
+    assert found["token"] == 7 and set(found) == {"token", "was", "is"}
+    for same in ({"n_common": 7, "other": -1}, {"n_common": 300, "other": 5}, {}):
+        run(slot, incoming(LONG, **same))
+        assert slot.report()["first_difference"] is None
 
 
 def test_parts_of_a_chat():

@@ -13,6 +13,9 @@ from serving import Server, serving
 
 N_CTX = 2048
 ROOM = 256
+ROOT = Path(__file__).parents[3]
+TEMPLATE = "source/*/vendor/llama.cpp/models/templates/Qwen-Qwen2.5-7B-Instruct.jinja"
+"""in the build's folder: the model's own markers, and tools, which its own template leaves out"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,7 +29,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Three slots of 2,048 tokens, exact weights, no flash attention: as `Llama` without options."""
     texts = f"--asl-budget 0.2 --asl-dequant off --asl-room {ROOM} -np 3 -c {3 * N_CTX} -t 1 -fa off --metrics"
-    return [*texts.split(), "--slot-save-path", str(tmp_path_factory.mktemp("slots"))]
+    template = next(ROOT.glob(f"build/py3-none-*/{TEMPLATE}"))
+    return [
+        *texts.split(),
+        "--chat-template-file",
+        str(template),
+        "--slot-save-path",
+        str(tmp_path_factory.mktemp("slots")),
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -245,10 +245,12 @@ def test_requests_choose_under_the_servers_limit(server, document):
     [
         (3, "an object"),
         ({"budget": 0}, "asl_budget"),
-        ({"budget": "much"}, "asl_budget"),
+        ({"budget": "much"}, "budget"),
         ({"policy": "none-such"}, "policy"),
         ({"policy": "pyramidinfer"}, "as many rows"),
         ({"buget": 0.1}, "buget"),
+        ({"guard": 2}, "guard"),
+        ({"protect": "user"}, "protect"),
     ],
 )
 def test_wrong_options_are_refused(server, options, said):
