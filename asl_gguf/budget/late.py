@@ -77,7 +77,7 @@ class PromptBudget:
         self, n_least: int, n_most: int, n_held: int, *, policy: Policy, thresholds: Thresholds | None
     ) -> None:
         self.n_held, self.n_window = n_held, round(math.sqrt(n_least * n_most))
-        self.n_least, self.n_most = n_least, n_most
+        self.n_least, self.n_most, self.spreads = n_least, n_most, False
         self._policy, self._thresholds = policy, thresholds
         self._reading: Reading | None = None
         self.choice = "the upper limit: no layer selected tokens"
@@ -92,11 +92,14 @@ class PromptBudget:
         """As `LateBudget.choose`."""
         thresholds, reading = self._thresholds, self._reading
         if thresholds is None or reading is None:
+            if thresholds is not None and self.n_least < self.n_most and layer < min(thresholds.layer, last):
+                return None  # it is to be read first
             known = "no thresholds are known for this model" if thresholds is None else "this prompt could not be read"
             self.choice = f"{self.n_most:,} tokens, the upper limit: {known}"
             return self.n_most
         need = thresholds.need(reading)
-        if self._policy.looks_again and need >= _SEVERAL / 2 and layer < min(thresholds.deeper, last):
+        self.spreads = self._policy.looks_again and need >= _SEVERAL / 2
+        if self.spreads and layer < min(thresholds.deeper, last):
             return None
         n_kept = self.n_least + round(need * (self.n_most - self.n_least))
         self.choice = (

@@ -24,6 +24,8 @@ class LateBudget(Protocol):
     """rows that layers keep until then, at most: `Prompt.n_kept`"""
     n_window: int
     """tokens that the window's size follows (`Policy.window_of`)"""
+    spreads: bool
+    """once `choose` has answered: see `Decision.spreads`"""
 
     def see(self, scores: LayerScores) -> None:
         """A layer has run, before the policy is asked about it."""

@@ -258,3 +258,12 @@ def test_a_guard_reads_the_prompt(make, thresholds):
         assert report.budget_choice.startswith(f"asl_guard: {kept} tokens: ")
     llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.3", asl_guard=0.01, asl_policy=SETTLES)
     assert llm.prefill(prompt(1000)).kept_tokens == 300
+
+
+def test_a_layer_is_read_before_it_is_chosen_from(make, thresholds):
+    """A policy that would select earlier waits for the reading, and rows are its own as ever; a fixed budget does not wait."""
+    thresholds(replace(ONE_PLACE, layer=4, deeper=5))
+    auto, fixed = (make(n_ctx=N_CTX, asl_budget=value, asl_policy=SETTLES) for value in ("auto:0.1-0.5", 0.1))
+    reports = [llm.prefill(prompt(1000)) for llm in (auto, fixed)]
+    assert [report.selection_layer for report in reports] == [4, 3]
+    assert [report.kept_tokens for report in reports] == [100, 100]

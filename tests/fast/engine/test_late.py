@@ -32,7 +32,7 @@ class Late:
     n_held, n_window = 150, 106
 
     def __init__(self, n_kept: int, layer: int = 0) -> None:
-        self._n_kept, self._layer = n_kept, layer
+        self._n_kept, self._layer, self.spreads = n_kept, layer, layer > 0
         self.seen: list = []
         self.n_asked = 0
 
