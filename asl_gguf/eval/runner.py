@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..budget.late import Shape, auto_budget, fixed_budget
+from ..budget.late import PromptBudget, Shape, auto_budget, fixed_budget
 from ..budget.share import Budget, round_cells
 from ..budget.targets import Auto
 from ..engine.prefill import prefill
@@ -189,6 +189,7 @@ class _Answers:
                     "budget": budget,
                     **asdict(measures),
                     **_outline(report),
+                    "choice": None if late is None else late.choice,
                     "prefill_seconds": round(seconds, 3),
                     "prefill_spent": round(spent, 3),
                     "shared": shared.shares,
@@ -240,7 +241,7 @@ def _most_kept(budget: float | int | str | None, n_tokens: int, policy: Policy) 
 
 def _late(
     budget: float | int | str | None, policy: Policy, n_tokens: int, n_kept: int, shape: Shape
-) -> LateBudget | None:
+) -> PromptBudget | None:
     """What is decided as the prompt is read, as a `Llama` with this budget does."""
     if n_kept >= n_tokens:
         return None
