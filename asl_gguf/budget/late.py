@@ -83,10 +83,13 @@ class PromptBudget:
         self.choice = "the upper limit: no layer selected tokens"
         """how many tokens, and why"""
 
+    def reads(self, layer: int) -> bool:
+        """That which thresholds are known for."""
+        return self._thresholds is not None and layer == self._thresholds.layer
+
     def see(self, scores: LayerScores) -> None:
-        """Reads the layer that thresholds are known for."""
-        if self._thresholds is not None and scores.layer == self._thresholds.layer:
-            self._reading = read(scores, self._policy.first_kept)
+        """Reads it."""
+        self._reading = read(scores, self._policy.first_kept)
 
     def choose(self, layer: int, last: int) -> int | None:
         """As `LateBudget.choose`."""

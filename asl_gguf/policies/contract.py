@@ -27,8 +27,11 @@ class LateBudget(Protocol):
     spreads: bool
     """once `choose` has answered: see `Decision.spreads`"""
 
+    def reads(self, layer: int) -> bool:
+        """Whether it is shown this layer."""
+
     def see(self, scores: LayerScores) -> None:
-        """A layer has run, before the policy is asked about it."""
+        """The layer has run, before the policy is asked about it. Its queries and keys are there."""
 
     def choose(self, layer: int, last: int) -> int | None:
         """Asked where the policy would select, up to the layer `last`: tokens to keep, n_held at most.

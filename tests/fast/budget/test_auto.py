@@ -17,7 +17,7 @@ from asl_gguf.budget.targets import Auto, make_budget
 from asl_gguf.cli.options import parse_budget
 from asl_gguf.policies import REGISTRY
 from asl_gguf.policies.contract import LayerScores
-from asl_gguf.policies.reading import Reading
+from asl_gguf.policies.reading import Reading, reading_of
 from harness import prompt
 from tiny_llama import N_HEAD_KV, N_LAYER, SETTLES, greedy, logits
 
@@ -116,7 +116,10 @@ SHAPE = next(iter(CALIBRATED))
 def choice(made: AutoRule, seen: LayerScores, n_tokens: int | None = None, known: bool = True) -> int:
     n_tokens = n_tokens or seen.n_current
     late = made.late(n_tokens, made.kept(n_tokens), 0, SHAPE if known else (1, 1, 1))
-    late.see(seen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(late_budgets, "read", lambda scores, n_sink: reading_of(scores.attention, n_sink))
+        if late.reads(seen.layer):
+            late.see(seen)
     return late.choose(29, 29)
 
 

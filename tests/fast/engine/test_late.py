@@ -36,7 +36,11 @@ class Late:
         self.seen: list = []
         self.n_asked = 0
 
+    def reads(self, layer: int) -> bool:
+        return True
+
     def see(self, scores) -> None:
+        assert scores.queries.shape[0] == scores.window and len(scores.keys) == scores.n_current
         self.seen.append(scores)
 
     def choose(self, layer: int, last: int) -> int | None:

@@ -280,6 +280,7 @@ def test_a_budget_that_follows_the_question(model, tmp_path, monkeypatch, record
         run(model, plan, Results(folder), record_bytes=record_bytes)
         _, chosen, fixed = without_times(read_rows(folder / "results.jsonl"))
         assert chosen.pop("budget") == "auto:0.2-0.4" and fixed.pop("budget") == kept
+        assert f"{chosen['budget_tokens']} tokens: " in chosen.pop("choice") and fixed.pop("choice") is None
         assert abs(chosen["budget_tokens"] - fixed["budget_tokens"]) <= 1
         if chosen["budget_tokens"] == fixed["budget_tokens"]:
             assert chosen == fixed
