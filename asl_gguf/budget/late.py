@@ -17,6 +17,10 @@ from .targets import Auto
 
 _LEAST_TOKENS = 100
 """tokens to keep at least, whatever the lower limit of `auto`: what one answer needs is a number of tokens, not a share"""
+_READABLE = 160
+"""tokens whose window holds the queries that are read (SpanASL.window_of)"""
+_LEAST_READ = 80
+"""a fixed budget of fewer tokens has none to spare for such a window"""
 _HELD = 2
 """rows that layers hold until a fixed budget's tokens are selected, in budgets"""
 _SEVERAL = 0.5
@@ -76,7 +80,7 @@ class PromptBudget:
     def __init__(
         self, n_least: int, n_most: int, n_held: int, *, policy: Policy, thresholds: Thresholds | None
     ) -> None:
-        self.n_held, self.n_window = n_held, round(math.sqrt(n_least * n_most))
+        self.n_held, self.n_window = n_held, max(_READABLE, round(math.sqrt(n_least * n_most)))
         self.n_least, self.n_most, self.spreads = n_least, n_most, False
         self._policy, self._thresholds = policy, thresholds
         self._reading: Reading | None = None
@@ -124,7 +128,7 @@ def auto_budget(
 def fixed_budget(policy: Policy, n_tokens: int, n_kept: int, shape: Shape) -> PromptBudget | None:
     """Of n_kept tokens, where the layer is chosen; None: the policy does not look again, or the model has no thresholds."""
     thresholds = CALIBRATED.get(shape)
-    if not policy.looks_again or n_kept >= n_tokens or thresholds is None:
+    if not policy.looks_again or not _LEAST_READ <= n_kept < n_tokens or thresholds is None:
         return None
     n_held = min(n_tokens, _HELD * n_kept)
     return PromptBudget(n_kept, n_kept, n_held, policy=policy, thresholds=thresholds)

@@ -15,8 +15,8 @@ import numpy as np
 from .contract import Floats, LayerScores
 from .ranking import window_scores
 
-N_QUERIES = 12
-"""newest tokens whose attention is read: all that some prompts ask with"""
+N_QUERIES = 20
+"""newest tokens whose attention is read. With 12, four values look like one; 25 reach into the document of short questions"""
 _HALF_LIFE = 8
 """a query that is this many tokens older counts half as much"""
 N_QUESTION = 48
