@@ -272,7 +272,7 @@ def test_a_budget_that_follows_the_question(model, tmp_path, monkeypatch, record
     """What it chooses is kept as if it had been the budget; figures and tables take its name."""
     shape = model_shape(model.handle)
     for need, kept in ((0, 0.2), (1, 0.4)):
-        thresholds = late.Thresholds(2, 3, 2.0, (1.5, 2) if need else (-2, -1), (2, 3), (1.5, 2))
+        thresholds = late.Thresholds(2, 3, 2.0, (-2, -1), (2, 3), (1.5, 2) if need else (-2, -1))
         monkeypatch.setitem(late.CALIBRATED, shape, thresholds)
         folder = tmp_path / str(need)
         policy = "asl:min_layer=3:obs_layers=2:obs_tokens=16:tau=2:window=8"
