@@ -130,7 +130,16 @@ def _check_lengths(jobs: Sequence[_Job], results: Results) -> None:
 def _jobs(model: Model, plan: Plan, chat: ChatFormat) -> Iterator[_Job]:
     """By length, then example by example of all tasks: what is there when it ends early is of all tasks."""
     policies = [text for text in plan.policies if text != FULL]
-    wanted: tuple[Wanted, ...] = ((FULL, None), *((text, budget) for text in policies for budget in plan.budgets))
+    late = [text for text in policies if parse_policy(text).decides_late]
+    wanted: tuple[Wanted, ...] = (
+        (FULL, None),  # `auto` is for the policies that take it; if none does, it is refused later
+        *(
+            (text, one)
+            for text in policies
+            for one in plan.budgets
+            if not isinstance(one, str) or text in (late or policies)
+        ),
+    )
     for length in plan.lengths:
         tasks = [
             make_task(spec, lambda text: len(model.tokenize(text)), length, plan.samples, plan.seed, chat)

@@ -287,6 +287,13 @@ def test_a_budget_that_follows_the_question(model, tmp_path, monkeypatch, record
         assert "| auto:0.2-0.4 |" in document(read_rows(folder / "results.jsonl"), "Title")
 
 
+def test_auto_is_for_the_policies_that_take_it(model, tmp_path):
+    plan = Plan(("passkey",), (700,), ("auto", 0.2), ("snapkv:window=8", "asl:window=8:min_layer=3:obs_layers=2"), 1, 0)
+    run(model, plan, Results(tmp_path))
+    found = [(row["policy"][:4], row["budget"]) for row in read_rows(tmp_path / "results.jsonl")]
+    assert found == [("none", None), ("snap", 0.2), ("asl:", "auto"), ("asl:", 0.2)]
+
+
 def test_a_policy_that_does_not_decide_late_is_refused(model, tmp_path):
     with pytest.raises(OptionError, match="decides at its selection layer for auto, .* got snapkv"):
         run(model, Plan(("passkey",), (700,), ("auto",), ("snapkv:window=8",), 1, 0), Results(tmp_path))
