@@ -17,6 +17,10 @@ from .targets import Auto
 
 _LEAST_TOKENS = 100
 """tokens to keep at least, whatever the lower limit of `auto`: what one answer needs is a number of tokens, not a share"""
+_READABLE = 160
+"""tokens whose window holds the queries that are read (SpanASL.window_of)"""
+_LEAST_READ = 80
+"""a fixed budget of fewer tokens has none to spare for such a window"""
 _HELD = 2
 """rows that layers hold until a fixed budget's tokens are selected, in budgets"""
 _SEVERAL = 0.5
@@ -39,14 +43,14 @@ class Thresholds:
     chained: tuple[float, float]
     """peak, going on: from one place to many. What all of a head sees at once leads on to something else, as in a chain"""
     summary: tuple[float, float]
-    """attention on the document, looking in many places: from all of it to some places"""
+    """attention on the document: so little where the answer follows from all of it, to so much where it stands somewhere"""
 
     def need(self, reading: Reading) -> float:
         """0 for what stands in one place, _SEVERAL for what stands in some, 1 for what follows from all of the document."""
         if reading.document >= self.document:
             return _SEVERAL * _ramp(reading.peak, *self.chained)
         all_of_it = 1 - _ramp(reading.document, *self.summary)
-        return (1 - _ramp(reading.peak, *self.found)) * (_SEVERAL + all_of_it * (1 - _SEVERAL))
+        return max(all_of_it, _SEVERAL * (1 - _ramp(reading.peak, *self.found)))
 
 
 CALIBRATED = {
@@ -76,27 +80,33 @@ class PromptBudget:
     def __init__(
         self, n_least: int, n_most: int, n_held: int, *, policy: Policy, thresholds: Thresholds | None
     ) -> None:
-        self.n_held, self.n_window = n_held, round(math.sqrt(n_least * n_most))
-        self.n_least, self.n_most = n_least, n_most
+        self.n_held, self.n_window = n_held, max(_READABLE, round(math.sqrt(n_least * n_most)))
+        self.n_least, self.n_most, self.spreads = n_least, n_most, False
         self._policy, self._thresholds = policy, thresholds
         self._reading: Reading | None = None
         self.choice = "the upper limit: no layer selected tokens"
         """how many tokens, and why"""
 
+    def reads(self, layer: int) -> bool:
+        """That which thresholds are known for."""
+        return self._thresholds is not None and layer == self._thresholds.layer
+
     def see(self, scores: LayerScores) -> None:
-        """Reads the layer that thresholds are known for."""
-        if self._thresholds is not None and scores.layer == self._thresholds.layer:
-            self._reading = read(scores, self._policy.first_kept)
+        """Reads it."""
+        self._reading = read(scores, self._policy.first_kept)
 
     def choose(self, layer: int, last: int) -> int | None:
         """As `LateBudget.choose`."""
         thresholds, reading = self._thresholds, self._reading
         if thresholds is None or reading is None:
+            if thresholds is not None and self.n_least < self.n_most and layer < min(thresholds.layer, last):
+                return None  # it is to be read first
             known = "no thresholds are known for this model" if thresholds is None else "this prompt could not be read"
             self.choice = f"{self.n_most:,} tokens, the upper limit: {known}"
             return self.n_most
         need = thresholds.need(reading)
-        if self._policy.looks_again and need >= _SEVERAL / 2 and layer < min(thresholds.deeper, last):
+        self.spreads = self._policy.looks_again and need >= _SEVERAL / 2
+        if self.spreads and layer < min(thresholds.deeper, last):
             return None
         n_kept = self.n_least + round(need * (self.n_most - self.n_least))
         self.choice = (
@@ -118,7 +128,7 @@ def auto_budget(
 def fixed_budget(policy: Policy, n_tokens: int, n_kept: int, shape: Shape) -> PromptBudget | None:
     """Of n_kept tokens, where the layer is chosen; None: the policy does not look again, or the model has no thresholds."""
     thresholds = CALIBRATED.get(shape)
-    if not policy.looks_again or n_kept >= n_tokens or thresholds is None:
+    if not policy.looks_again or not _LEAST_READ <= n_kept < n_tokens or thresholds is None:
         return None
     n_held = min(n_tokens, _HELD * n_kept)
     return PromptBudget(n_kept, n_kept, n_held, policy=policy, thresholds=thresholds)

@@ -65,8 +65,8 @@ class Llama(StatefulLlama):
         n_ctx: longest prompt + answer in tokens, rounded up to 256s as llama.cpp does; 0 takes the model's training
             context. The KV cache is smaller than that: see asl_decode_ctx.
         asl_budget: float in (0, 1]: share of the prompt's tokens to keep; int: number of tokens; "fit:2GiB": as many
-            as that much KV memory holds; "ttft:5s": as many as are predicted to leave the first token in time;
-            None: stock llama_cpp.Llama.
+            as that much KV memory holds; "ttft:5s": as many as are predicted to leave the first token in time; "auto" or
+            "auto:0.05-0.4": as many as the question needs, between two shares; None: stock llama_cpp.Llama.
         asl_policy: name in `asl_gguf.policies.REGISTRY`, or a Policy object.
         asl_decode_ctx: KV cells of the decode context; default: the budget at n_ctx plus asl_room; n_ctx for a time.
         asl_room: cells beside the budget, for the answer and later turns (default 1,024).

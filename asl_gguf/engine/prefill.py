@@ -256,6 +256,8 @@ def _run_layers(
         layer = group[-1]
         n_waiting += len(group)
         with_keys = any(policy.needs_keys(one, prompt.n_layer) for one in group)
+        read = prompt.late is not None and prompt.late.reads(layer)
+        with_keys |= read
         with_scores = any(policy.needs_scores(one, prompt.n_layer) for one in group) or with_keys
         with_rows = policy.keeps_rows(layer, prompt.n_layer)
         if not (with_scores or with_rows) and layer < prompt.n_layer - 1:
@@ -269,7 +271,7 @@ def _run_layers(
         n_waiting = 0
         with trace.phase("policy"):
             scores = _read_scores(layers, layer, window, prompt, trace.current, with_scores, with_keys)
-            if prompt.late is not None and scores.attention.size:
+            if prompt.late is not None and read:
                 prompt.late.see(scores)
             decision = observe(scores)
             if not isinstance(decision, Decision):

@@ -25,7 +25,7 @@ from .plan import Plan, Request
 from .reusing import ReusingLayers
 from .stock_report import stock_report
 from .transcript import Transcript
-from .turn import TurnLayers
+from .turn import TurnLayers, of_whole_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -353,7 +353,7 @@ class Sequence:
         self._turns = (*(self._turns if turn else ()), (report.prompt_tokens, report.kept_tokens))
         report = self.rule.annotate(report)
         if turn:
-            report = _of_whole_prompt(report, plan, info.n_cells_used, info.kv_bytes_cell)
+            report = of_whole_prompt(report, plan, info.n_cells_used, info.kv_bytes_cell)
         self.report = replace(
             report,
             turns=self._turns,
@@ -385,18 +385,3 @@ class Sequence:
             reason=plan.reason,
         )
         return replace(report, turns=self._turns, full_kv_bytes=self.host.n_bytes if self.host else 0)
-
-
-def _of_whole_prompt(report: PrefillReport, plan: Plan, n_cells_used: int, bytes_cell: int) -> PrefillReport:
-    """A turn's report as one of the whole prompt: the past's cells are there as well."""
-    n_past_cells = n_cells_used - report.kept_tokens
-    return replace(
-        report,
-        prompt_tokens=len(plan.tokens),
-        kept_tokens=n_cells_used,
-        reused_tokens=plan.n_past,
-        selected=tuple(i + plan.n_past for i in report.selected),
-        rows_by_layer=tuple(n + n_past_cells for n in report.rows_by_layer),
-        kv_bytes_prompt=n_cells_used * bytes_cell,
-        kv_bytes_prompt_full=len(plan.tokens) * bytes_cell,
-    )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ..native.bindings import session_info
 from ..native.session import Session
 from ..policies.contract import Floats, Indices
+from ..report import PrefillReport
+from .plan import Plan
 
 
 class TurnLayers:
@@ -79,3 +82,18 @@ class TurnLayers:
     def abort(self) -> None:
         """`Session.abort`; the past stays."""
         self._session.abort()
+
+
+def of_whole_prompt(report: PrefillReport, plan: Plan, n_cells_used: int, bytes_cell: int) -> PrefillReport:
+    """A turn's report as one of the whole prompt: the past's cells are there as well."""
+    n_past_cells = n_cells_used - report.kept_tokens
+    return replace(
+        report,
+        prompt_tokens=len(plan.tokens),
+        kept_tokens=n_cells_used,
+        reused_tokens=plan.n_past,
+        selected=tuple(i + plan.n_past for i in report.selected),
+        rows_by_layer=tuple(n + n_past_cells for n in report.rows_by_layer),
+        kv_bytes_prompt=n_cells_used * bytes_cell,
+        kv_bytes_prompt_full=len(plan.tokens) * bytes_cell,
+    )

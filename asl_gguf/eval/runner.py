@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..budget.late import Shape, auto_budget, fixed_budget
+from ..budget.late import PromptBudget, Shape, auto_budget, fixed_budget
 from ..budget.share import Budget, round_cells
 from ..budget.targets import Auto
 from ..engine.prefill import prefill
@@ -130,7 +130,16 @@ def _check_lengths(jobs: Sequence[_Job], results: Results) -> None:
 def _jobs(model: Model, plan: Plan, chat: ChatFormat) -> Iterator[_Job]:
     """By length, then example by example of all tasks: what is there when it ends early is of all tasks."""
     policies = [text for text in plan.policies if text != FULL]
-    wanted: tuple[Wanted, ...] = ((FULL, None), *((text, budget) for text in policies for budget in plan.budgets))
+    late = [text for text in policies if parse_policy(text).decides_late]
+    wanted: tuple[Wanted, ...] = (
+        (FULL, None),  # `auto` is for the policies that take it; if none does, it is refused later
+        *(
+            (text, one)
+            for text in policies
+            for one in plan.budgets
+            if not isinstance(one, str) or text in (late or policies)
+        ),
+    )
     for length in plan.lengths:
         tasks = [
             make_task(spec, lambda text: len(model.tokenize(text)), length, plan.samples, plan.seed, chat)
@@ -189,6 +198,7 @@ class _Answers:
                     "budget": budget,
                     **asdict(measures),
                     **_outline(report),
+                    "choice": None if late is None else late.choice,
                     "prefill_seconds": round(seconds, 3),
                     "prefill_spent": round(spent, 3),
                     "shared": shared.shares,
@@ -240,7 +250,7 @@ def _most_kept(budget: float | int | str | None, n_tokens: int, policy: Policy) 
 
 def _late(
     budget: float | int | str | None, policy: Policy, n_tokens: int, n_kept: int, shape: Shape
-) -> LateBudget | None:
+) -> PromptBudget | None:
     """What is decided as the prompt is read, as a `Llama` with this budget does."""
     if n_kept >= n_tokens:
         return None

@@ -173,7 +173,8 @@ def _always(watch: PolicyRecorder, report: PrefillReport) -> dict[str, frozenset
     n_tokens = report.prompt_tokens
     # GemFilter keeps the last token alone, whatever its window
     one = isinstance(policy, GemFilter)
-    window = 1 if one else policy.window_of(len(report.selected) or n_tokens, report.budget_tokens)
+    n_window = watch.prompt.n_window if watch.prompt else report.budget_tokens
+    window = 1 if one else policy.window_of(len(report.selected) or n_tokens, n_window)
     protected = watch.prompt.protected.tolist() if watch.prompt else []
     return {
         "protected": frozenset(protected),

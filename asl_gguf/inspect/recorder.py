@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..policies.contract import Decision, LayerScores, Observer, Policy, Prompt
+from ..policies.contract import Decision, Indices, LayerScores, Observer, Policy, Prompt
 
 
 class PolicyRecorder:
@@ -23,6 +23,8 @@ class PolicyRecorder:
         self.policy = replace(policy)
         # a wrapper would have to pass on whatever the contract asks now and later, and its type would be another
         object.__setattr__(self.policy, "start", self._watched_start)
+        self._fewer_rows = policy.fewer_rows
+        object.__setattr__(self.policy, "fewer_rows", self._watched_fewer_rows)
 
     def _watched_start(self, prompt: Prompt) -> Observer:
         observe = self._start(prompt)
@@ -35,3 +37,15 @@ class PolicyRecorder:
             return decision
 
         return watch
+
+    def _watched_fewer_rows(
+        self, scores: LayerScores, held: Indices | None, n_kept: int, tokens: Indices | None = None
+    ) -> Indices | None:
+        """Once the budget is decided, the rows that a layer held are not all that it keeps."""
+        rows = self._fewer_rows(scores, held, n_kept, tokens)
+        if rows is not None:
+            self.seen = [
+                (one, replace(decision, rows=rows) if one.layer == scores.layer else decision)
+                for one, decision in self.seen
+            ]
+        return rows

@@ -101,7 +101,8 @@ class ASL(SelectingPolicy):
             selected = True
             tokens = self.choose(total, scores, n_kept)
             more = self.n_rows(n_kept, n_kept) < n_kept
-            return Decision(rows, tokens, variance, ratio, keep_asking=more, spreads=waits, second_pass=self.two_pass)
+            spreads = prompt.late is not None and prompt.late.spreads
+            return Decision(rows, tokens, variance, ratio, keep_asking=more, spreads=spreads, second_pass=self.two_pass)
 
         return observe
 

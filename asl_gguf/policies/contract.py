@@ -24,9 +24,14 @@ class LateBudget(Protocol):
     """rows that layers keep until then, at most: `Prompt.n_kept`"""
     n_window: int
     """tokens that the window's size follows (`Policy.window_of`)"""
+    spreads: bool
+    """once `choose` has answered: see `Decision.spreads`"""
+
+    def reads(self, layer: int) -> bool:
+        """Whether it is shown this layer."""
 
     def see(self, scores: LayerScores) -> None:
-        """A layer has run, before the policy is asked about it."""
+        """The layer has run, before the policy is asked about it. Its queries and keys are there."""
 
     def choose(self, layer: int, last: int) -> int | None:
         """Asked where the policy would select, up to the layer `last`: tokens to keep, n_held at most.

@@ -7,12 +7,18 @@ head's attention, several answers or a summary do not.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from .contract import LayerScores
+from .contract import Floats, LayerScores
+from .ranking import window_scores
 
+N_QUERIES = 20
+"""newest tokens whose attention is read. With 12, four values look like one; 25 reach into the document of short questions"""
+_HALF_LIFE = 8
+"""a query that is this many tokens older counts half as much"""
 N_QUESTION = 48
 """last tokens of a prompt that are not taken for its document"""
 N_BEST = 32
@@ -30,15 +36,28 @@ class Reading:
 
 
 def read(scores: LayerScores, n_sink: int) -> Reading | None:
-    """Reads one layer; None where there is no document between the first and the last tokens.
+    """Reads one layer, from its queries and keys: a policy's window may reach into the document, whose tokens ask for nothing.
 
     Args:
         n_sink: first tokens that are no part of the document.
+
+    Returns:
+        None where the layer has no keys, or no document stands between the first and the last tokens.
     """
-    end = scores.n_current - max(N_QUESTION, scores.window)
+    if scores.queries is None or scores.keys is None:
+        return None
+    queries = scores.queries[-N_QUERIES:]
+    weights = np.exp2(-np.arange(len(queries) - 1, -1, -1) / _HALF_LIFE).astype(np.float32)
+    scale = 1 / math.sqrt(queries.shape[-1])
+    return reading_of(window_scores(queries, scores.keys, scale, weights), n_sink)
+
+
+def reading_of(attention: Floats, n_sink: int) -> Reading | None:
+    """The same from float32 [n_head_kv, n]: attention of the newest queries."""
+    end = attention.shape[-1] - N_QUESTION
     if end - n_sink <= N_BEST:
         return None
-    attention = scores.attention.astype(np.float64)
+    attention = attention.astype(np.float64)
     document = attention[:, n_sink:end]
     of_head = document.sum(axis=-1)
     if not of_head.all():

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ..budget.late import Shape, fixed_budget
 from ..budget.rule import BudgetContext, BudgetRule, ShareRule
 from ..budget.share import Budget
 from ..errors import OptionError
 from ..models.calibration import calibrated
 from ..native.bindings import session_info
-from ..policies import Policy
+from ..policies import LateBudget, Policy
 from ..policies.protect import ROLES
 from .options import Options, parse_policy
 
@@ -98,6 +99,9 @@ class CappedRule(BudgetRule):
 
     def bind(self, info: session_info) -> None:
         """Every model will do."""
+
+    def late(self, n_tokens: int, n_kept: int, n_protected: int, shape: Shape) -> LateBudget | None:
+        return fixed_budget(self.context.policy, n_tokens, n_kept, shape)
 
 
 class Rules:

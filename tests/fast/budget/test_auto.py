@@ -17,7 +17,7 @@ from asl_gguf.budget.targets import Auto, make_budget
 from asl_gguf.cli.options import parse_budget
 from asl_gguf.policies import REGISTRY
 from asl_gguf.policies.contract import LayerScores
-from asl_gguf.policies.reading import Reading
+from asl_gguf.policies.reading import Reading, reading_of
 from harness import prompt
 from tiny_llama import N_HEAD_KV, N_LAYER, SETTLES, greedy, logits
 
@@ -76,12 +76,13 @@ FOUND = Thresholds(3, 4, document=0.12, found=(0.9, 0.95), chained=(0.98, 0.99),
     "reading, need",
     [
         (Reading(0.09, 0.99), 0),
-        (Reading(0.01, 0.95), 0),
+        (Reading(0.06, 0.95), 0),
+        (Reading(0.01, 0.95), 1),
         (Reading(0.09, 0.925), 0.25),
         (Reading(0.09, 0.8), 0.5),
-        (Reading(0.05, 0.8), 0.75),
+        (Reading(0.05, 0.8), 0.5),
+        (Reading(0.045, 0.8), 0.75),
         (Reading(0.04, 0.8), 1),
-        (Reading(0.01, 0.925), 0.5),
         (Reading(0.2, 0.8), 0),
         (Reading(0.2, 0.98), 0),
         (Reading(0.2, 0.985), 0.25),
@@ -98,11 +99,11 @@ def test_every_model_s_thresholds_are_in_order():
         assert one.summary[0] < one.summary[1] < one.document and one.layer < one.deeper
 
 
-def scores(peak: float, n: int = 1000) -> LayerScores:
+def scores(peak: float, n: int = 1000, document: float = 0.08) -> LayerScores:
     attention = np.full((2, n), 1e-9, dtype=np.float32)
-    attention[:, 0] = 97
-    attention[:, 100:132] = 3 * peak / 32
-    attention[:, 200:600] += 3 * (1 - peak) / 400
+    attention[:, 0] = 1 - document
+    attention[:, 100:132] = document * peak / 32
+    attention[:, 200:600] += document * (1 - peak) / 400
     return LayerScores(18, attention, 20)
 
 
@@ -116,7 +117,10 @@ SHAPE = next(iter(CALIBRATED))
 def choice(made: AutoRule, seen: LayerScores, n_tokens: int | None = None, known: bool = True) -> int:
     n_tokens = n_tokens or seen.n_current
     late = made.late(n_tokens, made.kept(n_tokens), 0, SHAPE if known else (1, 1, 1))
-    late.see(seen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(late_budgets, "read", lambda scores, n_sink: reading_of(scores.attention, n_sink))
+        if late.reads(seen.layer):
+            late.see(seen)
     return late.choose(29, 29)
 
 
@@ -127,9 +131,11 @@ def test_between_its_limits(text, n, least, most):
     made = rule(text)
     assert made.kept(n) == most
     assert made.late(n, most, 0, SHAPE).n_least == least
-    chosen = [choice(made, scores(peak, n)) for peak in (0.3, 0.9, 0.93, 0.94, 0.95, 0.99, 0.999)]
+    chosen = [choice(made, scores(0.99, n, document)) for document in (0.01, 0.04, 0.05, 0.055, 0.065, 0.09)]
     assert chosen == sorted(chosen, reverse=True) and chosen[0] == most and chosen[-1] == least
-    assert least < chosen[3] < most
+    assert least < chosen[3] < chosen[2] < most
+    several = [choice(made, scores(peak, n)) for peak in (0.5, 0.9, 0.94, 0.96)]
+    assert several[0] == several[1] == least + (most - least) / 2 > several[2] > several[3] == least
 
 
 def test_careful_without_thresholds_or_a_document():
@@ -146,7 +152,7 @@ def test_short_prompts_and_protected_tokens():
     assert made.late(1000, 400, 390, SHAPE).n_least == 400
 
 
-ONE_PLACE = Thresholds(3, 4, NEVER, (ALWAYS, 0), (0, 1), (0, 1))
+ONE_PLACE = Thresholds(3, 4, NEVER, (ALWAYS, 0), (0, 1), (ALWAYS - 1, ALWAYS))
 ALL_OF_IT = Thresholds(3, 4, NEVER, (NEVER, 3), (0, 1), (NEVER, 3))
 
 
@@ -258,3 +264,12 @@ def test_a_guard_reads_the_prompt(make, thresholds):
         assert report.budget_choice.startswith(f"asl_guard: {kept} tokens: ")
     llm = make(n_ctx=N_CTX, asl_budget="auto:0.1-0.3", asl_guard=0.01, asl_policy=SETTLES)
     assert llm.prefill(prompt(1000)).kept_tokens == 300
+
+
+def test_a_layer_is_read_before_it_is_chosen_from(make, thresholds):
+    """A policy that would select earlier waits for the reading, and rows are its own as ever; a fixed budget does not wait."""
+    thresholds(replace(ONE_PLACE, layer=4, deeper=5))
+    auto, fixed = (make(n_ctx=N_CTX, asl_budget=value, asl_policy=SETTLES) for value in ("auto:0.1-0.5", 0.1))
+    reports = [llm.prefill(prompt(1000)) for llm in (auto, fixed)]
+    assert [report.selection_layer for report in reports] == [4, 3]
+    assert [report.kept_tokens for report in reports] == [100, 100]

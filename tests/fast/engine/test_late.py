@@ -32,11 +32,15 @@ class Late:
     n_held, n_window = 150, 106
 
     def __init__(self, n_kept: int, layer: int = 0) -> None:
-        self._n_kept, self._layer = n_kept, layer
+        self._n_kept, self._layer, self.spreads = n_kept, layer, layer > 0
         self.seen: list = []
         self.n_asked = 0
 
+    def reads(self, layer: int) -> bool:
+        return True
+
     def see(self, scores) -> None:
+        assert scores.queries.shape[0] == scores.window and len(scores.keys) == scores.n_current
         self.seen.append(scores)
 
     def choose(self, layer: int, last: int) -> int | None:

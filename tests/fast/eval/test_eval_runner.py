@@ -272,7 +272,7 @@ def test_a_budget_that_follows_the_question(model, tmp_path, monkeypatch, record
     """What it chooses is kept as if it had been the budget; figures and tables take its name."""
     shape = model_shape(model.handle)
     for need, kept in ((0, 0.2), (1, 0.4)):
-        thresholds = late.Thresholds(2, 3, 2.0, (1.5, 2) if need else (-2, -1), (2, 3), (1.5, 2))
+        thresholds = late.Thresholds(2, 3, 2.0, (-2, -1), (2, 3), (1.5, 2) if need else (-2, -1))
         monkeypatch.setitem(late.CALIBRATED, shape, thresholds)
         folder = tmp_path / str(need)
         policy = "asl:min_layer=3:obs_layers=2:obs_tokens=16:tau=2:window=8"
@@ -280,10 +280,18 @@ def test_a_budget_that_follows_the_question(model, tmp_path, monkeypatch, record
         run(model, plan, Results(folder), record_bytes=record_bytes)
         _, chosen, fixed = without_times(read_rows(folder / "results.jsonl"))
         assert chosen.pop("budget") == "auto:0.2-0.4" and fixed.pop("budget") == kept
+        assert f"{chosen['budget_tokens']} tokens: " in chosen.pop("choice") and fixed.pop("choice") is None
         assert abs(chosen["budget_tokens"] - fixed["budget_tokens"]) <= 1
         if chosen["budget_tokens"] == fixed["budget_tokens"]:
             assert chosen == fixed
         assert "| auto:0.2-0.4 |" in document(read_rows(folder / "results.jsonl"), "Title")
+
+
+def test_auto_is_for_the_policies_that_take_it(model, tmp_path):
+    plan = Plan(("passkey",), (700,), ("auto", 0.2), ("snapkv:window=8", "asl:window=8:min_layer=3:obs_layers=2"), 1, 0)
+    run(model, plan, Results(tmp_path))
+    found = [(row["policy"][:4], row["budget"]) for row in read_rows(tmp_path / "results.jsonl")]
+    assert found == [("none", None), ("snap", 0.2), ("asl:", "auto"), ("asl:", 0.2)]
 
 
 def test_a_policy_that_does_not_decide_late_is_refused(model, tmp_path):

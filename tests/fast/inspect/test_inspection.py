@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from asl_gguf import Llama
+from asl_gguf.budget import late
 from asl_gguf.cli import main
 from asl_gguf.inspect.html_page import page
 from asl_gguf.inspect.inspection import Inspection, Question, inspect_prompt, token_texts
@@ -191,6 +192,22 @@ def test_kept_tokens_agree_with_the_report(inspected, policy):
         assert not any(shades)
     else:
         assert np.array(shades) == pytest.approx(inspection.kept_shares * 10 + 0.5, abs=0.5 + 1e-4)
+
+
+@pytest.mark.parametrize("budget", [80, "auto:0.05-0.4"])
+@pytest.mark.parametrize("found", [(-2, -1), (2, 3)], ids=["found", "all-of-it"])
+def test_rows_that_went_when_the_budget_was_decided_are_not_shown(inspected, monkeypatch, found, budget):
+    thresholds = late.Thresholds(2, 3, document=2, found=found, chained=(2, 3), summary=found)
+    monkeypatch.setitem(late.CALIBRATED, (N_LAYER, 2, 128), thresholds)
+    inspection = inspected(SETTLES, budget)
+    report, kept = inspection.report, inspection.kept
+    assert report.selection_layer == (2 if found[0] < 0 else 3) and report.pruned
+    assert kept.sum(axis=1) == pytest.approx(report.rows_by_layer, rel=1e-5) and len(set(report.rows_by_layer)) == 1
+    if found[0] > 0:  # earlier layers keep what was selected, as far as they held it
+        assert (kept[:, list(report.selected)] > 0).mean() > 0.5
+    for tokens in inspection.always.values():
+        assert (kept[:, list(tokens)] == 1).all()
+    assert Page(page(inspection)).with_class("kept") == list(report.selected)
 
 
 def test_protected_tokens_are_marked(inspected):
