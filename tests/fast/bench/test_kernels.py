@@ -88,7 +88,11 @@ def test_every_type_is_measured():
 
 def test_a_longer_product_takes_longer():
     """Times are of the product asked for: eight times the outputs, about as many operations a second."""
-    short, long = (kernels.measure(TYPES["f16"], kernels.STORED, (n_out, 64, 1024), 1)[0] for n_out in (256, 2048))
+    # the fastest of several: on a busy machine any one of them may be interrupted
+    short, long = (
+        max(kernels.measure(TYPES["f16"], kernels.STORED, (n_out, 64, 1024), 1)[0] for _ in range(9))
+        for n_out in (256, 2048)
+    )
     assert 0.3 < long / short < 3
 
 
