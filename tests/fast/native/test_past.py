@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from asl_gguf.errors import AslError, NativeError, OptionError
 from asl_gguf.native import bindings
 from asl_gguf.native.session import Session
-from harness import F16, F32, KV_NAMES, Q8_0, Context, KVState, Options, assert_same, llama_cpp, prompt
+from harness import F16, F32, KV_NAMES, Q8_0, Context, KVState, Model, Options, assert_same, llama_cpp, prompt
 from pairs import pairs
 from tiny_gguf import ARCHITECTURES
 from twins import relative_error
