@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from asl_gguf.errors import AslError, NativeError, OptionError
 from asl_gguf.native import bindings
 from asl_gguf.native.session import Session
-from harness import F16, F32, KV_NAMES, Q8_0, Context, KVState, Options, assert_same, llama_cpp, prompt
+from harness import F16, F32, KV_NAMES, Q8_0, Context, KVState, Model, Options, assert_same, llama_cpp, prompt
 from pairs import pairs
 from tiny_gguf import ARCHITECTURES
 from twins import relative_error
@@ -91,16 +92,17 @@ def test_a_part_of_the_past(load_tiny, flash, kv):
             assert_same(context.continuation(ANSWER), stock.continuation(ANSWER), f"{n_shared} tokens shared")
 
 
-def test_expanded_weights(load_tiny):
-    """Weights of F16 are the same when expanded; every layer expands its own, past or not."""
-    model = load_tiny("llama", weight_type="F16")
-    with model.context() as context, model.context() as stock:
-        session = context.session()
-        session.set_dequant("all")
-        run(session, TOKENS, run(session, TOKENS[:64]), 64)
-        stock.prefill(TOKENS[:64])
-        stock.decode(TOKENS[64:])
-        assert_same(context.continuation(ANSWER), stock.continuation(ANSWER))
+@pytest.mark.parametrize("weight_type", ["F16", "Q8_0"])
+def test_expanded_weights(tiny_model, weight_type):
+    """Every layer expands its own weights, past or not, and attends to loaded K/V as to those it computes."""
+    with closing(Model(tiny_model("llama", weight_type=weight_type), repack=False)) as model:
+        with model.context() as context, model.context() as whole:
+            session, without_past = context.session(), whole.session()
+            for opened in (session, without_past):
+                opened.set_dequant("all")
+            run(session, TOKENS, run(session, TOKENS[:64]), 64)
+            run(without_past, TOKENS)
+            assert_same(context.continuation(ANSWER), whole.continuation(ANSWER))
 
 
 def rows_of_cells(cells: KVState) -> list[np.ndarray]:
