@@ -202,7 +202,8 @@ def test_with_k_v_of_all_tokens(make, thresholds, value, kept, layer):
     """Every question chooses anew, and its budget and layer too, as a prompt that runs from its start does."""
     thresholds(value)
     llm, alone = (
-        make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES, asl_full_kv=full) for full in (True, False)
+        make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES, asl_full_kv=full, asl_dequant=False)
+        for full in (True, False)
     )
     document, question = prompt(900), prompt(100, seed=1)
     assert llm.prefill(document).selection_layer == layer
@@ -230,7 +231,7 @@ def test_a_fixed_budget_looks_again(make, thresholds):
     for value in (None, ONE_PLACE, ALL_OF_IT):
         if value is not None:
             thresholds(value)
-        llm = make(n_ctx=N_CTX, asl_budget=0.2, asl_policy=SETTLES)
+        llm = make(n_ctx=N_CTX, asl_budget=0.2, asl_policy=SETTLES, asl_dequant=False)
         report = llm.prefill(prompt(1000))
         assert report.kept_tokens == report.budget_tokens == 200 and set(report.rows_by_layer) == {200}
         assert report.budget_choice is None
