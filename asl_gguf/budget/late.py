@@ -44,12 +44,14 @@ class Thresholds:
     """peak, going on: from one place to many. What all of a head sees at once leads on to something else, as in a chain"""
     summary: tuple[float, float]
     """attention on the document: so little where the answer follows from all of it, to so much where it stands somewhere"""
+    lone: tuple[float, float] = (0.97, 0.985)
+    """peak: so much is one place's, however little that is (needles in long prompts)"""
 
     def need(self, reading: Reading) -> float:
         """0 for what stands in one place, _SEVERAL for what stands in some, 1 for what follows from all of the document."""
         if reading.document >= self.document:
             return _SEVERAL * _ramp(reading.peak, *self.chained)
-        all_of_it = 1 - _ramp(reading.document, *self.summary)
+        all_of_it = (1 - _ramp(reading.document, *self.summary)) * (1 - _ramp(reading.peak, *self.lone))
         return max(all_of_it, _SEVERAL * (1 - _ramp(reading.peak, *self.found)))
 
 
