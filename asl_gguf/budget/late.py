@@ -25,6 +25,9 @@ _HELD = 2
 """rows that layers hold until a fixed budget's tokens are selected, in budgets"""
 _SEVERAL = 0.5
 """the need for several answers and chains: with K/V in all layers, less than half of what a summary takes is enough"""
+_UNSURE = 0.2
+"""the need where the prompt goes on with what stands in it: look-ups need the least, but short questions about a whole text can
+read like them"""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,14 @@ class Thresholds:
     """peak, going on: from one place to many. What all of a head sees at once leads on to something else, as in a chain"""
     summary: tuple[float, float]
     """attention on the document: so little where the answer follows from all of it, to so much where it stands somewhere"""
+    lone: tuple[float, float] = (0.97, 0.985)
+    """peak: so much is one place's, however little that is (needles in long prompts)"""
 
     def need(self, reading: Reading) -> float:
         """0 for what stands in one place, _SEVERAL for what stands in some, 1 for what follows from all of the document."""
         if reading.document >= self.document:
-            return _SEVERAL * _ramp(reading.peak, *self.chained)
-        all_of_it = 1 - _ramp(reading.document, *self.summary)
+            return max(_UNSURE, _SEVERAL * _ramp(reading.peak, *self.chained))
+        all_of_it = (1 - _ramp(reading.document, *self.summary)) * (1 - _ramp(reading.peak, *self.lone))
         return max(all_of_it, _SEVERAL * (1 - _ramp(reading.peak, *self.found)))
 
 

@@ -78,13 +78,14 @@ FOUND = Thresholds(3, 4, document=0.12, found=(0.9, 0.95), chained=(0.98, 0.99),
         (Reading(0.09, 0.99), 0),
         (Reading(0.06, 0.95), 0),
         (Reading(0.01, 0.95), 1),
+        (Reading(0.01, 0.99), 0),
         (Reading(0.09, 0.925), 0.25),
         (Reading(0.09, 0.8), 0.5),
         (Reading(0.05, 0.8), 0.5),
         (Reading(0.045, 0.8), 0.75),
         (Reading(0.04, 0.8), 1),
-        (Reading(0.2, 0.8), 0),
-        (Reading(0.2, 0.98), 0),
+        (Reading(0.2, 0.8), 0.2),
+        (Reading(0.2, 0.98), 0.2),
         (Reading(0.2, 0.985), 0.25),
         (Reading(0.2, 1.0), 0.5),
     ],
@@ -131,7 +132,7 @@ def test_between_its_limits(text, n, least, most):
     made = rule(text)
     assert made.kept(n) == most
     assert made.late(n, most, 0, SHAPE).n_least == least
-    chosen = [choice(made, scores(0.99, n, document)) for document in (0.01, 0.04, 0.05, 0.055, 0.065, 0.09)]
+    chosen = [choice(made, scores(0.96, n, document)) for document in (0.01, 0.04, 0.05, 0.055, 0.065, 0.09)]
     assert chosen == sorted(chosen, reverse=True) and chosen[0] == most and chosen[-1] == least
     assert least < chosen[3] < chosen[2] < most
     several = [choice(made, scores(peak, n)) for peak in (0.5, 0.9, 0.94, 0.96)]
@@ -202,7 +203,8 @@ def test_with_k_v_of_all_tokens(make, thresholds, value, kept, layer):
     """Every question chooses anew, and its budget and layer too, as a prompt that runs from its start does."""
     thresholds(value)
     llm, alone = (
-        make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES, asl_full_kv=full) for full in (True, False)
+        make(n_ctx=N_CTX, asl_budget="auto:0.1-0.5", asl_policy=SETTLES, asl_full_kv=full, asl_dequant=False)
+        for full in (True, False)
     )
     document, question = prompt(900), prompt(100, seed=1)
     assert llm.prefill(document).selection_layer == layer
@@ -230,7 +232,7 @@ def test_a_fixed_budget_looks_again(make, thresholds):
     for value in (None, ONE_PLACE, ALL_OF_IT):
         if value is not None:
             thresholds(value)
-        llm = make(n_ctx=N_CTX, asl_budget=0.2, asl_policy=SETTLES)
+        llm = make(n_ctx=N_CTX, asl_budget=0.2, asl_policy=SETTLES, asl_dequant=False)
         report = llm.prefill(prompt(1000))
         assert report.kept_tokens == report.budget_tokens == 200 and set(report.rows_by_layer) == {200}
         assert report.budget_choice is None
