@@ -10,8 +10,8 @@ from ..native.bindings import llama_cpp
 
 _MEASURED = 64
 """tokens of a chunk that is measured"""
-_LEAST = 16
-"""tokens of a chunk: below it, a graph costs more than it computes"""
+_LEAST = 64
+"""tokens of a chunk: with fewer, llama.cpp's flash attention on CPUs takes one query at a time, three times as long"""
 _LAYERS = 4
 
 
@@ -25,7 +25,7 @@ class Pace:
     """keys whose attention takes a token as long as all weights of the layer do"""
 
     def chunk(self, n_tokens: int, seconds: float, most: int) -> int:
-        """Tokens of a chunk of one layer, a power of two from 16 on, at most `most`.
+        """Tokens of a chunk of one layer, a power of two from 64 on, at most `most`.
 
         Args:
             n_tokens: of the whole prompt: its last chunk attends to as many keys.
@@ -54,13 +54,14 @@ def measure(place: Place) -> Pace:
         session.begin([0] * _MEASURED, 1)
         seconds = []
         for _ in range(min(_LAYERS, n_layer)):
-            began = time.perf_counter()
+            began, began_busy = time.perf_counter(), time.process_time()
             session.run(1, False)
-            seconds.append(time.perf_counter() - began)
+            # on a loaded machine the clock runs on while others have the core; more threads take more CPU time than that
+            seconds.append(min(time.perf_counter() - began, time.process_time() - began_busy))
         session.abort()
     finally:
         place.leave()
-    # the first layer pays for buffers; others share the machine with whatever runs besides
+    # the first layer pays for buffers
     return Pace(max(min(seconds), 1e-7) / _MEASURED, _n_keys_doubling(llama_cpp.llama_get_model(place.ctx)))
 
 

@@ -55,9 +55,14 @@ def test_openai_tools(openai_client):
     call = answer.choices[0].message.tool_calls[0]
     assert call.function.name == "read_file" and isinstance(json.loads(call.function.arguments)["path"], str)
     assert answer.asl["prompt_tokens"] == answer.usage.prompt_tokens
-    with openai_client.chat.completions.stream(**kwargs) as stream:
-        final = stream.get_final_completion()
-    assert final.choices[0].message.tool_calls[0].function.arguments == call.function.arguments
+    parts = [
+        part.function.arguments or ""
+        for chunk in openai_client.chat.completions.create(stream=True, **kwargs)
+        for choice in chunk.choices
+        for part in choice.delta.tool_calls or ()
+        if part.index == 0
+    ]
+    assert len(parts) > 1 and "".join(parts) == call.function.arguments
 
 
 def test_openai_responses(openai_client):
