@@ -45,7 +45,7 @@ def test_tokens_of_a_batch():
 
 @pytest.fixture
 def shared(load_tiny):
-    with load_tiny("llama").context(ContextOptions(n_ctx=512, n_seq_max=2)) as context:
+    with load_tiny("llama").context(ContextOptions(n_ctx=512, n_seq_max=2, n_batch=256, n_ubatch=256)) as context:
         yield context
 
 
