@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -122,9 +123,12 @@ class Engine:
             self._describe(slot, prompt.contents.slot, answer.contents, done=not runs)
             return bindings.MORE if runs else bindings.STOCK
 
-        return self._counted(_status(work, answer.contents))
+        return self._counted(work, answer.contents)
 
-    def _counted(self, status: int) -> int:
+    def _counted(self, work: Callable[[], int], answer: Any) -> int:
+        began = time.thread_time()
+        status = _status(work, answer)
+        self._totals.slice(time.thread_time() - began)
         if status not in (bindings.STOCK, bindings.MORE, bindings.DONE):
             self._totals.count("refused_prompts_total")
         return status
@@ -139,7 +143,7 @@ class Engine:
             self._describe(slot, slot_id, answer.contents, done=not more)
             return bindings.MORE if more else bindings.DONE
 
-        status = self._counted(_status(work, answer.contents))
+        status = self._counted(work, answer.contents)
         # it was planned to fit: what is missing now, others have taken
         return bindings.NO_CELLS if status == bindings.TOO_LONG else status
 

@@ -22,6 +22,7 @@ _GAUGES = {
     "selection_layer": "Layer at which the last pruned prompt was selected",
     "kept_share": "Share of its tokens that the last prompt kept",
     "kv_bytes": "Bytes of K/V of the last prompt's kept tokens",
+    "longest_slice_cpu_seconds": "CPU time that the server's own thread spent at most between two turns of other slots, for prompts",
 }
 
 
@@ -58,6 +59,12 @@ class Totals:
         """One more of a counter."""
         with self._lock:
             self._values[name] += 1
+
+    def slice(self, cpu_seconds: float) -> None:
+        """A slice has ended, or the plan of a prompt."""
+        name = "longest_slice_cpu_seconds"
+        with self._lock:
+            self._values[name] = max(self._values[name], cpu_seconds)
 
     def prometheus(self) -> str:
         """In the text format that /metrics has."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import sys
 import threading
@@ -78,38 +79,35 @@ def ask(server: Server, prompts: list[list[int]]) -> Run:
     )
 
 
-def loop_seconds(server: Server) -> float:
-    """CPU time of the thread that runs the slots: what a gap takes where the machine is loaded, too."""
-    return int(Path(f"/proc/{server.process.pid}/schedstat").read_text().split()[0]) / 1e9
+def longest_slice_ms(server: Server) -> str:
+    """CPU time of the thread that runs the slots, since the start: the longest that a prompt let others wait."""
+    found = re.search(r"^asl:longest_slice_cpu_seconds (\S+)", server.get("/metrics")[1], re.MULTILINE)
+    return f"{float(found[1]) * 1000:.0f}" if found else "-"
 
 
-def gaps_meanwhile(server: Server, tokens: list[int]) -> tuple[list[float], list[float]]:
-    """Of another client's stream while a prompt runs, in ascending order: wall clock and CPU time of the loop."""
+def gaps_meanwhile(server: Server, tokens: list[int]) -> list[float]:
+    """Of another client's stream while a prompt runs, in ascending order."""
     times: list[float] = []
-    busy: list[float] = []
     body = {"prompt": "Once upon a time", "n_predict": 4000, "temperature": 0, "ignore_eos": True, "id_slot": 1}
     stream = server.stream("/completion", body)
 
     def listen() -> None:
         try:
-            for when, event in stream:
-                if event["content"]:
-                    times.append(when)
-                    busy.append(loop_seconds(server))
+            times.extend(when for when, event in stream if event["content"])
         except (OSError, ValueError, AttributeError):
             pass  # closed below
 
     listener = threading.Thread(target=listen)
     listener.start()
     time.sleep(1)
-    begin, begin_busy = time.perf_counter(), loop_seconds(server)
+    begin = time.perf_counter()
     server.complete(tokens, 1, cache_prompt=False, id_slot=0)
-    end, end_busy = time.perf_counter(), loop_seconds(server)
+    end = time.perf_counter()
     time.sleep(0.3)
     stream.close()
     listener.join()
     server.wait_until_idle()
-    return gaps(times, begin, end), gaps(busy, begin_busy, end_busy)
+    return gaps(times, begin, end)
 
 
 def modes(budget: str) -> dict[str, list[str]]:
@@ -124,12 +122,12 @@ def modes(budget: str) -> dict[str, list[str]]:
 def table(args: argparse.Namespace, path: Path, document: Callable[[int], list[int]]) -> None:
     """Prints its lines as they come."""
     n_ctx, n_slots = max(args.tokens) + ROOM, max(2, *args.clients)
-    common = f"-np {n_slots} -t {args.threads} -c {n_slots * n_ctx} --asl-room {ROOM} --cache-ram 0".split()
+    common = f"-np {n_slots} -t {args.threads} -c {n_slots * n_ctx} --asl-room {ROOM} --cache-ram 0 --metrics".split()
     print(
         "| server | tokens | clients | first token, s | CPU s of all | tokens/s of all | others' tokens meanwhile | median gap, ms | "
-        "longest gap, ms | median gap, CPU ms | longest gap, CPU ms | peak RSS, MiB |"
+        "longest gap, ms | longest slice, CPU ms | peak RSS, MiB |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for n_tokens in args.tokens:
         tokens = document(n_tokens)
         prompts = [[*tokens[i + 1 :], *tokens[: i + 1]] for i in range(n_slots)]
@@ -145,11 +143,10 @@ def table(args: argparse.Namespace, path: Path, document: Callable[[int], list[i
                         f"{statistics.median(run.rate for run in runs):.1f}",
                     ]
                     found = [gaps_meanwhile(server, tokens) for _ in range(args.runs if n_clients == 1 else 0)]
-                    cells += [f"{statistics.median(len(wall) for wall, _ in found):.0f}"] if found else ["-"]
-                    for kind in (0, 1):
-                        for pick in (statistics.median, max):
-                            each = [pick(one[kind]) * 1000 for one in found]
-                            cells += [f"{statistics.median(each):.0f}"] if found else ["-"]
+                    cells += [f"{statistics.median(map(len, found)):.0f}"] if found else ["-"]
+                    for pick in (statistics.median, max):
+                        cells += [f"{statistics.median(map(pick, found)) * 1000:.0f}"] if found else ["-"]
+                    cells.append(longest_slice_ms(server))
                     cells.append(f"{resident_mib(server):.0f}")
                     print(f"| {name} | {n_tokens} | {n_clients} | {' | '.join(cells)} |", flush=True)
 
