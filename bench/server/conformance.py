@@ -49,6 +49,11 @@ utils.match_regex = lambda regex, text: True
 '''
 
 
+def find_tests() -> Path | None:
+    """The folder of llama.cpp's tests of its server."""
+    return next(ROOT.glob("build/py3-none-*/source/*/vendor/llama.cpp/tools/server/tests"), None)
+
+
 def run(tests: Path, files: list[str], model: Path, budget: str, folder: Path) -> dict[str, str]:
     """Outcome of every test."""
     server = folder / "server.sh"
@@ -94,7 +99,9 @@ def main() -> int:
     parser.add_argument("files", nargs="+", help="in tools/server/tests/unit")
     parser.add_argument("-m", "--model", default="smollm2-135m-instruct")
     args = parser.parse_args()
-    tests = next(ROOT.glob("build/py3-none-*/source/*/vendor/llama.cpp/tools/server/tests"))
+    tests = find_tests()
+    if tests is None:
+        parser.error("expected llama.cpp's tests in the source tree below build/; run make serve first")
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, budget in RUNS.items():
