@@ -294,7 +294,7 @@ def test_bench_slices(capsys, model):
     assert main(["bench", "slices", "-m", model, *arguments]) == 0
     found = json.loads(capsys.readouterr().out)
     n_layer, n_chunks = 6, 5
-    assert n_layer < found["slices"] <= n_layer * n_chunks + 2
+    assert n_layer < found["slices"] <= n_layer * n_chunks + 4  # contexts, head, end
     assert 0 < found["median_slice"] <= found["longest_slice"] and found["sliced_to_unsliced"] > 0
 
 
