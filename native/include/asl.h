@@ -69,7 +69,7 @@ typedef enum asl_dequant {
     ASL_DEQUANT_OFF  = 0, // as stored: bit-identical to stock llama.cpp
     // all others: attention is our own, too, where there is a kernel for the processor (asl_attention_kernel_name)
     // types whose products are faster so on this CPU are packed, or expanded to F16, once per layer (asl_kernel_rule):
-    // nearer to F32 arithmetic than stock llama.cpp's products
+    // nearer to F32 arithmetic than stock llama.cpp's products. A model without quantised weights keeps llama.cpp's attention
     ASL_DEQUANT_AUTO = 1,
     ASL_DEQUANT_ALL  = 2, // every quantised matrix in ordinary host memory is expanded to F16
     // packed, where there is a kernel for the type and the processor (asl_packed_kernel); else as ASL_DEQUANT_AUTO.

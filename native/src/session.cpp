@@ -11,6 +11,12 @@
 
 #include <algorithm>
 
+static bool has_quantised_weights(const llama_model & model) {
+    return std::any_of(model.tensors_by_name.begin(), model.tensors_by_name.end(), [](const auto & named) {
+        return ggml_is_quantized(named.second->type);
+    });
+}
+
 static std::string str(int64_t value) { return std::to_string(value); }
 
 asl_session::asl_session(llama_context & ctx, const llama_context_params & params, uint32_t n_ctx)
@@ -102,8 +108,10 @@ void asl_session::open(std::vector<int32_t> tokens, int32_t n_window, int32_t fi
     // expanding weights pays on CPUs; a GPU would have to be sent the larger copies
     const bool on_cpu = ctx.get_model().devices.empty();
     dequantiser.set_mode(on_cpu ? dequant : ASL_DEQUANT_OFF, ctx.n_threads_batch());
-    attention.reset(on_cpu && dequant != ASL_DEQUANT_OFF);
-    attention.reason = on_cpu ? "weights are as stored" : "on another device";
+    // where no weight is rounded, the default gives llama.cpp's bits; the other modes are asked for by name
+    const bool is_exact = dequant == ASL_DEQUANT_AUTO && !has_quantised_weights(ctx.get_model());
+    attention.reset(on_cpu && dequant != ASL_DEQUANT_OFF && !is_exact);
+    attention.reason = !on_cpu ? "on another device" : is_exact ? "no weight is quantised" : "weights are as stored";
 
     this->tokens    = std::move(tokens);
     this->n_tokens  = n_tokens;

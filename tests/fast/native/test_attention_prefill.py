@@ -44,7 +44,7 @@ def deviation(a: np.ndarray, b: np.ndarray) -> float:
 def check(model: Model, options: Options) -> None:
     """Two attentions of one model agree to the rounding of K/V; that of F16 products is llama.cpp's alone."""
     with model.context(options) as ours, model.context(options) as stock:
-        logits, scores, report = run(ours, "auto", N_TOKENS)
+        logits, scores, report = run(ours, "all", N_TOKENS)
         expected, expected_scores, stock_report = run(stock, "off", N_TOKENS)
     assert report.attention.startswith(f"own, {KERNEL}"), report.attention
     assert stock_report.attention == "llama.cpp's: weights are as stored"
@@ -71,7 +71,7 @@ def test_every_kind_of_attention(tmp_path: Path, kind: str):
         for flash in (False, True):
             with model.context(Options(flash=flash, kv=F32, **CHUNKS)) as context:
                 (logits, scores, report), (expected, expected_scores, _) = (
-                    run(context, mode, N_TOKENS) for mode in ("auto", "off")
+                    run(context, mode, N_TOKENS) for mode in ("all", "off")
                 )
             assert report.attention.startswith("own") or "llama.cpp's: " in report.attention
             assert deviation(logits, expected) < (0.02 if flash else 5e-4), report.attention
@@ -85,7 +85,7 @@ def test_pruned(tiny_model, architecture, flash):
     with closing(Model(tiny_model(architecture, weight_type="F32"))) as model:
         options = Options(flash=flash, kv=F32, **CHUNKS)
         with model.context(options) as ours, model.context(options) as stock:
-            logits, _, report = run(ours, "auto", 60)
+            logits, _, report = run(ours, "all", 60)
             expected, _, stock_report = run(stock, "off", 60)
         assert report.attention.startswith("own") and report.pruned
         assert report.selected == stock_report.selected
@@ -117,3 +117,13 @@ def test_threads_change_no_bit(tiny_model):
                 found.append(run(context, "auto", 60)[:2])
     for one, three in zip(*found, strict=True):
         assert np.array_equal(one, three)
+
+
+def test_weights_that_nothing_rounds_keep_llama_cpps_bits(tiny_model):
+    """By default. Another mode is asked for by name."""
+    with closing(Model(tiny_model("llama", weight_type="F16"))) as model:
+        with model.context(Options(**CHUNKS)) as ours, model.context(Options(**CHUNKS)) as stock:
+            logits, scores, report = run(ours, "auto", N_TOKENS)
+            expected, expected_scores, _ = run(stock, "off", N_TOKENS)
+    assert report.attention == "llama.cpp's: no weight is quantised"
+    assert np.array_equal(logits, expected) and np.array_equal(scores, expected_scores)
