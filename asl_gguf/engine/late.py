@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..native.session import Session
 from ..policies import Policy
 from ..policies.contract import Decision, Indices, LayerScores
 from .layers import Layers
@@ -19,7 +18,7 @@ class HeldRows:
     """
 
     def __init__(self, layers: Layers, policy: Policy) -> None:
-        self._session = _session_of(layers)
+        self._source = layers
         self._policy = policy
         self._layers: list[tuple[LayerScores, Indices | None]] = []
 
@@ -42,7 +41,7 @@ class HeldRows:
             if rows is None:
                 rows = held
             else:
-                self._session.shrink_rows(scores.layer, rows if held is None else _places(held, rows))
+                self._source.shrink_rows(scores.layer, rows if held is None else _places(held, rows))
             left.append((scores.n_current if rows is None else rows.shape[-1], rows))
         return left
 
@@ -56,10 +55,3 @@ def _places(held: Indices, rows: Indices) -> Indices:
     if held.ndim == 1:
         return np.searchsorted(held, rows).astype(np.int32)
     return np.stack([np.searchsorted(of_head, own) for of_head, own in zip(held, rows)]).astype(np.int32)
-
-
-def _session_of(layers: Layers) -> Session:
-    """The session below: decode cells are its own, whatever gives the layers."""
-    while not isinstance(layers, Session):
-        layers = layers._session  # type: ignore[attr-defined]
-    return layers

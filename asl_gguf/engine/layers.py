@@ -57,6 +57,9 @@ class Layers(Protocol):
     def keep_rows(self, index: Indices | None) -> int:
         """Keeps K/V rows of the layer that ran last, int32 [k] or [n_head_kv, k]; None: all. Returns k."""
 
+    def shrink_rows(self, layer: int, index: Indices) -> None:
+        """Of the rows that a layer keeps, only these stay: places among them, int32 [k] or [n_head_kv, k]."""
+
     def keep_tokens(self, index: Indices) -> None:
         """Deeper layers see only these tokens, int32 [k]."""
 

@@ -187,6 +187,10 @@ class Replay:
         """`Session.keep_rows`"""
         return self._session.keep_rows(index)
 
+    def shrink_rows(self, layer: int, index: Indices) -> None:
+        """`Session.shrink_rows`"""
+        self._session.shrink_rows(layer, index)
+
     def keep_tokens(self, index: Indices) -> None:
         """`Session.keep_tokens`; from here on layers run."""
         self._session.keep_tokens(index)

@@ -125,6 +125,10 @@ class ReusingLayers:
             index = self._current if index is None else self._current[index]
         return self._session.keep_rows(index)
 
+    def shrink_rows(self, layer: int, index: Indices) -> None:
+        """`Session.shrink_rows`"""
+        self._session.shrink_rows(layer, index)
+
     def keep_tokens(self, index: Indices) -> None:
         """`Session.keep_tokens`, from the layer on whose hidden states there are; before it, K/V of others are dropped."""
         if not self._whole:

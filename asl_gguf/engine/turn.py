@@ -67,6 +67,10 @@ class TurnLayers:
         """`Session.keep_rows`: the past's, and these of the turn. Returns how many of the turn."""
         return self._session.keep_rows(None if index is None else self._after_past(index)) - self._n_past
 
+    def shrink_rows(self, layer: int, index: Indices) -> None:
+        """`Session.shrink_rows`"""
+        self._session.shrink_rows(layer, self._after_past(index))
+
     def keep_tokens(self, index: Indices) -> None:
         """`Session.keep_tokens`"""
         self._session.keep_tokens(self._after_past(index))
