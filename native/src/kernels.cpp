@@ -192,7 +192,7 @@ static ggml_backend_buffer_ptr place(ggml_backend_buffer_type_t buft, ggml_tenso
 // seconds of the quickest run
 static double time_graph(ggml_backend_t backend, ggml_cgraph * gf) {
     const int64_t N_LEAST = 3;
-    const int64_t N_MOST  = 200; // of a tiny product
+    const int64_t N_MOST  = 50; // of a tiny product
     const int64_t N_US    = 400*1000;
 
     int64_t best  = INT64_MAX;

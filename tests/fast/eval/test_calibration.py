@@ -374,6 +374,7 @@ def test_the_rule_on_few_layers_is_the_policys(tiny_model, config, reference):
     """What profiles predict of each min_layer and tau is what the policy does with them."""
     from asl_gguf.budget.share import Budget
     from asl_gguf.engine.prefill import prefill
+    from asl_gguf.engine.replay import Replay, record
     from asl_gguf.eval.calibrate.profiling import make_cases, profile
     from asl_gguf.native.model import ContextOptions, Model
 
@@ -384,12 +385,14 @@ def test_the_rule_on_few_layers_is_the_policys(tiny_model, config, reference):
         for case, found in zip(cases, profile(model, policy, cases, dequant="off"), strict=True):
             tokens = model.tokenize(case.example.prompt)
             n_kept = Budget(0.1, 0).kept(len(tokens), policy.min_kept)
-            for place in range(found.first_min_layer, found.n_layer - 1):
-                for tau in (0.3, 0.8, 0.95, 1.0):
-                    used = replace(policy, min_layer=found.asked[place], tau=tau)
-                    with model.context(1024) as ctx, model.session(ctx, 1024, 1024, "off") as session:
-                        layer = prefill(session, tokens, used, n_kept).selection_layer
-                    expected = found.of_model(found.selected(place, tau, reference).layer)
-                    assert layer == expected or (layer is None and expected == found.asked[-1])
+            window = policy.window_of(len(tokens), n_kept)
+            with model.context(1024) as ctx, model.session(ctx, 1024, 1024, "off") as session:
+                replay = Replay(session, record(session, tokens, window, policy.weights_of(window)))
+                for place in range(found.first_min_layer, found.n_layer - 1):
+                    for tau in (0.3, 0.8, 0.95, 1.0):
+                        used = replace(policy, min_layer=found.asked[place], tau=tau)
+                        layer = prefill(replay, tokens, used, n_kept).selection_layer
+                        expected = found.of_model(found.selected(place, tau, reference).layer)
+                        assert layer == expected or (layer is None and expected == found.asked[-1])
     finally:
         model.close()
