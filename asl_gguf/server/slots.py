@@ -89,7 +89,9 @@ class Slot:
         self._plan: Plan | None = None
 
     def _note(self, done: int, total: int) -> None:
-        self._done = done / max(total, 1)
+        self._done = max(
+            self._done, done / max(total, 1)
+        )  # a deeper selection makes the rest longer, not what is done less
 
     def plan(self, incoming: Incoming) -> bool:
         """Whether the engine runs the prompt, in slices; if not, the server evaluates what the cells do not hold.
