@@ -28,7 +28,13 @@ _SAMPLE_BYTES = 1 << 14
 
 
 def fingerprint_of(
-    model: Any, path: str, params: Any, n_ctx: int, lora: object, pruning: Mapping[str, object]
+    model: Any,
+    path: str,
+    params: Any,
+    n_ctx: int,
+    lora: tuple[str | None, float],
+    overrides: Mapping[str, object] | None,
+    pruning: Mapping[str, object],
 ) -> Fingerprint:
     """The origin of states that a `Llama` saves.
 
@@ -36,6 +42,7 @@ def fingerprint_of(
         params: llama_context_params of its decode context.
         n_ctx: longest prompt and answer, which chooses the rope factors of some models.
         lora: path and scale of an adapter.
+        overrides: kv_overrides of the model.
         pruning: the options that decide what is kept.
     """
     context = {name: str(getattr(params, name)) for name in (*_CONTEXT_SETTINGS, *_YARN_SETTINGS)}
@@ -43,7 +50,8 @@ def fingerprint_of(
         "model file": _digest(Path(path)),
         "llama_cpp": llama_cpp.__version__,
         "asl_gguf": __version__,
-        "LoRA": describe(lora),
+        "LoRA": describe((*lora, _digest(Path(lora[0])) if lora[0] else None)),
+        "kv_overrides": describe(overrides or None),
         "long rope factors": str(_uses_long_factors(model, n_ctx)),
         **context,
         **{name: describe(value) for name, value in pruning.items()},

@@ -35,6 +35,8 @@ def check_token_ids(tokens: list[Any]) -> None:
 def with_bias(arguments: dict[str, Any]) -> dict[str, Any]:
     """logit_bias as the last of the logits processors, where there are others: the parent loses both then."""
     bias, processors = arguments.get("logit_bias"), arguments.get("logits_processor")
+    if wrong := [token for token in bias or () if int(token) < 0]:
+        raise OptionError(f"logit_bias: expected token ids from 0 on, got {wrong[0]}")
     if bias is None or processors is None:
         return arguments
     biases = {int(token): float(value) for token, value in bias.items()}

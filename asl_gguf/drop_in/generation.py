@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ContextFullError, StateError
+from ..native.bindings import llama_cpp
 from ..report import DecodeReport
 
 if TYPE_CHECKING:
@@ -150,3 +151,47 @@ def undisturbed(tokens: Tokens, turn: Callable[[], int]) -> Tokens:
                 return
             began = turn()
             sent = yield token
+
+
+class LoudProcessors:
+    """Logits processors, as they were at the call, whose errors reach the caller.
+
+    llama.cpp calls them through ctypes, which prints what they raise, drops it, and samples as if they were not there.
+    """
+
+    def __init__(self, processors: Sequence[Callable[..., Any]]) -> None:
+        self._processors = tuple(processors)
+        self._raised: BaseException | None = None
+
+    def __call__(self, ids: Any, scores: Any) -> Any:
+        try:
+            for processor in self._processors:
+                scores = processor(ids, scores)
+        except BaseException as err:  # KeyboardInterrupt too
+            self._raised = self._raised or err
+        return scores
+
+    def checked(self, tokens: Tokens) -> Tokens:
+        """The same tokens, up to the first error."""
+        sent = None
+        with contextlib.closing(tokens):
+            while True:
+                try:
+                    token = tokens.send(sent)
+                except StopIteration:
+                    return
+                if self._raised is not None:
+                    raise self._raised
+                sent = yield token
+
+
+def as_given(bound: Mapping[str, Any]) -> tuple[dict[str, Any], LoudProcessors]:
+    """Arguments of `llama_cpp.Llama.generate` with its lists as they are now, and what has errors of its processors raised."""
+    given = {name: value for name, value in bound.items() if name not in ("self", "tokens")}
+    found = given.get("logits_processor") or ()
+    processors = LoudProcessors(found if isinstance(found, (list, tuple)) else [found])
+    if found:
+        given["logits_processor"] = llama_cpp.LogitsProcessorList([processors])
+    if isinstance(criteria := given.get("stopping_criteria"), list):
+        given["stopping_criteria"] = llama_cpp.StoppingCriteriaList(criteria)
+    return given, processors

@@ -34,7 +34,7 @@ from ..policies import DEFAULT, Policy
 from ..policies.contract import Indices
 from ..policies.protect import Protected
 from ..report import DecodeReport, PrefillReport
-from . import init_errors
+from . import generation, init_errors
 from .arguments import LlamaArguments, check_names, joined_signature, refusing_unknown
 from .completion import (
     as_called,
@@ -45,7 +45,7 @@ from .completion import (
     whole_characters,
 )
 from .gate import Gate, gated
-from .generation import Call, Tokens, current_call, known, known_to, of_parent, timed, undisturbed, until_full
+from .generation import Call, Tokens, current_call, known, known_to
 from .logprobs import AnswerLogprobs
 from .options import AslOptions, unprunable_use
 from .progress import progress_of
@@ -277,13 +277,14 @@ class Llama(StatefulLlama):
         """
         tokens = list(tokens)  # now, not when the first token is asked for
         check_token_ids(tokens)
-        answer = self._generate(tokens, args, kwargs)
-        return answer if self._sequence is None else undisturbed(answer, lambda: self._text.turn)
+        given, processors = generation.as_given(_GENERATE.bind(self, tokens, *args, **kwargs).arguments)
+        answer = processors.checked(self._generate(tokens, given))
+        return answer if self._sequence is None else generation.undisturbed(answer, lambda: self._text.turn)
 
-    def _generate(self, tokens: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tokens:
+    def _generate(self, tokens: list[int], given: dict[str, Any]) -> Tokens:
         self._text.turn += 1
-        if not _GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True):
-            yield from super().generate(tokens, *args, **kwargs)
+        if not given.get("reset", True):
+            yield from super().generate(tokens, **given)
             return
         if not tokens:
             raise PromptError("expected at least one token, got an empty prompt")
@@ -292,11 +293,11 @@ class Llama(StatefulLlama):
         ours = self.verbose and self.last_prefill.token_layers > 0
         if ours:
             print(f"Llama.generate: {self.last_prefill}", file=sys.stderr)
-        answer = of_parent(self, super().generate(tokens, *args, **kwargs), quiet=ours)
+        answer = generation.of_parent(self, super().generate(tokens, **given), quiet=ours)
         if call.logprobs is not None:
             answer = call.logprobs.noting(answer)
-        answer = timed(answer, self._answer_started, self._answer_goes_on)
-        yield from until_full(answer, call.max_tokens or 0)
+        answer = generation.timed(answer, self._answer_started, self._answer_goes_on)
+        yield from generation.until_full(answer, call.max_tokens or 0)
 
     def _prefill(self, tokens: list[int], call: Call) -> PrefillReport:
         """Runs a prompt as far as it runs layer by layer; the parent evaluates what is left."""

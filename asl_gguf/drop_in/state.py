@@ -96,9 +96,15 @@ class StatefulLlama(llama_cpp.Llama):
         return True
 
     def _fingerprint_now(self) -> Fingerprint:
-        lora = (self.lora_path, self.lora_scale) if self.lora_path else None
+        lora = (self.lora_path, self.lora_scale) if self.lora_path else (None, 1.0)
         return fingerprint_of(
-            self.model, self.model_path, self.context_params, self._n_ctx, lora, self._asl.deciding_what_is_kept()
+            self.model,
+            self.model_path,
+            self.context_params,
+            self._n_ctx,
+            lora,
+            self.kv_overrides,
+            self._asl.deciding_what_is_kept(),
         )
 
     def save_state(self) -> llama_cpp.LlamaState:

@@ -249,6 +249,8 @@ def _run_layers(
 ) -> Generator[None, None, bool]:
     """Layer after layer, as long as the policy has to be asked. Returns whether the kept tokens start again."""
     observe = policy.start(prompt)
+    if not callable(observe):
+        raise OptionError(f"policy {policy.name}: expected start to return an observer, got {observe!r:.60}")
     held = HeldRows(layers, policy) if prompt.late is not None and policy.decides_late else None
     trace.n_kept = prompt.n_kept
     n_waiting = 0  # layers that nobody looks at run together with the next one

@@ -19,10 +19,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     is a symbolic link, what it points to is replaced and not the link.
 
     Raises:
-        OSError: the folder cannot be written; `path` is as it was.
+        OSError: the folder cannot be written, or `path` is no regular file; it is as it was.
     """
     target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name[:64]}-{secrets.token_hex(8)}.part")
+    if target.exists() and not target.is_file():
+        raise OSError(f"expected a file or a free name, got {path}, which is a folder, a device or a pipe")
+    part = target.with_name(f".{os.fsdecode(os.fsencode(target.name)[:64])}-{secrets.token_hex(8)}.part")
     with contextlib.ExitStack() as undo:
         with part.open("x+b") as file:  # not of tempfile, whose files are 0600 whatever the umask
             undo.callback(_unlink, part)

@@ -25,6 +25,8 @@ DEQUANT_MODES = {
     "int16": bindings.DEQUANT_INT16,
 }
 
+_SIGNALS = tuple(sorted(signal.valid_signals()))
+
 Progress = Callable[[int, int], bool | None]
 """(done, total) in token-layers; returning False cancels"""
 
@@ -276,29 +278,31 @@ class Session:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C ends a native call after its chunk and reaches its own handler then.
+        """Handlers of signals run after a native call, where what they raise reaches the caller. Ctrl-C ends the call early.
 
         Python runs handlers on entry to the progress callback as well, before any try of ours: ctypes would print
-        and drop what they raise.
+        and drop what they raise, and what they close would be freed while the library works with it.
         """
-        handler = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
-        caught: list[Any] = []
+        handlers = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
+        caught: list[tuple[int, Any]] = []
 
-        def note(*arguments: Any) -> None:
-            self._interrupted = True
-            caught.append(arguments)
+        def note(number: int, frame: Any) -> None:
+            self._interrupted = self._interrupted or number == signal.SIGINT
+            caught.append((number, frame))
 
-        signal.signal(signal.SIGINT, note)
+        for blocked in handlers:
+            signal.signal(blocked, note)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, handler)
+            for blocked, handler in handlers.items():
+                signal.signal(blocked, handler)
             self._interrupted = False
-            if caught:
-                handler(*caught[0])
+            for number, frame in caught:
+                handlers[signal.Signals(number)](number, frame)
 
     def scores(self) -> Floats:
         """float32 [n_head_kv, n_current]: the window's attention in the layer that ran last."""
@@ -379,7 +383,9 @@ class Session:
             self._check(lib.session_finish(self._handle))
 
     def abort(self) -> None:
-        """Ends an open prefill; the decode context is left empty."""
+        """Ends an open prefill; the decode context is left empty. A closed session has none."""
+        if not self._pointer:
+            return
         self._check(lib.session_abort(self._handle))
 
     def _check(self, status: int) -> None:

@@ -109,6 +109,16 @@ class Decision:
     second_pass: bool = False
     """with tokens: run them again from layer 0 as a prompt of their own, and keep all of that"""
 
+    def __post_init__(self) -> None:
+        """Lists become arrays where that is possible; `check` says what is wrong with the others."""
+        for name in ("rows", "tokens"):
+            index = getattr(self, name)
+            if isinstance(index, (list, tuple)):
+                try:
+                    object.__setattr__(self, name, np.asarray(index))
+                except (ValueError, OverflowError):
+                    continue  # lists of several lengths
+
     def check(self, policy: str, layer: int, n_current: int, n_head_kv: int) -> None:
         """Raises OptionError for rows or tokens that are no increasing indices of the current tokens.
 

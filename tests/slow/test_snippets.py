@@ -19,7 +19,6 @@ PAGES = ("README.md", "docs/POLICIES.md", "docs/INTEGRATIONS.md")
 N_TOKENS = 2000
 NOT_RUN = {
     "pruned(ChatLlamaCpp": "langchain's own class: test_ecosystem.py",
-    "pruned(main": "a server: test_ecosystem.py",
     "other_package": "no package of that name",
     "class Newest": "part of a module: tests/fast/policies",
 }
