@@ -286,7 +286,10 @@ class Session:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        handlers = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
+        # plain numbers: real-time signals have no name
+        handlers: dict[int, Any] = {
+            int(number): handler for number in _SIGNALS if callable(handler := signal.getsignal(number))
+        }
         caught: list[tuple[int, Any]] = []
 
         def note(number: int, frame: Any) -> None:
@@ -301,8 +304,9 @@ class Session:
             for blocked, handler in handlers.items():
                 signal.signal(blocked, handler)
             self._interrupted = False
-            for number, frame in caught:
-                handlers[signal.Signals(number)](number, frame)
+            with contextlib.ExitStack() as all_of_them:  # whatever one of them raises
+                for number, frame in reversed(caught):
+                    all_of_them.callback(handlers[number], number, frame)
 
     def scores(self) -> Floats:
         """float32 [n_head_kv, n_current]: the window's attention in the layer that ran last."""

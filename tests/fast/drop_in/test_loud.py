@@ -48,20 +48,47 @@ def test_a_signal_handler_that_raises(make, closes):
         assert complete(llm, DOCUMENT)["choices"] == complete(make(**PRUNED), DOCUMENT)["choices"]
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no signals of this kind")
-def test_a_signal_handler_that_returns_changes_nothing(make):
+@pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="no signals of this kind")
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGRTMIN"])
+def test_a_signal_handler_that_returns_changes_nothing(make, name):
+    """The one after SIGRTMIN is no member of `signal.Signals`."""
+    number = int(getattr(signal, name)) + (name == "SIGRTMIN")
     llm, seen = make(**PRUNED, n_batch=16, n_ubatch=16), []
-    before = signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))
-    timer = threading.Timer(0.02, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    before = signal.signal(number, lambda *_: seen.append(1))
     try:
-        timer.start()
-        while not seen:
+        while len(seen) < 3:
+            timer = threading.Timer(0.01, lambda: os.kill(os.getpid(), number))
+            timer.start()
             llm.reset()
             llm.prefill(prompt(900))
+            timer.join()
     finally:
-        timer.cancel()
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(number, before)
     assert llm.last_prefill.pruned
+
+
+def test_handlers_of_several_signals_all_run(make):
+    """Though the first one raises."""
+    llm, seen = make(**PRUNED), []
+    session = llm._asl_session
+
+    def first(*_: Any) -> None:
+        seen.append("first")
+        raise Late
+
+    before = {signal.SIGINT: signal.getsignal(signal.SIGINT), signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
+    signal.signal(signal.SIGINT, first)
+    signal.signal(signal.SIGTERM, lambda *_: seen.append("second"))
+    try:
+        with pytest.raises(Late):
+            with session._interruptible():
+                for number in before:
+                    signal.raise_signal(number)
+                assert not seen
+        assert seen == ["first", "second"]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
