@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +51,3 @@ class Snapshot:
     def text_tokens(self) -> tuple[int, ...]:
         """The evaluated tokens and the sampled one: the prompt and the answer."""
         return self.tokens if self.sampled is None else (*self.tokens, self.sampled)
-
-    def serves(self, prompt: Sequence[int]) -> bool:
-        """Whether this prompt goes on from all that is held, as K/V that were pruned demand."""
-        return tuple(prompt[: len(self.text_tokens)]) == self.text_tokens

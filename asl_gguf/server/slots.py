@@ -55,7 +55,7 @@ class Slot:
     """One slot. The server owns what its cells stand for and says so with every prompt.
 
     Args:
-        place: the slot's sequence of the server's context.
+        make_place: gives the slot's sequence of the server's context, for a progress callback.
         rules: what a request keeps.
         options: the server's.
         n_ctx: longest prompt + answer in tokens.
@@ -89,9 +89,8 @@ class Slot:
         self._plan: Plan | None = None
 
     def _note(self, done: int, total: int) -> None:
-        self._done = max(
-            self._done, done / max(total, 1)
-        )  # a deeper selection makes the rest longer, not what is done less
+        # a deeper selection makes the rest longer, not what is done less
+        self._done = max(self._done, done / max(total, 1))
 
     def plan(self, incoming: Incoming) -> bool:
         """Whether the engine runs the prompt, in slices; if not, the server evaluates what the cells do not hold.
