@@ -63,9 +63,10 @@ conformance: build ## docs/MODELS.md: a random model of every architecture, ours
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build $(BUILD) --target asl-archs
 	$(PY) tests/conformance/run.py --archs $(BUILD)/bin/asl-archs --rows build/conformance.json --out docs/MODELS.md
 
-lint: $(VENV)/.lint ## ruff: rules and format
+lint: $(VENV)/.lint ## ruff and clang-format: rules and format
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'native/*.cpp' 'native/*.h')
 
 types: $(VENV)/.lint ## mypy
 	$(PY) -m mypy
@@ -126,7 +127,8 @@ $(VENV)/.cmake-args: FORCE | $(VENV)/.made
 	@test -f $@ -a -z '$(CMAKE_ARGS)' || echo '$(CMAKE_ARGS)' | cmp -s - $@ || echo '$(CMAKE_ARGS)' >$@
 
 $(VENV)/.lint: $(VENV)/.requirements
-	$(PIP) install --quiet ruff mypy gguf
+	@# another version of clang-format would format otherwise
+	$(PIP) install --quiet ruff mypy gguf clang-format==19.1.7
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml $(VENV)/.made

@@ -20,7 +20,7 @@ static uint32_t asl_n_layer = 4; // read by the included test where it does not 
 
 // What a variant changes of an architecture's fixture.
 struct variant {
-    bool     moe     = false;
+    bool moe = false;
     uint32_t n_layer = 4;
     std::function<void(gguf_context *, const std::string &)> change;
 };
@@ -59,7 +59,7 @@ static std::map<std::string, variant> get_variants(llm_arch arch) {
         const std::vector<float> clamp = { 0.0f, 4.0f, 4.0f, 4.0f }; // of four layers, the test has two
         return { { "moe", { true, 4, [=](gguf_context * ctx, const std::string &) {
             gguf_remove_key(ctx, "bailingmoe3.kda.safe_gate");
-            gguf_set_arr_data(ctx, "bailingmoe3.swiglu_clamp_exp",   GGUF_TYPE_FLOAT32, clamp.data(), clamp.size());
+            gguf_set_arr_data(ctx, "bailingmoe3.swiglu_clamp_exp", GGUF_TYPE_FLOAT32, clamp.data(), clamp.size());
             gguf_set_arr_data(ctx, "bailingmoe3.swiglu_clamp_shexp", GGUF_TYPE_FLOAT32, clamp.data(), clamp.size());
         } } } };
     }
@@ -92,7 +92,7 @@ static void write_file(const gguf_context * meta, const llama_model & model, con
     gguf_context_ptr out { gguf_init_empty() };
     gguf_set_kv(out.get(), meta);
     std::set<std::string> seen;
-    for (const auto & [ name, tensor ] : model.tensors_by_name) {
+    for (const auto & [name, tensor] : model.tensors_by_name) {
         if (!is_mtp_scale(name, model) && seen.insert(name).second) {
             ggml_tensor named = *tensor;
             ggml_set_name(&named, name.c_str());
@@ -114,9 +114,9 @@ static void write_arch(llm_arch arch, const variant & v, size_t seed, const char
     ggml_backend_dev_t no_devices[1] = { nullptr };
     llama_model_params params = llama_model_default_params();
     params.progress_callback = silent_model_load_progress;
-    params.devices           = no_devices;
-    params.use_extra_bufts   = false;
-    params.load_mtp          = true; // their tensors are made; whoever loads the file leaves them out
+    params.devices = no_devices;
+    params.use_extra_bufts = false;
+    params.load_mtp = true; // their tensors are made; whoever loads the file leaves them out
     tensor_data_params data = { seed, 0.1f };
     llama_model_ptr model { llama_model_init_from_user(meta.get(), set_tensor_data, &data, params) };
     if (!model) {
@@ -130,7 +130,7 @@ int main(int argc, char ** argv) {
     if (argc == 2 && std::string(argv[1]) == "--list") {
         for (const llm_arch & arch : llm_arch_all()) {
             if (arch != LLM_ARCH_UNKNOWN) {
-                for (const auto & [ name, _ ] : get_variants(arch)) {
+                for (const auto & [name, _] : get_variants(arch)) {
                     printf("%s %s\n", llm_arch_name(arch), name.c_str());
                 }
             }

@@ -30,13 +30,13 @@
 #include <stdint.h>
 
 #ifdef _WIN32
-#    ifdef LLAMA_BUILD
-#        define ASL_API __declspec(dllexport)
-#    else
-#        define ASL_API __declspec(dllimport)
-#    endif
+#ifdef LLAMA_BUILD
+#define ASL_API __declspec(dllexport)
 #else
-#    define ASL_API __attribute__((visibility("default")))
+#define ASL_API __declspec(dllimport)
+#endif
+#else
+#define ASL_API __attribute__((visibility("default")))
 #endif
 
 #ifdef __cplusplus
@@ -53,28 +53,28 @@ typedef struct asl_session asl_session;
 #define ASL_ABI_VERSION 9
 
 typedef enum asl_status {
-    ASL_OK              = 0,
-    ASL_ERR_ARGUMENT    = 1, // an argument is outside its domain; the session is unchanged
+    ASL_OK = 0,
+    ASL_ERR_ARGUMENT = 1, // an argument is outside its domain; the session is unchanged
     ASL_ERR_UNSUPPORTED = 2, // the model or context cannot be prefilled layer by layer
-    ASL_ERR_STATE       = 3, // the call does not fit the session's state; the session is unchanged
-    ASL_ERR_MEMORY      = 4, // an allocation failed; the prefill was aborted
-    ASL_ERR_COMPUTE     = 5, // a graph failed to compute; the prefill was aborted
-    ASL_CANCELLED       = 6, // the progress callback returned false; the prefill was aborted
-    ASL_ERR_INTERNAL    = 7, // an invariant does not hold; the prefill was aborted
-    ASL_ERR_CELLS       = 8, // too few free cells; nothing has changed
+    ASL_ERR_STATE = 3, // the call does not fit the session's state; the session is unchanged
+    ASL_ERR_MEMORY = 4, // an allocation failed; the prefill was aborted
+    ASL_ERR_COMPUTE = 5, // a graph failed to compute; the prefill was aborted
+    ASL_CANCELLED = 6, // the progress callback returned false; the prefill was aborted
+    ASL_ERR_INTERNAL = 7, // an invariant does not hold; the prefill was aborted
+    ASL_ERR_CELLS = 8, // too few free cells; nothing has changed
 } asl_status;
 
 // How weight matrices are held while their layer runs (CPU only; elsewhere ignored).
 typedef enum asl_dequant {
-    ASL_DEQUANT_OFF  = 0, // as stored: bit-identical to stock llama.cpp
+    ASL_DEQUANT_OFF = 0, // as stored: bit-identical to stock llama.cpp
     // all others: attention is our own, too, where there is a kernel for the processor (asl_attention_kernel_name)
     // types whose products are faster so on this CPU are packed, or expanded to F16, once per layer (asl_kernel_rule):
     // nearer to F32 arithmetic than stock llama.cpp's products. A model without quantised weights keeps llama.cpp's attention
     ASL_DEQUANT_AUTO = 1,
-    ASL_DEQUANT_ALL  = 2, // every quantised matrix in ordinary host memory is expanded to F16
+    ASL_DEQUANT_ALL = 2, // every quantised matrix in ordinary host memory is expanded to F16
     // packed, where there is a kernel for the type and the processor (asl_packed_kernel); else as ASL_DEQUANT_AUTO.
     // Activations are rounded to 8 bits, as stock llama.cpp does, or 16
-    ASL_DEQUANT_INT8  = 3,
+    ASL_DEQUANT_INT8 = 3,
     ASL_DEQUANT_INT16 = 4,
 } asl_dequant;
 
@@ -104,7 +104,7 @@ typedef struct asl_session_info {
     int64_t kv_bytes_prefill_peak; // the same, largest since asl_session_begin
     int64_t host_bytes;        // hidden states, packed and expanded weights, attention mask and K/V of sliding layers held now in host memory
     int64_t device_bytes;      // hidden states and attention mask held now in memory of other devices
-    char    attention[160];    // what the layers of this prefill, or of the last one, attended with: one line, "" if none has run
+    char attention[160];    // what the layers of this prefill, or of the last one, attended with: one line, "" if none has run
 } asl_session_info;
 
 // ASL_ABI_VERSION of the library in use.
@@ -144,7 +144,7 @@ ASL_API bool asl_kernel_expands(int32_t type, char * reason, size_t n_reason);
 //   buffer    receives the name of the buffer type that held the weights, or one line that says what is wrong
 // Returns false if the type is not held so here, or the product cannot be computed.
 ASL_API bool asl_kernel_measure(int32_t type, int32_t held, int32_t n_out, int32_t n_tokens, int32_t n_in, int32_t n_threads,
-                                float * gflops, char * buffer, size_t n_buffer);
+        float * gflops, char * buffer, size_t n_buffer);
 
 // The kernel of products with packed weights that is in force here: "scalar", "AVX2" or "AVX-512 VNNI".
 ASL_API const char * asl_packed_kernel_name(void);
@@ -158,7 +158,7 @@ ASL_API const char * asl_packed_kernel_name(void);
 // Returns false if the type cannot be packed, n_in does not fit, or the kernel does not run here.
 // Twin: packed_product in tests/twins.py
 ASL_API bool asl_packed_product(const char * kernel, int32_t type, const void * weights, int32_t n_out, int32_t n_in,
-                                int32_t act_bits, const float * x, int32_t n_tokens, float * y);
+        int32_t act_bits, const float * x, int32_t n_tokens, float * y);
 
 // The attention kernel that is in force here: "AVX2", "AVX-512" or "scalar", which is never used in a prefill: llama.cpp's
 // attention is faster.
@@ -177,13 +177,13 @@ typedef struct asl_attention_case {
     int32_t type_k;    // ggml_type
     int32_t type_v;
     int32_t n_threads; // parts that are computed one after another
-    bool    v_transposed; // v is [n_head_kv, n_embd_v, cells], F16 or F32
-    float   scale;
-    float   cap;       // softmax of scale*cap*tanh(cap_scale*kq), 0 for scale*kq
-    float   cap_scale;
+    bool v_transposed; // v is [n_head_kv, n_embd_v, cells], F16 or F32
+    float scale;
+    float cap;       // softmax of scale*cap*tanh(cap_scale*kq), 0 for scale*kq
+    float cap_scale;
     const float * q;   // [n_tokens, n_head, n_embd_k]
-    const void  * k;   // [cells, n_head_kv, n_embd_k]
-    const void  * v;   // [cells, n_head_kv, n_embd_v]
+    const void * k;   // [cells, n_head_kv, n_embd_k]
+    const void * v;   // [cells, n_head_kv, n_embd_v]
     const float * sinks;   // [n_head], may be NULL
     const float * mask;    // [n_tokens, cells], added to the logits in place of the causal order; may be NULL
     const float * weights; // [n_queries], may be NULL for 1
@@ -239,7 +239,7 @@ ASL_API int32_t asl_context_get_free_cells(struct llama_context * ctx, int32_t s
 // Returns ASL_ERR_CELLS if too few cells are free, and ASL_ERR_ARGUMENT with the reason if the contexts or the sequence do
 // not fit: nothing has changed then.
 ASL_API asl_status asl_context_move(struct llama_context * src, int32_t src_seq_id, struct llama_context * dst, int32_t seq_id,
-                                    bool with_logits, char * error, size_t n_error);
+        bool with_logits, char * error, size_t n_error);
 
 // Creates a session for a decode context.
 //   ctx       one sequence stream (n_seq_max = 1, or kv_unified); outlives the session
@@ -250,7 +250,7 @@ ASL_API asl_status asl_context_move(struct llama_context * src, int32_t src_seq_
 //   error     receives one line if the session cannot be created; NULL allowed if n_error is 0
 // Returns NULL on failure. Free with asl_session_free, before ctx.
 ASL_API asl_session * asl_session_init(struct llama_context * ctx, const struct llama_context_params * params,
-                                       uint32_t n_ctx, char * error, size_t n_error);
+        uint32_t n_ctx, char * error, size_t n_error);
 
 // NULL is allowed.
 ASL_API void asl_session_free(asl_session * session);

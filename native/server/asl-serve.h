@@ -12,9 +12,9 @@
 #include <stdint.h>
 
 #ifdef _WIN32
-#    define ASL_SERVE_API __declspec(dllexport)
+#define ASL_SERVE_API __declspec(dllexport)
 #else
-#    define ASL_SERVE_API __attribute__((visibility("default")))
+#define ASL_SERVE_API __attribute__((visibility("default")))
 #endif
 
 #ifdef __cplusplus
@@ -29,13 +29,13 @@ struct llama_context_params;
 
 // What becomes of a prompt.
 typedef enum asl_serve_status {
-    ASL_SERVE_STOCK    = 0, // the server evaluates what the slot's cells do not hold
-    ASL_SERVE_MORE     = 1, // the engine prefills it, in slices: asl_serve_engine.step
-    ASL_SERVE_DONE     = 2, // the slot's cells and the logits are there
+    ASL_SERVE_STOCK = 0, // the server evaluates what the slot's cells do not hold
+    ASL_SERVE_MORE = 1, // the engine prefills it, in slices: asl_serve_engine.step
+    ASL_SERVE_DONE = 2, // the slot's cells and the logits are there
     ASL_SERVE_TOO_LONG = 3, // refused: it does not fit (400, exceed_context_size_error)
-    ASL_SERVE_INVALID  = 4, // refused: an option is wrong (400)
+    ASL_SERVE_INVALID = 4, // refused: an option is wrong (400)
     ASL_SERVE_NO_CELLS = 5, // refused: no cells or memory now (503)
-    ASL_SERVE_FAILED   = 6, // refused: the engine failed (500)
+    ASL_SERVE_FAILED = 6, // refused: the engine failed (500)
 } asl_serve_status;
 
 // Before the model is loaded: how many cells the slots get.
@@ -43,7 +43,7 @@ typedef struct asl_serve_sizes {
     const char * model; // path
     int32_t n_ctx;      // -c; 0: the model's training context
     int32_t n_slots;    // -np
-    bool    unified;    // slots share n_ctx, else each has its part of it
+    bool unified;    // slots share n_ctx, else each has its part of it
     // to be filled:
     int32_t n_ctx_slot; // longest prompt + answer of a slot in tokens
     int32_t n_cells;    // of a slot
@@ -78,7 +78,7 @@ typedef struct asl_serve_answer {
     int32_t n_pruned;  // when done: as in asl_serve_prompt
     int32_t n_dropped;
     int32_t n_done;    // tokens that the progress so far amounts to
-    char    text[16384]; // a report as JSON (STOCK, DONE), or what was expected and what came
+    char text[16384]; // a report as JSON (STOCK, DONE), or what was expected and what came
 } asl_serve_answer;
 
 // Takes n bytes, once.
@@ -93,7 +93,7 @@ typedef struct asl_serve_engine {
     // The context is there (again, after sleep). params: what a private context of one sequence is created with.
     // false: as above; the context is made anew with the server's own sizes
     bool (*open)(void * user_data, struct llama_context * ctx, const struct llama_context_params * params,
-                 asl_serve_sizes * sizes, char * text, size_t n_text);
+            asl_serve_sizes * sizes, char * text, size_t n_text);
 
     // The context is about to go.
     void (*close)(void * user_data);

@@ -36,7 +36,7 @@ void asl_slots::add_retry_after(std::map<std::string, std::string> & headers, in
     }
 }
 
-int64_t asl_slots::wait_ms() { return g_engine ? g_engine->wait_seconds*(int64_t) 1000 : -1; }
+int64_t asl_slots::wait_ms() { return g_engine ? g_engine->wait_seconds * (int64_t) 1000 : -1; }
 
 void asl_slots::finished(int id_slot, const std::string & text, int32_t n_tokens) {
     if (on) {
@@ -47,7 +47,7 @@ void asl_slots::finished(int id_slot, const std::string & text, int32_t n_tokens
 void asl_common_start::add(const llama_tokens & remembered, int32_t n_common) {
     if (n_common > n_tokens) {
         n_tokens = n_common;
-        other    = n_common < (int32_t) remembered.size() ? remembered[n_common] : -1;
+        other = n_common < (int32_t) remembered.size() ? remembered[n_common] : -1;
     }
 }
 
@@ -64,7 +64,7 @@ static const char * find_unprunable(const common_params & params) {
         return "the server was started with a multimodal projector (--mmproj)";
     }
     if (params.speculative.has_dft() || std::any_of(params.speculative.types.begin(), params.speculative.types.end(),
-                [](common_speculative_type type) { return type != COMMON_SPECULATIVE_TYPE_NONE; })) {
+                                                [](common_speculative_type type) { return type != COMMON_SPECULATIVE_TYPE_NONE; })) {
         return "speculative decoding needs the logits of every token";
     }
     if (params.embedding || params.pooling_type == LLAMA_POOLING_TYPE_RANK) {
@@ -83,12 +83,12 @@ void asl_slots::refuse(const char * text) {
 // What the engine makes private contexts of: one sequence, one output, sampled elsewhere.
 static llama_context_params make_private_params(const common_params & params) {
     llama_context_params result = common_context_params_to_llama(params);
-    result.n_seq_max             = 1;
-    result.kv_unified            = false;
-    result.n_outputs_max         = 1;
+    result.n_seq_max = 1;
+    result.kv_unified = false;
+    result.n_outputs_max = 1;
     result.n_outputs_max_per_seq = 0;
-    result.samplers              = nullptr;
-    result.n_samplers            = 0;
+    result.samplers = nullptr;
+    result.n_samplers = 0;
     return result;
 }
 
@@ -97,10 +97,10 @@ common_init_result_ptr asl_slots::init(common_params & params) {
         return common_init_from_params(params);
     }
     if (has_given) { // awake again: params has our sizes
-        params.n_ctx      = given.n_ctx;
+        params.n_ctx = given.n_ctx;
         params.kv_unified = given.kv_unified;
     }
-    given     = params;
+    given = params;
     has_given = true;
 
     char text[1024] = "";
@@ -115,7 +115,7 @@ common_init_result_ptr asl_slots::init(common_params & params) {
     }
     // a stream of cells for each slot: no slot can take another's
     params.kv_unified = false;
-    params.n_ctx      = sizes.n_cells*params.n_parallel;
+    params.n_ctx = sizes.n_cells * params.n_parallel;
     common_init_result_ptr result = common_init_from_params(params);
     if (!result->context()) {
         return result;
@@ -127,7 +127,7 @@ common_init_result_ptr asl_slots::init(common_params & params) {
         params = given;
         return common_init_from_params(params);
     }
-    on  = true;
+    on = true;
     ctx = result->context();
     running.assign(params.n_parallel, false);
     LOG_INF("asl: %d slots of %d tokens in %d cells each\n", params.n_parallel, sizes.n_ctx_slot, sizes.n_cells);
@@ -137,7 +137,7 @@ common_init_result_ptr asl_slots::init(common_params & params) {
 void asl_slots::free() {
     if (on) {
         g_engine->close(g_engine->user_data);
-        on  = false;
+        on = false;
         ctx = nullptr;
     }
 }
@@ -181,7 +181,7 @@ void asl_prompt_state::load(std::vector<llama_token> & packed) {
     *this = {};
     const size_t n = packed.size();
     if (n >= 3 && packed[n - 1] == FILE_MARK) {
-        n_pruned  = packed[n - 3];
+        n_pruned = packed[n - 3];
         n_dropped = packed[n - 2];
         packed.resize(n - 3);
     }
@@ -194,7 +194,7 @@ void asl_prompt_state::check(int32_t n_tokens, int32_t n_cells_used) {
     if (n_tokens - n_cells_used != n_dropped) {
         // of another program: which of the tokens are missing is not known
         n_dropped = n_tokens - n_cells_used;
-        n_pruned  = n_tokens;
+        n_pruned = n_tokens;
     }
     if (n_dropped < 0) {
         throw std::runtime_error("Slot save file holds more cells than tokens");

@@ -13,7 +13,7 @@
 
 // Beside the tokens of a prompt whose cells are there, wherever the prompt goes: slots, the RAM cache, children, files.
 struct asl_prompt_state {
-    int32_t n_pruned  = 0; // first tokens, of which K/V were dropped in part; 0: the cells hold all tokens
+    int32_t n_pruned = 0; // first tokens, of which K/V were dropped in part; 0: the cells hold all tokens
     int32_t n_dropped = 0; // tokens without a cell
 
     // The stale rule: how many of the first n_common tokens that a prompt shares may be reused. K/V that were chosen for one
@@ -34,13 +34,13 @@ struct asl_prompt_state {
 // Of a slot's present or last request.
 struct asl_slot_state {
     std::string report;     // JSON for the answer; empty: none
-    int32_t     n_done = 0; // progress in tokens, while the engine runs
+    int32_t n_done = 0; // progress in tokens, while the engine runs
 };
 
 // What the server remembers of a prompt: its longest common start with another one, and the token that comes after it there.
 struct asl_common_start {
     int32_t n_tokens = 0;
-    int32_t other    = -1; // nothing does
+    int32_t other = -1; // nothing does
 
     void add(const llama_tokens & remembered, int32_t n_common);
 };
@@ -81,7 +81,7 @@ public:
     const std::string & off_report() const { return report; }
 
     int32_t n_ctx_slot() const { return sizes.n_ctx_slot; }
-    int32_t n_cells()    const { return sizes.n_cells; }
+    int32_t n_cells() const { return sizes.n_cells; }
 
     // Tokens of prompts that one batch takes while other slots answer.
     int32_t n_slice() const { return sizes.n_slice; }

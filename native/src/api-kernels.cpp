@@ -29,7 +29,7 @@ bool asl_kernel_expands(int32_t type, char * reason, size_t n_reason) {
 }
 
 bool asl_kernel_measure(int32_t type, int32_t held, int32_t n_out, int32_t n_tokens, int32_t n_in, int32_t n_threads,
-                        float * gflops, char * buffer, size_t n_buffer) {
+        float * gflops, char * buffer, size_t n_buffer) {
     try {
         std::string name;
         *gflops = asl_measure_product({ (ggml_type) type, held, n_out, n_tokens, n_in, n_threads }, name);
@@ -46,7 +46,7 @@ const char * asl_packed_kernel_name(void) {
 }
 
 bool asl_packed_product(const char * kernel, int32_t type, const void * weights, int32_t n_out, int32_t n_in, int32_t act_bits,
-                        const float * x, int32_t n_tokens, float * y) {
+        const float * x, int32_t n_tokens, float * y) {
     const asl_packed_kernel * k = asl_find_packed_kernel(kernel);
     if (!k || !asl_is_weight_type(type) || (act_bits != 8 && act_bits != 16)) {
         return false;
@@ -67,8 +67,8 @@ static asl_head_rows rows_of(const asl_attention_case & c, int32_t type, const v
     rows.n_embd = n_embd;
     rows.transposed = transposed;
     rows.nb_embd = transposed ? ggml_row_size(rows.type, n_cells) : 0;
-    rows.nb_cell = transposed ? ggml_type_size(rows.type) : ggml_row_size(rows.type, n_embd)*c.n_head_kv;
-    rows.nb_head = transposed ? rows.nb_embd*n_embd : ggml_row_size(rows.type, n_embd);
+    rows.nb_cell = transposed ? ggml_type_size(rows.type) : ggml_row_size(rows.type, n_embd) * c.n_head_kv;
+    rows.nb_head = transposed ? rows.nb_embd * n_embd : ggml_row_size(rows.type, n_embd);
     return rows;
 }
 
@@ -80,28 +80,28 @@ bool asl_attention_compute(const char * kernel, const asl_attention_case * c, fl
             c->n_embd_v % ggml_blck_size((ggml_type) c->type_v) != 0) {
         return false;
     }
-    std::vector<float> softmax((size_t) c->n_queries*c->n_head*2);
+    std::vector<float> softmax((size_t) c->n_queries * c->n_head * 2);
     asl_attend a;
-    a.n_tokens  = c->n_tokens;
-    a.n_past    = c->n_past;
-    a.n_head    = c->n_head;
+    a.n_tokens = c->n_tokens;
+    a.n_past = c->n_past;
+    a.n_head = c->n_head;
     a.n_head_kv = c->n_head_kv;
-    a.n_swa     = c->n_swa;
+    a.n_swa = c->n_swa;
     a.q = (const char *) c->q;
-    a.nb_q_head  = c->n_embd_k*sizeof(float);
-    a.nb_q_token = c->n_head*a.nb_q_head;
+    a.nb_q_head = c->n_embd_k * sizeof(float);
+    a.nb_q_token = c->n_head * a.nb_q_head;
     a.k = rows_of(*c, c->type_k, c->k, c->n_embd_k, false);
     a.v = rows_of(*c, c->type_v, c->v, c->n_embd_v, c->v_transposed);
-    a.scale     = c->scale;
-    a.cap       = c->cap;
+    a.scale = c->scale;
+    a.cap = c->cap;
     a.cap_scale = c->cap_scale;
-    a.sinks     = c->sinks;
-    a.mask      = (const char *) c->mask;
-    a.nb_mask   = a.n_keys()*sizeof(float);
-    a.y         = y;
+    a.sinks = c->sinks;
+    a.mask = (const char *) c->mask;
+    a.nb_mask = a.n_keys() * sizeof(float);
+    a.y = y;
     a.n_queries = c->n_queries;
-    a.softmax   = softmax.data();
-    a.weights   = c->weights;
+    a.softmax = softmax.data();
+    a.weights = c->weights;
     for (int i = 0; i < c->n_threads; ++i) {
         asl_attend_part(*k, a, i, c->n_threads);
     }

@@ -173,7 +173,7 @@ const char * asl_session_last_error(const asl_session * session) {
 }
 
 asl_status asl_session_set_progress(asl_session * session, asl_progress_callback callback, void * user_data) {
-    session->progress      = callback;
+    session->progress = callback;
     session->progress_data = user_data;
     return ASL_OK;
 }

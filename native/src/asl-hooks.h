@@ -97,7 +97,7 @@ struct asl_kv_layout {
         uint32_t lowest = n;
         for (uint32_t i = 0; i < n; ++i) {
             const bool is_freed = !cells.is_empty(i) && cells.pos_in(i, p0, p1) &&
-                (seq_id < 0 || (cells.seq_has(i, seq_id) && cells.seq_count(i) == 1));
+                                  (seq_id < 0 || (cells.seq_has(i, seq_id) && cells.seq_count(i) == 1));
             if (is_freed) {
                 lowest = std::min(lowest, i);
             } else if (lowest < n && !cells.is_empty(i)) {
@@ -118,5 +118,5 @@ inline ggml_tensor * asl_trim_mask(ggml_context * ctx, ggml_tensor * mask, int64
         return mask;
     }
     return ggml_cont(ctx, ggml_view_4d(ctx, mask, n_kv, mask->ne[1], mask->ne[2], mask->ne[3],
-            mask->nb[1], mask->nb[2], mask->nb[3], (mask->ne[0] - n_kv)*ggml_element_size(mask)));
+                                  mask->nb[1], mask->nb[2], mask->nb[3], (mask->ne[0] - n_kv) * ggml_element_size(mask)));
 }

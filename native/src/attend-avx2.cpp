@@ -57,8 +57,8 @@ struct simd8 {
         }
     }
     ASL_OP void transpose8(const float * src, int64_t ld, float * dst, int64_t ldd) {
-        const vec r0 = load(src),        r1 = load(src + ld),   r2 = load(src + 2*ld), r3 = load(src + 3*ld);
-        const vec r4 = load(src + 4*ld), r5 = load(src + 5*ld), r6 = load(src + 6*ld), r7 = load(src + 7*ld);
+        const vec r0 = load(src), r1 = load(src + ld), r2 = load(src + 2 * ld), r3 = load(src + 3 * ld);
+        const vec r4 = load(src + 4 * ld), r5 = load(src + 5 * ld), r6 = load(src + 6 * ld), r7 = load(src + 7 * ld);
         const vec a0 = _mm256_unpacklo_ps(r0, r1), a1 = _mm256_unpackhi_ps(r0, r1);
         const vec a2 = _mm256_unpacklo_ps(r2, r3), a3 = _mm256_unpackhi_ps(r2, r3);
         const vec a4 = _mm256_unpacklo_ps(r4, r5), a5 = _mm256_unpackhi_ps(r4, r5);
@@ -67,14 +67,14 @@ struct simd8 {
         const vec b2 = _mm256_shuffle_ps(a1, a3, 0x44), b3 = _mm256_shuffle_ps(a1, a3, 0xee);
         const vec b4 = _mm256_shuffle_ps(a4, a6, 0x44), b5 = _mm256_shuffle_ps(a4, a6, 0xee);
         const vec b6 = _mm256_shuffle_ps(a5, a7, 0x44), b7 = _mm256_shuffle_ps(a5, a7, 0xee);
-        store(dst,         _mm256_permute2f128_ps(b0, b4, 0x20));
-        store(dst + ldd,   _mm256_permute2f128_ps(b1, b5, 0x20));
-        store(dst + 2*ldd, _mm256_permute2f128_ps(b2, b6, 0x20));
-        store(dst + 3*ldd, _mm256_permute2f128_ps(b3, b7, 0x20));
-        store(dst + 4*ldd, _mm256_permute2f128_ps(b0, b4, 0x31));
-        store(dst + 5*ldd, _mm256_permute2f128_ps(b1, b5, 0x31));
-        store(dst + 6*ldd, _mm256_permute2f128_ps(b2, b6, 0x31));
-        store(dst + 7*ldd, _mm256_permute2f128_ps(b3, b7, 0x31));
+        store(dst, _mm256_permute2f128_ps(b0, b4, 0x20));
+        store(dst + ldd, _mm256_permute2f128_ps(b1, b5, 0x20));
+        store(dst + 2 * ldd, _mm256_permute2f128_ps(b2, b6, 0x20));
+        store(dst + 3 * ldd, _mm256_permute2f128_ps(b3, b7, 0x20));
+        store(dst + 4 * ldd, _mm256_permute2f128_ps(b0, b4, 0x31));
+        store(dst + 5 * ldd, _mm256_permute2f128_ps(b1, b5, 0x31));
+        store(dst + 6 * ldd, _mm256_permute2f128_ps(b2, b6, 0x31));
+        store(dst + 7 * ldd, _mm256_permute2f128_ps(b3, b7, 0x31));
     }
 };
 

@@ -42,7 +42,7 @@ struct simd16 {
         return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_NLT_UQ), y);
     }
     ASL_OP float first(vec x) { return _mm_cvtss_f32(_mm512_maskz_extractf32x4_ps((__mmask8) 0xf, x, 0)); }
-    ASL_OP __m256 low(vec x)  { return _mm512_maskz_extractf32x8_ps((__mmask8) 0xff, x, 0); }
+    ASL_OP __m256 low(vec x) { return _mm512_maskz_extractf32x8_ps((__mmask8) 0xff, x, 0); }
     ASL_OP __m256 high(vec x) { return _mm512_maskz_extractf32x8_ps((__mmask8) 0xff, x, 1); }
     ASL_OP float max_of(vec x) {
         const __m256 h = _mm256_max_ps(low(x), high(x));
@@ -68,7 +68,7 @@ struct simd16 {
     ASL_OP void transpose8(const float * src, int64_t ld, float * dst, int64_t ldd) {
         const __m256i index = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32((int) ld));
         for (int64_t i = 0; i < 8; ++i) {
-            _mm256_storeu_ps(dst + i*ldd, _mm256_i32gather_ps(src + i, index, sizeof(float)));
+            _mm256_storeu_ps(dst + i * ldd, _mm256_i32gather_ps(src + i, index, sizeof(float)));
         }
     }
 };
@@ -78,7 +78,7 @@ struct simd16 {
 const asl_attend_kernel * asl_attend_kernel_avx512() {
     static const asl_attend_kernel kernel = { "AVX-512", attend_block<simd16>, score_tile<simd16> };
     const bool runs = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     return runs ? &kernel : nullptr;
 }
 

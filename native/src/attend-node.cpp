@@ -29,7 +29,7 @@ static ggml_tensor * take_off_copy(ggml_tensor * t, std::vector<const ggml_tenso
 }
 
 bool asl_attend_node::find_flash(const asl_attention & att) {
-    out  = att.node;
+    out = att.node;
     read = { att.q, take_off_copy(att.node->src[1], replaced), take_off_copy(att.node->src[2], replaced) };
     return true;
 }
@@ -44,10 +44,10 @@ bool asl_attend_node::find_soft_max(const asl_attention & att, const std::vector
         }
         return nullptr;
     };
-    ggml_tensor * kqv   = find_reader(att.node, GGML_OP_MUL_MAT, 1);
+    ggml_tensor * kqv = find_reader(att.node, GGML_OP_MUL_MAT, 1);
     ggml_tensor * heads = kqv ? find_reader(kqv, GGML_OP_PERMUTE, 0) : nullptr;
     out = heads ? find_reader(heads, GGML_OP_CONT, 0) : nullptr;
-    if (!out || out->ne[0] != kqv->ne[0]*kqv->ne[2] || out->ne[1] != att.q->ne[1] || heads->ne[1] != kqv->ne[2]) {
+    if (!out || out->ne[0] != kqv->ne[0] * kqv->ne[2] || out->ne[1] != att.q->ne[1] || heads->ne[1] != kqv->ne[2]) {
         return false;
     }
     const ggml_tensor * kq = att.node;
@@ -65,7 +65,7 @@ bool asl_attend_node::find_soft_max(const asl_attention & att, const std::vector
 static asl_head_rows describe_rows(const ggml_tensor * t, bool cells_first) {
     asl_head_rows rows;
     rows.type = t->type;
-    rows.n_embd  = t->ne[cells_first];
+    rows.n_embd = t->ne[cells_first];
     rows.nb_cell = t->nb[!cells_first];
     rows.nb_embd = t->nb[cells_first];
     rows.nb_head = t->nb[2];
@@ -81,15 +81,15 @@ static bool can_read(const asl_head_rows & rows) {
 }
 
 std::string asl_attend_node::check(const std::vector<ggml_tensor *> & nodes, int64_t n_past) const {
-    const ggml_tensor * q = read[0], * k = read[1], * v = read[2];
+    const ggml_tensor *q = read[0], *k = read[1], *v = read[2];
     const int64_t n_keys = n_past + q->ne[1];
     if (q->nb[0] != sizeof(float) || out->type != GGML_TYPE_F32 || !ggml_is_contiguous(out) || k->ne[2] != v->ne[2] ||
-            k->ne[1] < n_keys || ggml_nelements(out) != a.v.n_embd*q->ne[1]*q->ne[2]) {
+            k->ne[1] < n_keys || ggml_nelements(out) != a.v.n_embd * q->ne[1] * q->ne[2]) {
         return "its nodes have an unexpected form";
     }
     if (!can_read(a.k) || a.k.transposed || !can_read(a.v)) {
         return std::string("K/V of ") + std::to_string(a.k.n_embd) + " and " + std::to_string(a.v.n_embd) + " elements a head, " +
-            ggml_type_name(a.k.type) + " and " + ggml_type_name(a.v.type);
+               ggml_type_name(a.k.type) + " and " + ggml_type_name(a.v.type);
     }
     auto is_replaced = [this](const ggml_tensor * t) { return std::find(replaced.begin(), replaced.end(), t) != replaced.end(); };
     for (const ggml_tensor * node : nodes) {
@@ -110,17 +110,17 @@ std::string asl_attend_node::find(const asl_attention & att, const std::vector<g
     if (!(is_flash ? find_flash(att) : find_soft_max(att, nodes))) {
         return "its nodes have an unexpected form";
     }
-    a.n_tokens  = att.q->ne[1];
-    a.n_past    = n_past;
-    a.n_head    = att.q->ne[2];
+    a.n_tokens = att.q->ne[1];
+    a.n_past = n_past;
+    a.n_head = att.q->ne[2];
     a.n_head_kv = att.n_head_kv;
-    a.n_swa     = n_swa;
+    a.n_swa = n_swa;
     a.k = describe_rows(read[1], false);
     a.v = describe_rows(read[2], !is_flash);
-    a.scale     = att.scale;
-    a.cap       = att.cap;
+    a.scale = att.scale;
+    a.cap = att.cap;
     a.cap_scale = att.cap_scale;
-    has_mask    = has_own_mask;
+    has_mask = has_own_mask;
     if (has_mask) {
         read.push_back(att.mask);
         a.mask_type = att.mask->type;
@@ -140,13 +140,14 @@ void asl_attend_node::replace(std::vector<ggml_tensor *> & nodes, ggml_context *
     memcpy(out->src, custom->src, sizeof(out->src));
     nodes.erase(std::remove_if(nodes.begin(), nodes.end(), [this](const ggml_tensor * node) {
         return std::find(replaced.begin(), replaced.end(), node) != replaced.end();
-    }), nodes.end());
+    }),
+            nodes.end());
 }
 
 ggml_tensor * asl_attend_node::build_scores(ggml_context * ctx, int64_t n_queries, const float * weights) {
     a.n_queries = n_queries;
-    a.weights   = weights;
-    softmax.resize(n_queries*a.n_head*2);
+    a.weights = weights;
+    softmax.resize(n_queries * a.n_head * 2);
     std::vector<ggml_tensor *> args = read;
     args.push_back(out); // computed before: softmax comes from there
     return ggml_custom_4d(ctx, GGML_TYPE_F32, a.n_keys(), a.n_head_kv, 1, 1, args.data(), (int) args.size(), score, GGML_N_TASKS_MAX, this);
@@ -158,11 +159,11 @@ asl_attend asl_attend_node::bind(const ggml_tensor * dst) const {
     const ggml_tensor * q = dst->src[0];
     result.q = (const char *) q->data;
     result.nb_q_token = q->nb[1];
-    result.nb_q_head  = q->nb[2];
+    result.nb_q_head = q->nb[2];
     result.k.data = (const char *) dst->src[1]->data;
     result.v.data = (const char *) dst->src[2]->data;
     if (has_mask) {
-        result.mask    = (const char *) dst->src[3]->data;
+        result.mask = (const char *) dst->src[3]->data;
         result.nb_mask = dst->src[3]->nb[1];
     }
     const size_t i_sinks = 3 + has_mask;

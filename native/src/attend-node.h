@@ -16,11 +16,14 @@ struct asl_attention;
 // What the layers of a prefill attended with.
 struct asl_attention_use {
     bool enabled = false; // our kernel may take the place of llama.cpp's
-    int32_t n_own   = 0;  // layers
+    int32_t n_own = 0;  // layers
     int32_t n_stock = 0;
     std::string reason;   // of the last one that kept llama.cpp's
 
-    void reset(bool enabled) { *this = asl_attention_use(); this->enabled = enabled; }
+    void reset(bool enabled) {
+        *this = asl_attention_use();
+        this->enabled = enabled;
+    }
     std::string describe() const;
 };
 
@@ -48,7 +51,7 @@ private:
     asl_attend bind(const ggml_tensor * dst) const;
 
     static void attend(ggml_tensor * dst, int ith, int nth, void * userdata);
-    static void score (ggml_tensor * dst, int ith, int nth, void * userdata);
+    static void score(ggml_tensor * dst, int ith, int nth, void * userdata);
 
     ggml_tensor * out = nullptr; // [n_embd_v*n_head, n_tokens] or [n_embd_v, n_head, n_tokens]
     std::vector<ggml_tensor *> read; // q, k, v, then the mask and the sinks if there are such

@@ -13,9 +13,12 @@ namespace {
 
 struct plain16 {
     static const int64_t W = 16;
-    struct vec { float x[W]; };
+    struct vec {
+        float x[W];
+    };
 
-    template <class F> static vec each(F f) {
+    template <class F>
+    static vec each(F f) {
         vec result;
         for (int64_t i = 0; i < W; ++i) {
             result.x[i] = f(i);
@@ -23,26 +26,54 @@ struct plain16 {
         return result;
     }
 
-    static vec load(const float * p) { return each([&](int64_t i) { return p[i]; }); }
+    static vec load(const float * p) {
+        return each([&](int64_t i) { return p[i]; });
+    }
     static void store(float * p, const vec & v) { std::copy(v.x, v.x + W, p); }
-    static vec set1(float x) { return each([&](int64_t) { return x; }); }
-    static vec add(const vec & a, const vec & b) { return each([&](int64_t i) { return a.x[i] + b.x[i]; }); }
-    static vec sub(const vec & a, const vec & b) { return each([&](int64_t i) { return a.x[i] - b.x[i]; }); }
-    static vec mul(const vec & a, const vec & b) { return each([&](int64_t i) { return a.x[i]*b.x[i]; }); }
-    static vec div(const vec & a, const vec & b) { return each([&](int64_t i) { return a.x[i]/b.x[i]; }); }
-    static vec fma(const vec & a, const vec & b, const vec & c) { return each([&](int64_t i) { return std::fma(a.x[i], b.x[i], c.x[i]); }); }
-    static vec max(const vec & a, const vec & b) { return each([&](int64_t i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; }); }
-    static vec min(const vec & a, const vec & b) { return each([&](int64_t i) { return a.x[i] < b.x[i] ? a.x[i] : b.x[i]; }); }
-    static vec abs(const vec & a) { return each([&](int64_t i) { return std::fabs(a.x[i]); }); }
-    static vec with_sign_of(const vec & a, const vec & sign) { return each([&](int64_t i) { return std::copysign(a.x[i], sign.x[i]); }); }
-    static vec round(const vec & a) { return each([&](int64_t i) { return std::nearbyint(a.x[i]); }); }
-    static vec pow2(const vec & n) { return each([&](int64_t i) { return std::ldexp(1.0f, (int) n.x[i]); }); }
-    static vec zero_below(const vec & a, float limit, const vec & y) { return each([&](int64_t i) { return a.x[i] < limit ? 0.0f : y.x[i]; }); }
+    static vec set1(float x) {
+        return each([&](int64_t) { return x; });
+    }
+    static vec add(const vec & a, const vec & b) {
+        return each([&](int64_t i) { return a.x[i] + b.x[i]; });
+    }
+    static vec sub(const vec & a, const vec & b) {
+        return each([&](int64_t i) { return a.x[i] - b.x[i]; });
+    }
+    static vec mul(const vec & a, const vec & b) {
+        return each([&](int64_t i) { return a.x[i] * b.x[i]; });
+    }
+    static vec div(const vec & a, const vec & b) {
+        return each([&](int64_t i) { return a.x[i] / b.x[i]; });
+    }
+    static vec fma(const vec & a, const vec & b, const vec & c) {
+        return each([&](int64_t i) { return std::fma(a.x[i], b.x[i], c.x[i]); });
+    }
+    static vec max(const vec & a, const vec & b) {
+        return each([&](int64_t i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
+    }
+    static vec min(const vec & a, const vec & b) {
+        return each([&](int64_t i) { return a.x[i] < b.x[i] ? a.x[i] : b.x[i]; });
+    }
+    static vec abs(const vec & a) {
+        return each([&](int64_t i) { return std::fabs(a.x[i]); });
+    }
+    static vec with_sign_of(const vec & a, const vec & sign) {
+        return each([&](int64_t i) { return std::copysign(a.x[i], sign.x[i]); });
+    }
+    static vec round(const vec & a) {
+        return each([&](int64_t i) { return std::nearbyint(a.x[i]); });
+    }
+    static vec pow2(const vec & n) {
+        return each([&](int64_t i) { return std::ldexp(1.0f, (int) n.x[i]); });
+    }
+    static vec zero_below(const vec & a, float limit, const vec & y) {
+        return each([&](int64_t i) { return a.x[i] < limit ? 0.0f : y.x[i]; });
+    }
     static float first(const vec & a) { return a.x[0]; }
     static float max_of(const vec & a) { return *std::max_element(a.x, a.x + W); }
     static float sum_of(const vec * lanes) {
         vec sums = lanes[0];
-        for (int64_t half = W/2; half > 0; half /= 2) {
+        for (int64_t half = W / 2; half > 0; half /= 2) {
             for (int64_t i = 0; i < half; ++i) {
                 sums.x[i] += sums.x[i + half];
             }
@@ -53,7 +84,7 @@ struct plain16 {
     static void transpose8(const float * src, int64_t ld, float * dst, int64_t ldd) {
         for (int64_t i = 0; i < 8; ++i) {
             for (int64_t j = 0; j < 8; ++j) {
-                dst[i*ldd + j] = src[j*ld + i];
+                dst[i * ldd + j] = src[j * ld + i];
             }
         }
     }

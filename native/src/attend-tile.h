@@ -25,10 +25,11 @@
 namespace {
 
 // to a multiple of any n (GGML_PAD wants a power of 2)
-inline int64_t round_up(int64_t x, int64_t n) { return (x + n - 1)/n*n; }
+inline int64_t round_up(int64_t x, int64_t n) { return (x + n - 1) / n * n; }
 
 // exp(x) = 2^n*(1 + q)
-template <class S> struct exp_parts {
+template <class S>
+struct exp_parts {
     typename S::vec n, q;
 };
 
@@ -36,24 +37,24 @@ template <class S> struct exp_parts {
 struct attend_memory {
     attend_memory(const asl_attend & a, int64_t n_rows, int64_t n_embd_v_padded)
         : n_rows(n_rows), n_embd_v(n_embd_v_padded) {
-        const int64_t n_k = a.k.n_embd, n_temp = std::max(n_k, n_embd_v)*ASL_KEY_TILE;
-        const int64_t sizes[] = { n_rows*n_k, n_rows*n_embd_v, ASL_KEY_TILE*n_k, ASL_KEY_TILE*n_embd_v, n_temp,
-                ASL_ROW_GROUP*ASL_KEY_TILE, n_rows, n_rows, 2*n_rows };
+        const int64_t n_k = a.k.n_embd, n_temp = std::max(n_k, n_embd_v) * ASL_KEY_TILE;
+        const int64_t sizes[] = { n_rows * n_k, n_rows * n_embd_v, ASL_KEY_TILE * n_k, ASL_KEY_TILE * n_embd_v, n_temp,
+            ASL_ROW_GROUP * ASL_KEY_TILE, n_rows, n_rows, 2 * n_rows };
         float ** parts[] = { &q, &o, &k, &v, &temp, &s, &max, &sum, &ranges };
         int64_t total = 16;
         for (const int64_t n : sizes) {
             total += round_up(n, 16);
         }
         memory.reset(new float[total]);
-        float * at = memory.get() + (64 - (uintptr_t) memory.get() % 64) % 64/sizeof(float);
-        for (size_t i = 0; i < sizeof(sizes)/sizeof(sizes[0]); ++i) {
+        float * at = memory.get() + (64 - (uintptr_t) memory.get() % 64) % 64 / sizeof(float);
+        for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); ++i) {
             *parts[i] = at;
             at += round_up(sizes[i], 16);
         }
     }
 
-    int32_t & begin(int64_t row) { return ((int32_t *) ranges)[2*row]; }
-    int32_t & end  (int64_t row) { return ((int32_t *) ranges)[2*row + 1]; }
+    int32_t & begin(int64_t row) { return ((int32_t *) ranges)[2 * row]; }
+    int32_t & end(int64_t row) { return ((int32_t *) ranges)[2 * row + 1]; }
 
     const int64_t n_rows;   // whole groups
     const int64_t n_embd_v; // whole panels
@@ -72,28 +73,31 @@ struct attend_memory {
 } // namespace
 
 // x from ASL_EXP_MIN to 88
-template <class S> ASL_INLINE exp_parts<S> split_exp(typename S::vec x) {
+template <class S>
+ASL_INLINE exp_parts<S> split_exp(typename S::vec x) {
     const auto n = S::round(S::mul(x, S::set1(1.44269504f)));
     auto r = S::fma(n, S::set1(-0.693359375f), x);      // ln 2, in two parts
     r = S::fma(n, S::set1(2.12194440e-4f), r);
-    auto p = S::set1(1.0f/5040);                        // exp(r) - 1 by its series
-    p = S::fma(p, r, S::set1(1.0f/720));
-    p = S::fma(p, r, S::set1(1.0f/120));
-    p = S::fma(p, r, S::set1(1.0f/24));
-    p = S::fma(p, r, S::set1(1.0f/6));
+    auto p = S::set1(1.0f / 5040);                        // exp(r) - 1 by its series
+    p = S::fma(p, r, S::set1(1.0f / 720));
+    p = S::fma(p, r, S::set1(1.0f / 120));
+    p = S::fma(p, r, S::set1(1.0f / 24));
+    p = S::fma(p, r, S::set1(1.0f / 6));
     p = S::fma(p, r, S::set1(0.5f));
     return { n, S::fma(p, S::mul(r, r), r) };
 }
 
 // x at most 88
-template <class S> ASL_INLINE typename S::vec exp_of(typename S::vec x) {
+template <class S>
+ASL_INLINE typename S::vec exp_of(typename S::vec x) {
     const auto parts = split_exp<S>(S::max(S::set1(ASL_EXP_MIN), x));
     const auto y = S::mul(S::add(parts.q, S::set1(1.0f)), S::pow2(parts.n));
     return S::zero_below(x, ASL_EXP_MIN, y);
 }
 
 // With e = exp(2|x|) - 1, tanh(|x|) is e/(e + 2): small x keep their digits.
-template <class S> ASL_INLINE typename S::vec tanh_of(typename S::vec x) {
+template <class S>
+ASL_INLINE typename S::vec tanh_of(typename S::vec x) {
     const auto a = S::abs(x);
     const auto parts = split_exp<S>(S::min(S::add(a, a), S::set1(40.0f)));
     const auto power = S::pow2(parts.n);
@@ -110,27 +114,30 @@ ASL_INLINE void multiply_rows(const float * a, int64_t lda, const float * b, int
     vec x##i = S::set1(0.0f), y##i = x##i; \
     if (ADDS) { \
         const vec f = S::set1(factors[i]); \
-        x##i = S::mul(S::load(c + i*ldc), f); \
-        y##i = S::mul(S::load(c + i*ldc + S::W), f); \
+        x##i = S::mul(S::load(c + i * ldc), f); \
+        y##i = S::mul(S::load(c + i * ldc + S::W), f); \
     }
     ASL_EACH_ROW(M)
 #undef M
-    for (int64_t k = 0; k < n; ++k, b += 2*S::W) {
+    for (int64_t k = 0; k < n; ++k, b += 2 * S::W) {
         const vec b0 = S::load(b), b1 = S::load(b + S::W);
         vec f;
 #define M(i) \
-        f = S::set1(a[i*lda + k]); \
-        x##i = S::fma(f, b0, x##i); \
-        y##i = S::fma(f, b1, y##i);
+    f = S::set1(a[i * lda + k]); \
+    x##i = S::fma(f, b0, x##i); \
+    y##i = S::fma(f, b1, y##i);
         ASL_EACH_ROW(M)
 #undef M
     }
-#define M(i) S::store(c + i*ldc, x##i); S::store(c + i*ldc + S::W, y##i);
+#define M(i) \
+    S::store(c + i * ldc, x##i); \
+    S::store(c + i * ldc + S::W, y##i);
     ASL_EACH_ROW(M)
 #undef M
 }
 
-template <class S> ASL_INLINE void read_row(ggml_type type, const void * src, float * dst, int64_t n) {
+template <class S>
+ASL_INLINE void read_row(ggml_type type, const void * src, float * dst, int64_t n) {
     if (type == GGML_TYPE_F16) {
         S::read_f16((const uint16_t *) src, dst, n);
     } else {
@@ -139,85 +146,91 @@ template <class S> ASL_INLINE void read_row(ggml_type type, const void * src, fl
 }
 
 // Rows of n_inner numbers to panels: dst[row/panel][inner][row%panel]
-template <class S> ASL_INLINE void pack_transposed(const float * rows, int64_t n_rows, int64_t n_inner, float * dst) {
-    const int64_t PANEL = 2*S::W;
+template <class S>
+ASL_INLINE void pack_transposed(const float * rows, int64_t n_rows, int64_t n_inner, float * dst) {
+    const int64_t PANEL = 2 * S::W;
     for (int64_t r = 0; r < n_rows; r += 8) {
-        float * panel = dst + r/PANEL*n_inner*PANEL + r%PANEL;
+        float * panel = dst + r / PANEL * n_inner * PANEL + r % PANEL;
         int64_t i = 0;
         for (; i + 8 <= n_inner; i += 8) {
-            S::transpose8(rows + r*n_inner + i, n_inner, panel + i*PANEL, PANEL);
+            S::transpose8(rows + r * n_inner + i, n_inner, panel + i * PANEL, PANEL);
         }
         for (; i < n_inner; ++i) {
             for (int64_t j = 0; j < 8; ++j) {
-                panel[i*PANEL + j] = rows[(r + j)*n_inner + i];
+                panel[i * PANEL + j] = rows[(r + j) * n_inner + i];
             }
         }
     }
 }
 
 // Keys of a tile, from its first cell on; those that are not there are 0.
-template <class S> ASL_INLINE void pack_keys(const asl_attend & a, int64_t head, int64_t cell, attend_memory & m) {
+template <class S>
+ASL_INLINE void pack_keys(const asl_attend & a, int64_t head, int64_t cell, attend_memory & m) {
     const asl_head_rows & k = a.k;
     const int64_t n = std::min(ASL_KEY_TILE, a.n_keys() - cell);
     for (int64_t i = 0; i < n; ++i) {
-        read_row<S>(k.type, k.data + (cell + i)*k.nb_cell + head*k.nb_head, m.temp + i*k.n_embd, k.n_embd);
+        read_row<S>(k.type, k.data + (cell + i) * k.nb_cell + head * k.nb_head, m.temp + i * k.n_embd, k.n_embd);
     }
-    std::fill(m.temp + n*k.n_embd, m.temp + ASL_KEY_TILE*k.n_embd, 0.0f);
+    std::fill(m.temp + n * k.n_embd, m.temp + ASL_KEY_TILE * k.n_embd, 0.0f);
     pack_transposed<S>(m.temp, ASL_KEY_TILE, k.n_embd, m.k);
 }
 
-template <class S> ASL_INLINE void pack_values(const asl_attend & a, int64_t head, int64_t cell, attend_memory & m) {
+template <class S>
+ASL_INLINE void pack_values(const asl_attend & a, int64_t head, int64_t cell, attend_memory & m) {
     const asl_head_rows & v = a.v;
-    const int64_t PANEL = 2*S::W;
+    const int64_t PANEL = 2 * S::W;
     const int64_t n = std::min(ASL_KEY_TILE, a.n_keys() - cell);
     if (v.transposed) {
         for (int64_t d = 0; d < v.n_embd; ++d) {
-            float * row = m.temp + d*ASL_KEY_TILE;
-            read_row<S>(v.type, v.data + cell*v.nb_cell + head*v.nb_head + d*v.nb_embd, row, n);
+            float * row = m.temp + d * ASL_KEY_TILE;
+            read_row<S>(v.type, v.data + cell * v.nb_cell + head * v.nb_head + d * v.nb_embd, row, n);
             std::fill(row + n, row + ASL_KEY_TILE, 0.0f);
         }
-        std::fill(m.temp + v.n_embd*ASL_KEY_TILE, m.temp + m.n_embd_v*ASL_KEY_TILE, 0.0f);
+        std::fill(m.temp + v.n_embd * ASL_KEY_TILE, m.temp + m.n_embd_v * ASL_KEY_TILE, 0.0f);
         pack_transposed<S>(m.temp, m.n_embd_v, ASL_KEY_TILE, m.v);
         return;
     }
     std::fill(m.temp, m.temp + m.n_embd_v, 0.0f);
     for (int64_t i = 0; i < ASL_KEY_TILE; ++i) {
         if (i < n) {
-            read_row<S>(v.type, v.data + (cell + i)*v.nb_cell + head*v.nb_head, m.temp, v.n_embd);
+            read_row<S>(v.type, v.data + (cell + i) * v.nb_cell + head * v.nb_head, m.temp, v.n_embd);
         } else {
             std::fill(m.temp, m.temp + v.n_embd, 0.0f);
         }
         for (int64_t d = 0; d < m.n_embd_v; d += S::W) {
-            S::store(m.v + d/PANEL*ASL_KEY_TILE*PANEL + i*PANEL + d%PANEL, S::load(m.temp + d));
+            S::store(m.v + d / PANEL * ASL_KEY_TILE * PANEL + i * PANEL + d % PANEL, S::load(m.temp + d));
         }
     }
 }
 
 // The queries of a row, times what they can be multiplied by beforehand.
-template <class S> ASL_INLINE void scale_query(const asl_attend & a, int64_t t, int64_t head, float * dst) {
-    const float * q = (const float *) (a.q + t*a.nb_q_token + head*a.nb_q_head);
+template <class S>
+ASL_INLINE void scale_query(const asl_attend & a, int64_t t, int64_t head, float * dst) {
+    const float * q = (const float *) (a.q + t * a.nb_q_token + head * a.nb_q_head);
     const float factor = a.cap != 0.0f ? a.cap_scale : a.scale;
     for (int64_t d = 0; d < a.k.n_embd; ++d) {
-        dst[d] = q[d]*factor;
+        dst[d] = q[d] * factor;
     }
 }
 
 // Logits of a group of scaled queries for the keys of a tile, before any limit.
-template <class S> ASL_INLINE void compute_logits(const asl_attend & a, const float * q, const float * k, float * s) {
-    const int64_t PANEL = 2*S::W;
+template <class S>
+ASL_INLINE void compute_logits(const asl_attend & a, const float * q, const float * k, float * s) {
+    const int64_t PANEL = 2 * S::W;
     for (int64_t p = 0; p < ASL_KEY_TILE; p += PANEL) {
-        multiply_rows<S, false>(q, a.k.n_embd, k + p*a.k.n_embd, a.k.n_embd, s + p, ASL_KEY_TILE, nullptr);
+        multiply_rows<S, false>(q, a.k.n_embd, k + p * a.k.n_embd, a.k.n_embd, s + p, ASL_KEY_TILE, nullptr);
     }
     if (a.cap != 0.0f) {
-        const auto factor = S::set1(a.cap*a.scale);
-        for (int64_t i = 0; i < ASL_ROW_GROUP*ASL_KEY_TILE; i += S::W) {
+        const auto factor = S::set1(a.cap * a.scale);
+        for (int64_t i = 0; i < ASL_ROW_GROUP * ASL_KEY_TILE; i += S::W) {
             S::store(s + i, S::mul(tanh_of<S>(S::load(s + i)), factor));
         }
     }
 }
 
 // Cells that token t does not attend to get no weight. begin, end: those it may, counted from the tile's first cell.
-template <class S> ASL_INLINE void limit_keys(const asl_attend & a, int64_t t, int64_t cell, int64_t begin, int64_t end, float * s) {
+template <class S>
+ASL_INLINE void limit_keys(const asl_attend & a, int64_t t, int64_t cell, int64_t begin, int64_t end, float * s) {
     if (a.mask) {
         for (int64_t i = 0; i < std::min(ASL_KEY_TILE, end); ++i) {
             s[i] += asl_mask_value(a, t, cell + i);
@@ -228,7 +241,8 @@ template <class S> ASL_INLINE void limit_keys(const asl_attend & a, int64_t t, i
 }
 
 // Logits of a row become weights relative to its running maximum. Returns what the sums so far are multiplied by.
-template <class S> ASL_INLINE float soften(float * s, float & max, float & sum) {
+template <class S>
+ASL_INLINE float soften(float * s, float & max, float & sum) {
     auto largest = S::load(s);
     for (int64_t i = S::W; i < ASL_KEY_TILE; i += S::W) {
         largest = S::max(largest, S::load(s + i));
@@ -240,14 +254,14 @@ template <class S> ASL_INLINE float soften(float * s, float & max, float & sum) 
         return 1.0f;
     }
     const auto top = S::set1(max);
-    typename S::vec lanes[16/S::W]; // 16 of them, whatever the width
-    for (int64_t j = 0; j < 16/S::W; ++j) {
+    typename S::vec lanes[16 / S::W]; // 16 of them, whatever the width
+    for (int64_t j = 0; j < 16 / S::W; ++j) {
         lanes[j] = S::set1(0.0f);
     }
     for (int64_t i = 0; i < ASL_KEY_TILE; i += 16) {
-        for (int64_t j = 0; j < 16/S::W; ++j) {
-            const auto p = exp_of<S>(S::sub(S::load(s + i + j*S::W), top));
-            S::store(s + i + j*S::W, p);
+        for (int64_t j = 0; j < 16 / S::W; ++j) {
+            const auto p = exp_of<S>(S::sub(S::load(s + i + j * S::W), top));
+            S::store(s + i + j * S::W, p);
             lanes[j] = S::add(lanes[j], p);
         }
     }
@@ -256,22 +270,24 @@ template <class S> ASL_INLINE float soften(float * s, float & max, float & sum) 
     return factor;
 }
 
-template <class S> ASL_INLINE void attend_group(const asl_attend & a, int64_t row, int64_t first, int64_t cell, attend_memory & m) {
-    const int64_t PANEL = 2*S::W;
-    compute_logits<S>(a, m.q + row*a.k.n_embd, m.k, m.s);
+template <class S>
+ASL_INLINE void attend_group(const asl_attend & a, int64_t row, int64_t first, int64_t cell, attend_memory & m) {
+    const int64_t PANEL = 2 * S::W;
+    compute_logits<S>(a, m.q + row * a.k.n_embd, m.k, m.s);
     float factors[ASL_ROW_GROUP];
     for (int64_t i = 0; i < ASL_ROW_GROUP; ++i) {
-        float * s = m.s + i*ASL_KEY_TILE;
-        limit_keys<S>(a, std::min(first + (row + i)/a.n_group(), a.n_tokens - 1), cell, m.begin(row + i) - cell, m.end(row + i) - cell, s);
+        float * s = m.s + i * ASL_KEY_TILE;
+        limit_keys<S>(a, std::min(first + (row + i) / a.n_group(), a.n_tokens - 1), cell, m.begin(row + i) - cell, m.end(row + i) - cell, s);
         factors[i] = soften<S>(s, m.max[row + i], m.sum[row + i]);
     }
     for (int64_t d = 0; d < m.n_embd_v; d += PANEL) {
-        multiply_rows<S, true>(m.s, ASL_KEY_TILE, m.v + d*ASL_KEY_TILE, ASL_KEY_TILE, m.o + row*m.n_embd_v + d, m.n_embd_v, factors);
+        multiply_rows<S, true>(m.s, ASL_KEY_TILE, m.v + d * ASL_KEY_TILE, ASL_KEY_TILE, m.o + row * m.n_embd_v + d, m.n_embd_v, factors);
     }
 }
 
 // The rows' last step: sinks, the division, and what scores need.
-template <class S> ASL_INLINE void end_row(const asl_attend & a, int64_t t, int64_t head, float * o, float max, float sum) {
+template <class S>
+ASL_INLINE void end_row(const asl_attend & a, int64_t t, int64_t head, float * o, float max, float sum) {
     float factor = 1.0f;
     if (a.sinks) {
         const float top = std::max(max, a.sinks[head]);
@@ -279,35 +295,37 @@ template <class S> ASL_INLINE void end_row(const asl_attend & a, int64_t t, int6
         sum = std::fma(sum, factor, S::first(exp_of<S>(S::set1(a.sinks[head] - top))));
         max = top;
     }
-    float * y = a.y + (t*a.n_head + head)*a.v.n_embd;
+    float * y = a.y + (t * a.n_head + head) * a.v.n_embd;
     for (int64_t d = 0; d < a.v.n_embd; ++d) {
-        y[d] = sum > 0.0f ? o[d]*factor/sum : sum == sum ? 0.0f : sum;
+        y[d] = sum > 0.0f ? o[d] * factor / sum : sum == sum ? 0.0f
+                                                             : sum;
     }
     const int64_t i_query = t - (a.n_tokens - a.n_queries);
     if (i_query >= 0 && a.softmax) {
-        float * stats = a.softmax + (i_query*a.n_head + head)*2;
+        float * stats = a.softmax + (i_query * a.n_head + head) * 2;
         stats[0] = max;
         stats[1] = sum;
     }
 }
 
-template <class S> ASL_TARGET static void attend_block(const asl_attend & a, int64_t head_kv, int64_t first, int64_t last) {
-    const int64_t n_group = a.n_group(), n_rows = (last - first)*n_group;
-    attend_memory m(a, round_up(n_rows, ASL_ROW_GROUP), round_up(a.v.n_embd, 2*S::W));
-    std::fill(m.q + n_rows*a.k.n_embd, m.q + m.n_rows*a.k.n_embd, 0.0f);
-    std::fill(m.o, m.o + m.n_rows*m.n_embd_v, 0.0f);
+template <class S>
+ASL_TARGET static void attend_block(const asl_attend & a, int64_t head_kv, int64_t first, int64_t last) {
+    const int64_t n_group = a.n_group(), n_rows = (last - first) * n_group;
+    attend_memory m(a, round_up(n_rows, ASL_ROW_GROUP), round_up(a.v.n_embd, 2 * S::W));
+    std::fill(m.q + n_rows * a.k.n_embd, m.q + m.n_rows * a.k.n_embd, 0.0f);
+    std::fill(m.o, m.o + m.n_rows * m.n_embd_v, 0.0f);
     for (int64_t r = 0; r < m.n_rows; ++r) {
         m.max[r] = -INFINITY;
         m.sum[r] = 0.0f;
-        const asl_key_range keys = r < n_rows ? asl_keys_of(a, first + r/n_group) : asl_key_range { 0, 0 };
+        const asl_key_range keys = r < n_rows ? asl_keys_of(a, first + r / n_group) : asl_key_range { 0, 0 };
         m.begin(r) = (int32_t) keys.begin;
-        m.end(r)   = (int32_t) keys.end;
+        m.end(r) = (int32_t) keys.end;
         if (r < n_rows) {
-            scale_query<S>(a, first + r/n_group, head_kv*n_group + r%n_group, m.q + r*a.k.n_embd);
+            scale_query<S>(a, first + r / n_group, head_kv * n_group + r % n_group, m.q + r * a.k.n_embd);
         }
     }
     // later tokens see later cells, from their windows' beginning on
-    const int64_t begin = m.begin(0)/ASL_KEY_TILE*ASL_KEY_TILE, end = m.end(n_rows - 1);
+    const int64_t begin = m.begin(0) / ASL_KEY_TILE * ASL_KEY_TILE, end = m.end(n_rows - 1);
     for (int64_t cell = begin; cell < end; cell += ASL_KEY_TILE) {
         pack_keys<S>(a, head_kv, cell, m);
         pack_values<S>(a, head_kv, cell, m);
@@ -318,40 +336,42 @@ template <class S> ASL_TARGET static void attend_block(const asl_attend & a, int
         }
     }
     for (int64_t r = 0; r < n_rows; ++r) {
-        end_row<S>(a, first + r/n_group, head_kv*n_group + r%n_group, m.o + r*m.n_embd_v, m.max[r], m.sum[r]);
+        end_row<S>(a, first + r / n_group, head_kv * n_group + r % n_group, m.o + r * m.n_embd_v, m.max[r], m.sum[r]);
     }
 }
 
 // One row of the window: its attention to the keys of a tile, times `factor`.
-template <class S> ASL_INLINE void add_attention(const float * s, float max, float factor, float * dst) {
+template <class S>
+ASL_INLINE void add_attention(const float * s, float max, float factor, float * dst) {
     for (int64_t i = 0; i < ASL_KEY_TILE; i += S::W) {
         const auto p = exp_of<S>(S::sub(S::load(s + i), S::set1(max)));
         S::store(dst + i, S::fma(p, S::set1(factor), S::load(dst + i)));
     }
 }
 
-template <class S> ASL_TARGET static void score_tile(const asl_attend & a, int64_t head_kv, int64_t tile, float * dst) {
-    const int64_t n_group = a.n_group(), n_rows = a.n_queries*n_group, cell = tile*ASL_KEY_TILE;
+template <class S>
+ASL_TARGET static void score_tile(const asl_attend & a, int64_t head_kv, int64_t tile, float * dst) {
+    const int64_t n_group = a.n_group(), n_rows = a.n_queries * n_group, cell = tile * ASL_KEY_TILE;
     attend_memory m(a, ASL_ROW_GROUP, 0);
     pack_keys<S>(a, head_kv, cell, m);
-    std::fill(m.q, m.q + ASL_ROW_GROUP*a.k.n_embd, 0.0f);
+    std::fill(m.q, m.q + ASL_ROW_GROUP * a.k.n_embd, 0.0f);
     std::fill(m.temp, m.temp + ASL_KEY_TILE, 0.0f);
     for (int64_t r = 0; r < n_rows; r += ASL_ROW_GROUP) {
         const int64_t n = std::min(ASL_ROW_GROUP, n_rows - r);
         for (int64_t i = 0; i < n; ++i) {
-            scale_query<S>(a, a.n_tokens - a.n_queries + (r + i)/n_group, head_kv*n_group + (r + i)%n_group, m.q + i*a.k.n_embd);
+            scale_query<S>(a, a.n_tokens - a.n_queries + (r + i) / n_group, head_kv * n_group + (r + i) % n_group, m.q + i * a.k.n_embd);
         }
         compute_logits<S>(a, m.q, m.k, m.s);
         for (int64_t i = 0; i < n; ++i) {
-            const int64_t i_query = (r + i)/n_group, t = a.n_tokens - a.n_queries + i_query;
-            const float * stats = a.softmax + (i_query*a.n_head + head_kv*n_group + (r + i)%n_group)*2;
+            const int64_t i_query = (r + i) / n_group, t = a.n_tokens - a.n_queries + i_query;
+            const float * stats = a.softmax + (i_query * a.n_head + head_kv * n_group + (r + i) % n_group) * 2;
             const asl_key_range keys = asl_keys_of(a, t);
             if (stats[1] > 0.0f) {
-                float * s = m.s + i*ASL_KEY_TILE;
+                float * s = m.s + i * ASL_KEY_TILE;
                 limit_keys<S>(a, t, cell, keys.begin - cell, keys.end - cell, s);
-                add_attention<S>(s, stats[0], (a.weights ? a.weights[i_query] : 1.0f)/stats[1], m.temp);
+                add_attention<S>(s, stats[0], (a.weights ? a.weights[i_query] : 1.0f) / stats[1], m.temp);
             }
         }
     }
-    memcpy(dst, m.temp, std::min(ASL_KEY_TILE, a.n_keys() - cell)*sizeof(float));
+    memcpy(dst, m.temp, std::min(ASL_KEY_TILE, a.n_keys() - cell) * sizeof(float));
 }

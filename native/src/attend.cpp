@@ -6,18 +6,18 @@
 #include <vector>
 
 // Numbers that a block of rows and what is read for it take together: they should stay in the second-level cache.
-static const int64_t N_BLOCK_NUMBERS = 192*128;
+static const int64_t N_BLOCK_NUMBERS = 192 * 128;
 static const int64_t N_ROWS_MIN = 96;
 static const int64_t N_ROWS_MAX = 192;
 
 float asl_mask_value(const asl_attend & a, int64_t t, int64_t cell) {
-    const char * row = a.mask + t*a.nb_mask;
+    const char * row = a.mask + t * a.nb_mask;
     return a.mask_type == GGML_TYPE_F16 ? ggml_fp16_to_fp32(((const ggml_fp16_t *) row)[cell]) : ((const float *) row)[cell];
 }
 
 void asl_read_f32(ggml_type type, const void * src, float * dst, int64_t n) {
     if (type == GGML_TYPE_F32) {
-        memcpy(dst, src, n*sizeof(float));
+        memcpy(dst, src, n * sizeof(float));
     } else {
         ggml_get_type_traits(type)->to_float(src, dst, n);
     }
@@ -27,15 +27,15 @@ void asl_read_f32(ggml_type type, const void * src, float * dst, int64_t n) {
 
 // exp(x) = 2^n*(1 + q), for x from ASL_EXP_MIN to 88: the series of exp(r) - 1, where |r| is at most half of ln 2
 static void split_exp(float x, float & n, float & q) {
-    static const float TERMS[] = { 1.0f/5040, 1.0f/720, 1.0f/120, 1.0f/24, 1.0f/6, 0.5f };
-    n = std::nearbyint(x*1.44269504f);
+    static const float TERMS[] = { 1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f };
+    n = std::nearbyint(x * 1.44269504f);
     float r = std::fma(n, -0.693359375f, x); // ln 2, in two parts
     r = std::fma(n, 2.12194440e-4f, r);
     float p = TERMS[0];
     for (int i = 1; i < 6; ++i) {
         p = std::fma(p, r, TERMS[i]);
     }
-    q = std::fma(p, r*r, r);
+    q = std::fma(p, r * r, r);
 }
 
 static float exp_of(float x) {
@@ -44,48 +44,48 @@ static float exp_of(float x) {
     }
     float n, q;
     split_exp(x, n, q);
-    return (q + 1.0f)*std::ldexp(1.0f, (int) n);
+    return (q + 1.0f) * std::ldexp(1.0f, (int) n);
 }
 
 // With e = exp(2|x|) - 1, tanh(|x|) is e/(e + 2): small x keep their digits.
 static float tanh_of(float x) {
     float n, q;
-    split_exp(std::min(2*std::fabs(x), 40.0f), n, q);
+    split_exp(std::min(2 * std::fabs(x), 40.0f), n, q);
     const float power = std::ldexp(1.0f, (int) n);
     const float e = std::fma(power, q, power - 1.0f);
-    return std::copysign(e/(e + 2.0f), x);
+    return std::copysign(e / (e + 2.0f), x);
 }
 
 // One head of a cell.
 static void read_cell(const asl_head_rows & rows, int64_t cell, int64_t head, std::vector<float> & dst) {
-    const char * src = rows.data + cell*rows.nb_cell + head*rows.nb_head;
+    const char * src = rows.data + cell * rows.nb_cell + head * rows.nb_head;
     if (!rows.transposed) {
         asl_read_f32(rows.type, src, dst.data(), rows.n_embd);
         return;
     }
     for (int64_t d = 0; d < rows.n_embd; ++d) {
-        asl_read_f32(rows.type, src + d*rows.nb_embd, &dst[d], 1);
+        asl_read_f32(rows.type, src + d * rows.nb_embd, &dst[d], 1);
     }
 }
 
 // Of token t and one head for the keys of a tile.
 static void compute_logits(const asl_attend & a, int64_t t, int64_t head, int64_t tile, float * s) {
-    const float * q = (const float *) (a.q + t*a.nb_q_token + head*a.nb_q_head);
+    const float * q = (const float *) (a.q + t * a.nb_q_token + head * a.nb_q_head);
     const float factor = a.cap != 0.0f ? a.cap_scale : a.scale;
     const asl_key_range range = asl_keys_of(a, t);
     std::vector<float> key(a.k.n_embd);
     for (int64_t i = 0; i < ASL_KEY_TILE; ++i) {
-        const int64_t cell = tile*ASL_KEY_TILE + i;
+        const int64_t cell = tile * ASL_KEY_TILE + i;
         if (cell < range.begin || cell >= range.end) {
             s[i] = -INFINITY;
             continue;
         }
-        read_cell(a.k, cell, head/a.n_group(), key);
+        read_cell(a.k, cell, head / a.n_group(), key);
         float sum = 0.0f;
         for (int64_t d = 0; d < a.k.n_embd; ++d) {
-            sum = std::fma(q[d]*factor, key[d], sum);
+            sum = std::fma(q[d] * factor, key[d], sum);
         }
-        s[i] = a.cap != 0.0f ? tanh_of(sum)*(a.cap*a.scale) : sum;
+        s[i] = a.cap != 0.0f ? tanh_of(sum) * (a.cap * a.scale) : sum;
         s[i] += a.mask ? asl_mask_value(a, t, cell) : 0.0f;
     }
 }
@@ -124,15 +124,15 @@ static void attend_row(const asl_attend & a, int64_t t, int64_t head) {
     const asl_key_range range = asl_keys_of(a, t);
     std::vector<float> o(a.v.n_embd), value(a.v.n_embd);
     float max = -INFINITY, sum = 0.0f;
-    for (int64_t tile = range.begin/ASL_KEY_TILE; tile*ASL_KEY_TILE < range.end; ++tile) {
+    for (int64_t tile = range.begin / ASL_KEY_TILE; tile * ASL_KEY_TILE < range.end; ++tile) {
         float s[ASL_KEY_TILE];
         compute_logits(a, t, head, tile, s);
         const float factor = soften(s, max, sum);
         for (float & x : o) {
             x *= factor;
         }
-        for (int64_t i = 0; i < ASL_KEY_TILE && tile*ASL_KEY_TILE + i < a.n_keys(); ++i) {
-            read_cell(a.v, tile*ASL_KEY_TILE + i, head/a.n_group(), value);
+        for (int64_t i = 0; i < ASL_KEY_TILE && tile * ASL_KEY_TILE + i < a.n_keys(); ++i) {
+            read_cell(a.v, tile * ASL_KEY_TILE + i, head / a.n_group(), value);
             for (int64_t d = 0; d < a.v.n_embd; ++d) {
                 o[d] = std::fma(s[i], value[d], o[d]);
             }
@@ -146,35 +146,36 @@ static void attend_row(const asl_attend & a, int64_t t, int64_t head) {
         max = top;
     }
     for (int64_t d = 0; d < a.v.n_embd; ++d) { // a row that attends to nothing is 0
-        a.y[(t*a.n_head + head)*a.v.n_embd + d] = sum > 0.0f ? o[d]*factor/sum : sum == sum ? 0.0f : sum;
+        a.y[(t * a.n_head + head) * a.v.n_embd + d] = sum > 0.0f ? o[d] * factor / sum : sum == sum ? 0.0f
+                                                                                                    : sum;
     }
     const int64_t i_query = t - (a.n_tokens - a.n_queries);
     if (i_query >= 0 && a.softmax) {
-        a.softmax[(i_query*a.n_head + head)*2]     = max;
-        a.softmax[(i_query*a.n_head + head)*2 + 1] = sum;
+        a.softmax[(i_query * a.n_head + head) * 2] = max;
+        a.softmax[(i_query * a.n_head + head) * 2 + 1] = sum;
     }
 }
 
 static void attend_scalar(const asl_attend & a, int64_t head_kv, int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
         for (int64_t g = 0; g < a.n_group(); ++g) {
-            attend_row(a, t, head_kv*a.n_group() + g);
+            attend_row(a, t, head_kv * a.n_group() + g);
         }
     }
 }
 
 static void score_scalar(const asl_attend & a, int64_t head_kv, int64_t tile, float * dst) {
-    const int64_t n = std::min(ASL_KEY_TILE, a.n_keys() - tile*ASL_KEY_TILE);
+    const int64_t n = std::min(ASL_KEY_TILE, a.n_keys() - tile * ASL_KEY_TILE);
     std::fill(dst, dst + n, 0.0f);
     for (int64_t i_query = 0; i_query < a.n_queries; ++i_query) {
-        for (int64_t head = head_kv*a.n_group(); head < (head_kv + 1)*a.n_group(); ++head) {
-            const float * stats = a.softmax + (i_query*a.n_head + head)*2;
+        for (int64_t head = head_kv * a.n_group(); head < (head_kv + 1) * a.n_group(); ++head) {
+            const float * stats = a.softmax + (i_query * a.n_head + head) * 2;
             if (!(stats[1] > 0.0f)) {
                 continue;
             }
             float s[ASL_KEY_TILE];
             compute_logits(a, a.n_tokens - a.n_queries + i_query, head, tile, s);
-            const float factor = (a.weights ? a.weights[i_query] : 1.0f)/stats[1];
+            const float factor = (a.weights ? a.weights[i_query] : 1.0f) / stats[1];
             for (int64_t i = 0; i < n; ++i) {
                 dst[i] = std::fma(exp_of(s[i] - stats[0]), factor, dst[i]);
             }
@@ -196,23 +197,23 @@ const asl_attend_kernel * asl_find_attend_kernel(const char * name) {
 // Parts are counted from the chunk's end, where tokens attend to most keys: the longest ones run first.
 void asl_attend_part(const asl_attend_kernel & kernel, const asl_attend & a, int ith, int nth) {
     const int64_t n_numbers = std::max<int64_t>(1, a.k.n_embd + a.v.n_embd);
-    const int64_t n_rows = std::max(N_ROWS_MIN, std::min(N_ROWS_MAX, N_BLOCK_NUMBERS/n_numbers));
-    int64_t n_block = std::max<int64_t>(1, n_rows/a.n_group()); // tokens
-    auto n_parts = [&] { return a.n_head_kv*((a.n_tokens + n_block - 1)/n_block); };
-    while (nth > 1 && n_parts() < 4*nth && n_block*a.n_group() > 4*ASL_ROW_GROUP) {
+    const int64_t n_rows = std::max(N_ROWS_MIN, std::min(N_ROWS_MAX, N_BLOCK_NUMBERS / n_numbers));
+    int64_t n_block = std::max<int64_t>(1, n_rows / a.n_group()); // tokens
+    auto n_parts = [&] { return a.n_head_kv * ((a.n_tokens + n_block - 1) / n_block); };
+    while (nth > 1 && n_parts() < 4 * nth && n_block * a.n_group() > 4 * ASL_ROW_GROUP) {
         n_block /= 2;
     }
     for (int64_t i = ith; i < n_parts(); i += nth) {
-        const int64_t end = a.n_tokens - i/a.n_head_kv*n_block;
+        const int64_t end = a.n_tokens - i / a.n_head_kv * n_block;
         kernel.attend(a, i % a.n_head_kv, std::max<int64_t>(0, end - n_block), end);
     }
 }
 
 void asl_score_part(const asl_attend_kernel & kernel, const asl_attend & a, float * scores, int64_t n_row, int ith, int nth) {
-    const int64_t n_tiles = (a.n_keys() + ASL_KEY_TILE - 1)/ASL_KEY_TILE;
-    for (int64_t i = ith; i < n_tiles*a.n_head_kv; i += nth) {
-        const int64_t head = i % a.n_head_kv, tile = i/a.n_head_kv;
-        kernel.score(a, head, tile, scores + head*n_row + tile*ASL_KEY_TILE);
+    const int64_t n_tiles = (a.n_keys() + ASL_KEY_TILE - 1) / ASL_KEY_TILE;
+    for (int64_t i = ith; i < n_tiles * a.n_head_kv; i += nth) {
+        const int64_t head = i % a.n_head_kv, tile = i / a.n_head_kv;
+        kernel.score(a, head, tile, scores + head * n_row + tile * ASL_KEY_TILE);
     }
 }
 
@@ -234,48 +235,48 @@ static std::vector<float> draw(size_t n, uint32_t seed) {
     std::vector<float> values(n);
     uint32_t state = seed;
     for (float & x : values) {
-        state = state*1664525u + 1013904223u;
-        x = ((int) (state >> 8) % 20001 - 10000)/3000.0f;
+        state = state * 1664525u + 1013904223u;
+        x = ((int) (state >> 8) % 20001 - 10000) / 3000.0f;
     }
     return values;
 }
 
 attend_case::attend_case(int64_t n_embd, int64_t n_swa, float cap, bool transposed) {
     a.n_tokens = 9;
-    a.n_past   = 121;
-    a.n_head   = 6;
+    a.n_past = 121;
+    a.n_head = 6;
     a.n_head_kv = 2;
-    a.n_swa    = n_swa;
+    a.n_swa = n_swa;
     a.n_queries = 4;
-    a.scale    = 0.3f;
-    a.cap      = cap;
-    q = draw(a.n_tokens*a.n_head*n_embd, 1);
+    a.scale = 0.3f;
+    a.cap = cap;
+    q = draw(a.n_tokens * a.n_head * n_embd, 1);
     sinks = draw(a.n_head, 2);
-    const std::vector<float> drawn_k = draw(a.n_keys()*a.n_head_kv*n_embd, 3);
-    const std::vector<float> drawn_v = draw(a.n_keys()*a.n_head_kv*n_embd, 4);
+    const std::vector<float> drawn_k = draw(a.n_keys() * a.n_head_kv * n_embd, 3);
+    const std::vector<float> drawn_v = draw(a.n_keys() * a.n_head_kv * n_embd, 4);
     k.resize(drawn_k.size());
     v.resize(drawn_v.size());
     ggml_fp32_to_fp16_row(drawn_k.data(), k.data(), k.size());
     ggml_fp32_to_fp16_row(drawn_v.data(), v.data(), v.size());
 
-    const size_t n_bytes = sizeof(ggml_fp16_t), n_row = a.n_head_kv*n_embd*n_bytes;
+    const size_t n_bytes = sizeof(ggml_fp16_t), n_row = a.n_head_kv * n_embd * n_bytes;
     a.q = (const char *) q.data();
-    a.nb_q_head  = n_embd*sizeof(float);
-    a.nb_q_token = a.n_head*a.nb_q_head;
-    a.k = { GGML_TYPE_F16, (const char *) k.data(), n_embd, n_row, n_embd*n_bytes, 0, false };
-    a.v = { GGML_TYPE_F16, (const char *) v.data(), n_embd, n_row, n_embd*n_bytes, 0, false };
+    a.nb_q_head = n_embd * sizeof(float);
+    a.nb_q_token = a.n_head * a.nb_q_head;
+    a.k = { GGML_TYPE_F16, (const char *) k.data(), n_embd, n_row, n_embd * n_bytes, 0, false };
+    a.v = { GGML_TYPE_F16, (const char *) v.data(), n_embd, n_row, n_embd * n_bytes, 0, false };
     if (transposed) {
         a.v.nb_cell = n_bytes;
-        a.v.nb_embd = a.n_keys()*n_bytes;
-        a.v.nb_head = n_embd*a.v.nb_embd;
+        a.v.nb_embd = a.n_keys() * n_bytes;
+        a.v.nb_head = n_embd * a.v.nb_embd;
         a.v.transposed = true;
     }
     a.sinks = n_swa > 0 ? sinks.data() : nullptr;
 }
 
 std::vector<float> attend_case::run(const asl_attend_kernel & kernel) {
-    const size_t n_y = a.n_tokens*a.n_head*a.v.n_embd, n_softmax = a.n_queries*a.n_head*2;
-    std::vector<float> result(n_y + n_softmax + a.n_head_kv*a.n_keys());
+    const size_t n_y = a.n_tokens * a.n_head * a.v.n_embd, n_softmax = a.n_queries * a.n_head * 2;
+    std::vector<float> result(n_y + n_softmax + a.n_head_kv * a.n_keys());
     a.y = result.data();
     a.softmax = result.data() + n_y;
     asl_attend_part(kernel, a, 0, 1);
@@ -286,7 +287,7 @@ std::vector<float> attend_case::run(const asl_attend_kernel & kernel) {
 static bool is_right(const asl_attend_kernel & kernel) {
     for (attend_case c : { attend_case(64, 0, 0.0f, false), attend_case(40, 70, 0.0f, true), attend_case(96, 20, 5.0f, false) }) {
         const std::vector<float> want = c.run(SCALAR), got = c.run(kernel);
-        if (memcmp(want.data(), got.data(), want.size()*sizeof(float)) != 0) {
+        if (memcmp(want.data(), got.data(), want.size() * sizeof(float)) != 0) {
             return false;
         }
     }

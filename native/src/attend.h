@@ -22,29 +22,29 @@ static const float ASL_EXP_MIN = -87.0f;
 struct asl_head_rows {
     ggml_type type = GGML_TYPE_F16;
     const char * data = nullptr;
-    int64_t n_embd  = 0; // elements of a head
-    size_t  nb_cell = 0; // bytes from a cell to the next
-    size_t  nb_head = 0;
-    size_t  nb_embd = 0; // from an element to the next, where transposed
-    bool    transposed = false; // F16 or F32
+    int64_t n_embd = 0; // elements of a head
+    size_t nb_cell = 0; // bytes from a cell to the next
+    size_t nb_head = 0;
+    size_t nb_embd = 0; // from an element to the next, where transposed
+    bool transposed = false; // F16 or F32
 };
 
 // One chunk in one layer. Token t lies in cell n_past + t and attends to the cells up to its own.
 struct asl_attend {
-    int64_t n_tokens  = 0;
-    int64_t n_past    = 0;
-    int64_t n_head    = 0;
+    int64_t n_tokens = 0;
+    int64_t n_past = 0;
+    int64_t n_head = 0;
     int64_t n_head_kv = 0;
-    int64_t n_swa     = 0; // cells that a token attends to, 0 for all
+    int64_t n_swa = 0; // cells that a token attends to, 0 for all
 
     const char * q = nullptr; // F32 rows of k.n_embd elements
     size_t nb_q_token = 0;
-    size_t nb_q_head  = 0;
+    size_t nb_q_head = 0;
     asl_head_rows k;
     asl_head_rows v;
 
-    float scale     = 1.0f;
-    float cap       = 0.0f; // of the logits: cap*tanh(cap_scale*kq), times scale; 0 for none
+    float scale = 1.0f;
+    float cap = 0.0f; // of the logits: cap*tanh(cap_scale*kq), times scale; 0 for none
     float cap_scale = 1.0f;
     const float * sinks = nullptr; // [n_head], may be NULL
 
@@ -60,8 +60,8 @@ struct asl_attend {
     float * softmax = nullptr;       // [n_queries, n_head, 2]: maximum and sum of the softmax
     const float * weights = nullptr; // [n_queries], NULL for 1
 
-    int64_t n_group() const { return n_head/n_head_kv; }
-    int64_t n_keys()  const { return n_past + n_tokens; }
+    int64_t n_group() const { return n_head / n_head_kv; }
+    int64_t n_keys() const { return n_past + n_tokens; }
 };
 
 struct asl_attend_kernel {
@@ -76,7 +76,9 @@ struct asl_attend_kernel {
 };
 
 // Cells [begin, end) that token t may attend to; with a mask, all.
-struct asl_key_range { int64_t begin, end; };
+struct asl_key_range {
+    int64_t begin, end;
+};
 
 inline asl_key_range asl_keys_of(const asl_attend & a, int64_t t) {
     const int64_t end = a.mask ? a.n_keys() : a.n_past + t + 1;

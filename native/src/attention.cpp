@@ -42,16 +42,16 @@ static ggml_tensor * find_cache_tensor(ggml_tensor * t) {
 
 static asl_attention read_flash_attention(ggml_tensor * node) {
     asl_attention att;
-    att.q         = node->src[0];
-    att.k         = find_cache_tensor(node->src[1]);
-    att.mask      = node->src[3];
-    att.sinks     = node->src[4];
-    att.scale     = get_op_param_f32(node, 0);
+    att.q = node->src[0];
+    att.k = find_cache_tensor(node->src[1]);
+    att.mask = node->src[3];
+    att.sinks = node->src[4];
+    att.scale = get_op_param_f32(node, 0);
     att.n_head_kv = node->src[1]->ne[2];
-    att.cap       = get_op_param_f32(node, 2);
+    att.cap = get_op_param_f32(node, 2);
     if (att.cap != 0.0f) { // softmax(cap*tanh(scale/cap*kq))
-        att.cap_scale = att.scale/att.cap;
-        att.scale     = 1.0f;
+        att.cap_scale = att.scale / att.cap;
+        att.scale = 1.0f;
     }
     return att;
 }
@@ -67,18 +67,18 @@ static asl_attention read_soft_max(ggml_tensor * node) {
     const ggml_tensor * kq = node->src[0];
     asl_attention att;
     if (const ggml_tensor * tanh = find_soft_cap(kq)) {
-        att.cap       = get_op_param_f32(kq, 0);
+        att.cap = get_op_param_f32(kq, 0);
         att.cap_scale = get_op_param_f32(tanh->src[0], 0);
         kq = tanh->src[0]->src[0];
     }
     if (kq->op != GGML_OP_MUL_MAT) {
         throw std::runtime_error("attention whose logits are changed before the softmax (a bias) is not supported");
     }
-    att.q         = kq->src[1];
-    att.k         = find_cache_tensor(kq->src[0]);
-    att.mask      = node->src[1];
-    att.sinks     = node->src[2];
-    att.scale     = get_op_param_f32(node, 0);
+    att.q = kq->src[1];
+    att.k = find_cache_tensor(kq->src[0]);
+    att.mask = node->src[1];
+    att.sinks = node->src[2];
+    att.scale = get_op_param_f32(node, 0);
     att.n_head_kv = kq->src[0]->ne[2];
     return att;
 }
@@ -98,7 +98,7 @@ asl_attention asl_find_attention(const llm_graph_result & res, int32_t il) {
         if (!node) {
             throw std::runtime_error("layer " + std::to_string(il) + " has no attention");
         }
-        att  = read_soft_max(node);
+        att = read_soft_max(node);
     }
     if (get_op_param_f32(node, 1) != 0.0f) {
         throw std::runtime_error("attention with ALiBi is not supported");

@@ -18,13 +18,13 @@ bool asl_kv_slots_are_shared() {
     return n_shared_scopes > 0;
 }
 
-asl_shared_kv_scope::asl_shared_kv_scope()  { ++n_shared_scopes; }
+asl_shared_kv_scope::asl_shared_kv_scope() { ++n_shared_scopes; }
 asl_shared_kv_scope::~asl_shared_kv_scope() { --n_shared_scopes; }
 
 llama_kv_cache & asl_get_any_kv_cache(llama_context & ctx) {
     llama_memory_i * memory = asl_attention_memory(ctx);
     auto * both = dynamic_cast<llama_kv_cache_iswa *>(memory);
-    auto * kv   = both ? both->get_base() : dynamic_cast<llama_kv_cache *>(memory);
+    auto * kv = both ? both->get_base() : dynamic_cast<llama_kv_cache *>(memory);
     if (!memory && !ctx.get_memory()) {
         throw std::runtime_error("the model remembers nothing of earlier tokens: an encoder");
     }
@@ -84,23 +84,23 @@ asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il) {
     llama_kv_cache & kv = asl_get_kv_cache(ctx, il);
 
     // get_k and get_v return views that know the cache tensor; the slot info only selects the stream
-    ggml_context_ptr tmp { ggml_init({ 4*ggml_tensor_overhead(), nullptr, true }) };
+    ggml_context_ptr tmp { ggml_init({ 4 * ggml_tensor_overhead(), nullptr, true }) };
     llama_kv_cache::slot_info sinfo;
     sinfo.s0 = 0;
     sinfo.s1 = 0;
 
     asl_kv_layer layer;
-    layer.k             = kv.get_k_storage(il);
-    layer.n_head_kv     = hparams.n_head_kv(il);
+    layer.k = kv.get_k_storage(il);
+    layer.n_head_kv = hparams.n_head_kv(il);
     layer.n_embd_head_k = hparams.n_embd_head_k(il);
     layer.n_embd_head_v = hparams.n_embd_head_v(il);
     if (hparams.is_mla()) {
         return layer;
     }
     const ggml_tensor * v = kv.get_v(tmp.get(), il, 1 + asl_get_first_cell(ctx, il), sinfo);
-    layer.v             = v->view_src;
-    layer.v_trans       = v->ne[1] == layer.n_head_kv && v->ne[0] == 1 && v->ne[2] == layer.n_embd_head_v &&
-                          v->nb[2] == ggml_row_size(v->type, kv.get_size());
+    layer.v = v->view_src;
+    layer.v_trans = v->ne[1] == layer.n_head_kv && v->ne[0] == 1 && v->ne[2] == layer.n_embd_head_v &&
+                    v->nb[2] == ggml_row_size(v->type, kv.get_size());
     return layer;
 }
 
@@ -127,8 +127,8 @@ void asl_read_keys(llama_context & ctx, int32_t il, int64_t n_rows, float * dst)
 
     std::vector<uint8_t> row(layer.k->nb[1]);
     for (int64_t i = 0; i < n_rows; ++i) {
-        ggml_backend_tensor_get(layer.k, row.data(), i*layer.k->nb[1], row.size());
-        float * to = dst + i*layer.k->ne[0];
+        ggml_backend_tensor_get(layer.k, row.data(), i * layer.k->nb[1], row.size());
+        float * to = dst + i * layer.k->ne[0];
         if (layer.k->type == GGML_TYPE_F32) {
             memcpy(to, row.data(), row.size());
         } else {
@@ -141,7 +141,7 @@ void asl_read_keys(llama_context & ctx, int32_t il, int64_t n_rows, float * dst)
 struct asl_row_range {
     int64_t begin;
     int64_t end;
-    size_t  n_row;
+    size_t n_row;
 };
 
 size_t asl_row_bytes(llama_context & ctx, int32_t il) {
@@ -150,21 +150,21 @@ size_t asl_row_bytes(llama_context & ctx, int32_t il) {
 }
 
 size_t asl_rows_size(llama_context & ctx, int32_t il, int64_t n_rows) {
-    return asl_owns_rows(ctx.get_model(), il) ? n_rows*asl_row_bytes(ctx, il) : 0;
+    return asl_owns_rows(ctx.get_model(), il) ? n_rows * asl_row_bytes(ctx, il) : 0;
 }
 
 // The part of each row at byte `at`, n_bytes long, to or from contiguous memory.
 static void copy_rows(const asl_row_range & r, ggml_tensor * t, size_t n_bytes, size_t at, uint8_t * dst, const uint8_t * src) {
-    std::vector<uint8_t> part((r.end - r.begin)*n_bytes);
+    std::vector<uint8_t> part((r.end - r.begin) * n_bytes);
     if (dst) {
-        ggml_backend_tensor_get(t, part.data(), r.begin*n_bytes, part.size());
+        ggml_backend_tensor_get(t, part.data(), r.begin * n_bytes, part.size());
     }
     for (int64_t i = 0; i < r.end - r.begin; ++i) {
-        uint8_t * here = part.data() + i*n_bytes;
-        dst ? memcpy(dst + i*r.n_row + at, here, n_bytes) : memcpy(here, src + i*r.n_row + at, n_bytes);
+        uint8_t * here = part.data() + i * n_bytes;
+        dst ? memcpy(dst + i * r.n_row + at, here, n_bytes) : memcpy(here, src + i * r.n_row + at, n_bytes);
     }
     if (src) {
-        ggml_backend_tensor_set(t, part.data(), r.begin*n_bytes, part.size());
+        ggml_backend_tensor_set(t, part.data(), r.begin * n_bytes, part.size());
     }
 }
 
@@ -176,23 +176,23 @@ static void copy_columns(const asl_row_range & r, ggml_tensor * t, size_t at, ui
     const int64_t n = r.end - r.begin;
     const int64_t n_channels = t->ne[0];
 
-    std::vector<T> part(n*n_channels); // [n_channels][n]
+    std::vector<T> part(n * n_channels); // [n_channels][n]
     for (int64_t c = 0; dst && c < n_channels; ++c) {
-        ggml_backend_tensor_get(t, part.data() + c*n, (c*t->ne[1] + r.begin)*sizeof(T), n*sizeof(T));
+        ggml_backend_tensor_get(t, part.data() + c * n, (c * t->ne[1] + r.begin) * sizeof(T), n * sizeof(T));
     }
     for (int64_t i0 = 0; i0 < n; i0 += N_SQUARE) {
         for (int64_t c0 = 0; c0 < n_channels; c0 += N_SQUARE) {
             for (int64_t i = i0; i < std::min(n, i0 + N_SQUARE); ++i) {
                 for (int64_t c = c0; c < std::min(n_channels, c0 + N_SQUARE); ++c) {
-                    const size_t there = i*r.n_row + at + c*sizeof(T);
-                    T & here = part[c*n + i];
+                    const size_t there = i * r.n_row + at + c * sizeof(T);
+                    T & here = part[c * n + i];
                     dst ? memcpy(dst + there, &here, sizeof(T)) : memcpy(&here, src + there, sizeof(T));
                 }
             }
         }
     }
     for (int64_t c = 0; src && c < n_channels; ++c) {
-        ggml_backend_tensor_set(t, part.data() + c*n, (c*t->ne[1] + r.begin)*sizeof(T), n*sizeof(T));
+        ggml_backend_tensor_set(t, part.data() + c * n, (c * t->ne[1] + r.begin) * sizeof(T), n * sizeof(T));
     }
 }
 

@@ -25,10 +25,10 @@ struct asl_kv_layer {
     ggml_tensor * k = nullptr; // [n_embd_k_gqa, n_cells, n_stream]
     ggml_tensor * v = nullptr; // the same; if v_trans its data are [n_cells, n_embd_v_gqa]. NULL: a part of K (MLA)
 
-    int64_t n_head_kv     = 0;
+    int64_t n_head_kv = 0;
     int64_t n_embd_head_k = 0;
     int64_t n_embd_head_v = 0;
-    bool    v_trans       = false;
+    bool v_trans = false;
 };
 
 // The KV cache of the layers that attend to the whole prompt. Throws std::runtime_error with the reason if the context
@@ -56,13 +56,13 @@ int64_t asl_kv_bytes_cell(llama_context & ctx, const llama_kv_cache & kv);
 // holds them in the last of the prompt's cells, so that its attention is a view of one contiguous tail.
 // Cleared with the cache.
 uint32_t asl_get_first_cell(llama_context & ctx, int32_t il);
-void     asl_set_first_cell(llama_context & ctx, int32_t il, uint32_t first);
+void asl_set_first_cell(llama_context & ctx, int32_t il, uint32_t first);
 
 // K/V of cells begin..end-1 of a layer, token by token: dst is [end - begin][K row, V row] in the cache's types.
 size_t asl_row_bytes(llama_context & ctx, int32_t il);
 size_t asl_rows_size(llama_context & ctx, int32_t il, int64_t n_rows); // 0 for layers without rows of their own
-void   asl_get_rows(llama_context & ctx, int32_t il, int64_t begin, int64_t end, uint8_t * dst);
-void   asl_set_rows(llama_context & ctx, int32_t il, int64_t begin, int64_t end, const uint8_t * src);
+void asl_get_rows(llama_context & ctx, int32_t il, int64_t begin, int64_t end, uint8_t * dst);
+void asl_set_rows(llama_context & ctx, int32_t il, int64_t begin, int64_t end, const uint8_t * src);
 
 // dst: [n_rows][n_head_kv][n_embd_head_k], the keys of cells 0..n_rows-1
 void asl_read_keys(llama_context & ctx, int32_t il, int64_t n_rows, float * dst);

@@ -10,7 +10,7 @@ struct cell_batch {
         ubatch.seq_id_unq[0] = seq_id;
         for (uint32_t i = 0; i < n; ++i) {
             ubatch.n_seq_id[i] = 1;
-            ubatch.seq_id[i]   = &this->seq_id;
+            ubatch.seq_id[i] = &this->seq_id;
         }
     }
 
@@ -18,8 +18,8 @@ struct cell_batch {
     cell_batch & operator=(const cell_batch &) = delete;
 
     llama_batch_allocr alloc;
-    llama_seq_id       seq_id;
-    llama_ubatch       ubatch;
+    llama_seq_id seq_id;
+    llama_ubatch ubatch;
 };
 
 std::vector<uint32_t> asl_find_cells(const llama_kv_cache & kv, llama_seq_id seq_id, uint32_t n) {
@@ -50,7 +50,7 @@ void asl_mark_cells(llama_kv_cache & kv, llama_seq_id seq_id, const std::vector<
     }
     cell_batch batch(seq_id, cells.size());
     for (size_t i = 0; i < cells.size(); ++i) {
-        batch.ubatch.pos[i]   = positions[i];
+        batch.ubatch.pos[i] = positions[i];
         batch.ubatch.token[i] = ids[i];
     }
     llama_kv_cache::slot_info slot;

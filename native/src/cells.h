@@ -13,4 +13,4 @@ std::vector<uint32_t> asl_find_cells(const llama_kv_cache & kv, llama_seq_id seq
 
 // Marks cells as those of tokens of a sequence. As with llama_decode, what they held is forgotten.
 void asl_mark_cells(llama_kv_cache & kv, llama_seq_id seq_id, const std::vector<uint32_t> & cells,
-    const std::vector<llama_pos> & positions, const std::vector<llama_token> & ids);
+        const std::vector<llama_pos> & positions, const std::vector<llama_token> & ids);

@@ -7,7 +7,7 @@
 #include <thread>
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#    include <immintrin.h>
+#include <immintrin.h>
 #endif
 
 // below this many tokens the expansion costs more than the faster product saves
@@ -34,13 +34,13 @@ static void fp32_to_fp16_row(const float * x, ggml_fp16_t * y, int64_t n) { ggml
 
 // bytes of a weight in F16, such that the next one is aligned
 static size_t padded_bytes(const ggml_tensor * w) {
-    return GGML_PAD(ggml_nelements(w)*sizeof(ggml_fp16_t), ggml_backend_buft_get_alignment(ggml_backend_cpu_buffer_type()));
+    return GGML_PAD(ggml_nelements(w) * sizeof(ggml_fp16_t), ggml_backend_buft_get_alignment(ggml_backend_cpu_buffer_type()));
 }
 
 void asl_dequantiser::set_mode(asl_dequant mode, int n_threads) {
-    this->mode      = mode;
+    this->mode = mode;
     this->n_threads = std::max(1, n_threads);
-    this->n_total   = 0;
+    this->n_total = 0;
 }
 
 void asl_dequantiser::next_layer() {
@@ -66,9 +66,9 @@ asl_held asl_dequantiser::choose(const ggml_tensor * node) const {
 
     const bool is_eligible = w->op == GGML_OP_NONE && w->view_src == nullptr && w->buffer && x->type == GGML_TYPE_F32 &&
         // repacked weights (CPU_REPACK, AMX) are not host memory: they have fast kernels of their own
-        ggml_backend_buffer_is_host(w->buffer) &&
-        ggml_backend_buffer_get_usage(w->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS &&
-        ggml_is_contiguous(w) && n_tokens >= N_TOKENS_MIN;
+                             ggml_backend_buffer_is_host(w->buffer) &&
+                             ggml_backend_buffer_get_usage(w->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS &&
+                             ggml_is_contiguous(w) && n_tokens >= N_TOKENS_MIN;
     return is_eligible ? asl_choose_held(mode, w->type, asl_packed_weights::can_pack(node)) : asl_held::stored;
 }
 
@@ -104,7 +104,7 @@ void asl_dequantiser::prepare_expanded(const std::vector<const ggml_tensor *> & 
         }
         ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
     }
-    ctx.reset(ggml_init({ weights.size()*ggml_tensor_overhead(), nullptr, true }));
+    ctx.reset(ggml_init({ weights.size() * ggml_tensor_overhead(), nullptr, true }));
 
     char * base = (char *) ggml_backend_buffer_get_base(buffer.get());
     for (const ggml_tensor * w : weights) {
@@ -124,22 +124,22 @@ size_t asl_dequantiser::size_bytes() const {
 void asl_dequantiser::expand(const ggml_tensor * src, ggml_fp16_t * dst) const {
     const auto * traits = ggml_get_type_traits(src->type);
 
-    const int64_t n_row  = src->ne[0];
+    const int64_t n_row = src->ne[0];
     const int64_t n_rows = ggml_nrows(src);
 
     auto work = [&](int64_t begin, int64_t end) {
         std::vector<float> row(n_row);
         for (int64_t r = begin; r < end; ++r) {
-            traits->to_float((const char *) src->data + r*src->nb[1], row.data(), n_row);
-            fp32_to_fp16_row(row.data(), dst + r*n_row, n_row);
+            traits->to_float((const char *) src->data + r * src->nb[1], row.data(), n_row);
+            fp32_to_fp16_row(row.data(), dst + r * n_row, n_row);
         }
     };
 
     std::vector<std::thread> threads;
     for (int i = 1; i < n_threads; ++i) {
-        threads.emplace_back(work, n_rows*i/n_threads, n_rows*(i + 1)/n_threads);
+        threads.emplace_back(work, n_rows * i / n_threads, n_rows * (i + 1) / n_threads);
     }
-    work(0, n_rows/n_threads);
+    work(0, n_rows / n_threads);
     for (auto & t : threads) {
         t.join();
     }

@@ -37,7 +37,7 @@ public:
 
     void release();
 
-    size_t  size_bytes()    const;
+    size_t size_bytes() const;
     int32_t n_dequantised() const { return n_total; }
 
 private:
@@ -46,10 +46,10 @@ private:
     void expand(const ggml_tensor * src, ggml_fp16_t * dst) const;
 
     asl_dequant mode = ASL_DEQUANT_OFF;
-    int n_threads    = 1;
-    int32_t n_total  = 0;
+    int n_threads = 1;
+    int32_t n_total = 0;
 
-    ggml_context_ptr        ctx;    // tensors of the expanded weights of the layer
+    ggml_context_ptr ctx;    // tensors of the expanded weights of the layer
     ggml_backend_buffer_ptr buffer; // their data
 
     std::unordered_map<const ggml_tensor *, ggml_tensor *> expanded;

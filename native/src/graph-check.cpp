@@ -39,9 +39,9 @@ asl_layer_of asl_find_dependents(ggml_cgraph * gf, int n, const asl_layer_of & m
 }
 
 static void check_output(const ggml_tensor * node, int32_t il, const llama_model & model) {
-    if (node->type != GGML_TYPE_F32 || node->ne[0] != model.hparams.n_embd || ggml_nelements(node) != node->ne[0]*node->ne[1]) {
+    if (node->type != GGML_TYPE_F32 || node->ne[0] != model.hparams.n_embd || ggml_nelements(node) != node->ne[0] * node->ne[1]) {
         throw std::runtime_error("the output of layer " + str(il) + " is not one row of " + str(model.hparams.n_embd) +
-                " elements per token (several residual streams)");
+                                 " elements per token (several residual streams)");
     }
 }
 
@@ -52,7 +52,7 @@ static void check_reads(ggml_cgraph * gf, int begin, int end, int32_t il, const 
     const ggml_tensor * prev = begin > 0 ? ggml_graph_node(gf, begin - 1) : nullptr;
     for (int i = begin; i < end; ++i) {
         for (const ggml_tensor * src : ggml_graph_node(gf, i)->src) {
-            const auto place  = places.find(src);
+            const auto place = places.find(src);
             const auto memory = dependents.find(src);
             const bool is_earlier = src != prev && place != places.end() && place->second < begin;
             if (is_earlier && memory != dependents.end() && memory->second != il) {

@@ -64,14 +64,14 @@ static std::vector<ggml_tensor *> take_nodes(ggml_cgraph * gf, int begin, int la
 // buffer is a weight, which no node writes, or memory of the context; names may have changed.
 static bool is_memory_write(const ggml_tensor * node) {
     switch (node->op) {
-        case GGML_OP_NONE:
-        case GGML_OP_VIEW:
-        case GGML_OP_RESHAPE:
-        case GGML_OP_PERMUTE:
-        case GGML_OP_TRANSPOSE:
-            return false;
-        default:
-            return node->view_src && node->view_src->buffer;
+    case GGML_OP_NONE:
+    case GGML_OP_VIEW:
+    case GGML_OP_RESHAPE:
+    case GGML_OP_PERMUTE:
+    case GGML_OP_TRANSPOSE:
+        return false;
+    default:
+        return node->view_src && node->view_src->buffer;
     }
 }
 
@@ -156,13 +156,13 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
 
     // the capacity of the full graph bounds the part as well
     const auto & hparams = ctx.get_model().hparams;
-    const size_t n_extra = n_score_nodes(hparams.n_head_kv(range.last)) + N_MASK_NODES*hparams.n_layer() + N_HIDDEN_NODES +
-        dequantiser.n_extra(i_last - i_prev) + asl_attend_node::N_NODES*(range.last + 1 - range.first);
+    const size_t n_extra = n_score_nodes(hparams.n_head_kv(range.last)) + N_MASK_NODES * hparams.n_layer() + N_HIDDEN_NODES +
+                           dequantiser.n_extra(i_last - i_prev) + asl_attend_node::N_NODES * (range.last + 1 - range.first);
     const size_t n_nodes = res.get_max_nodes() + n_extra;
-    ctx_part.reset(ggml_init({ n_extra*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
+    ctx_part.reset(ggml_init({ n_extra * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
     ggml_cgraph * part = ggml_new_graph_custom(ctx_part.get(), n_nodes, false);
 
-    ggml_tensor * prev  = i_prev >= 0 ? ggml_graph_node(gf, i_prev) : nullptr;
+    ggml_tensor * prev = i_prev >= 0 ? ggml_graph_node(gf, i_prev) : nullptr;
     ggml_tensor * input = prev ? hidden.view(ctx_part.get(), chunk.n_past, chunk.n_tokens) : nullptr;
     if (input) {
         // devices must copy it before the graph goes on: the layer's output takes the same rows
@@ -228,7 +228,7 @@ void asl_layer_cutter::keep_output(llm_graph_result & res, ggml_cgraph * part, g
         }
     }
     res.t_logits = nullptr;
-    res.t_embd   = nullptr;
+    res.t_embd = nullptr;
     res.t_sampled.clear();
     res.t_sampled_probs.clear();
     res.t_sampled_logits.clear();
@@ -303,7 +303,7 @@ void asl_layer_cutter::verify(const llm_graph_result & res, ggml_cgraph * part, 
         const auto found = dependents.find(ggml_graph_node(part, i));
         if (found != dependents.end() && (found->second < range.first || found->second > range.last)) {
             throw std::runtime_error("layer " + std::to_string(range.first) + " reads '" +
-                    ggml_graph_node(part, i)->name + "' of an earlier layer, beside its output");
+                                     ggml_graph_node(part, i)->name + "' of an earlier layer, beside its output");
         }
     }
 }
@@ -316,7 +316,7 @@ void asl_layer_cutter::read(const llama_ubatch &) {
 
     if (out) {
         chunk.output.resize(out->ne[0]);
-        ggml_backend_tensor_get(out, chunk.output.data(), (out->ne[1] - 1)*out->nb[1], out->nb[1]);
+        ggml_backend_tensor_get(out, chunk.output.data(), (out->ne[1] - 1) * out->nb[1], out->nb[1]);
     }
     if (scores.empty()) {
         return;
@@ -329,8 +329,8 @@ void asl_layer_cutter::read(const llama_ubatch &) {
     chunk.queries.resize(raw.size());
     for (int64_t h = 0; h < queries->ne[2]; ++h) {
         for (int64_t i = 0; i < queries->ne[1]; ++i) {
-            memcpy(chunk.queries.data() + (i*queries->ne[2] + h)*n_embd_head,
-                   raw.data() + (h*queries->ne[1] + i)*n_embd_head, n_embd_head*sizeof(float));
+            memcpy(chunk.queries.data() + (i * queries->ne[2] + h) * n_embd_head,
+                    raw.data() + (h * queries->ne[1] + i) * n_embd_head, n_embd_head * sizeof(float));
         }
     }
 
@@ -338,7 +338,7 @@ void asl_layer_cutter::read(const llama_ubatch &) {
     for (ggml_tensor * t : scores) {
         for (int64_t h = 0; h < (own.empty() ? 1 : t->ne[1]); ++h) {
             chunk.scores_kv.emplace_back(n_keys);
-            ggml_backend_tensor_get(t, chunk.scores_kv.back().data(), h*t->nb[1], n_keys*sizeof(float));
+            ggml_backend_tensor_get(t, chunk.scores_kv.back().data(), h * t->nb[1], n_keys * sizeof(float));
         }
     }
 }

@@ -25,8 +25,8 @@ struct llama_context;
 // Layers [first, last] over one chunk of the current tokens.
 struct asl_layer_range {
     int32_t first = 0; // 0: from token ids. else: from the output of layer first - 1. n_layer: the head alone
-    int32_t last  = 0;
-    bool    head  = false; // run on to the logits
+    int32_t last = 0;
+    bool head = false; // run on to the logits
 
     // ends with the model's last layer, whose rows are the batch's outputs
     bool is_last(int32_t n_layer) const { return last == n_layer - 1; }
@@ -34,14 +34,14 @@ struct asl_layer_range {
 
 // What a chunk asks for, and receives, beside the range.
 struct asl_chunk {
-    int32_t n_tokens  = 0;
-    int32_t n_past    = 0;       // current tokens before the chunk
+    int32_t n_tokens = 0;
+    int32_t n_past = 0;       // current tokens before the chunk
     int32_t n_queries = 0;       // last tokens of the chunk that belong to the window
-    bool    scores    = false;
+    bool scores = false;
     const float * weights = nullptr; // [n_queries] factors on the queries' attention, NULL for 1
-    bool    has_gaps  = false;   // positions do not follow each other: tokens were dropped
-    bool    first     = false;   // first chunk of the range: weights are expanded, the cut is verified
-    bool    rows_only = false;   // nothing after the chunk reads its output, only its K/V
+    bool has_gaps = false;   // positions do not follow each other: tokens were dropped
+    bool first = false;   // first chunk of the range: weights are expanded, the cut is verified
+    bool rows_only = false;   // nothing after the chunk reads its output, only its K/V
 
     std::vector<float> queries;                // [n_queries, n_head, n_embd_head_k]
     std::vector<std::vector<float>> scores_kv; // [n_head_kv][n_past + n_tokens]: (weighted) sum over the chunk's window queries
@@ -50,14 +50,14 @@ struct asl_chunk {
 
 // The Q, K and mask of one layer's attention, read off its node.
 struct asl_attention {
-    ggml_tensor * node  = nullptr; // soft max or flash attention
-    ggml_tensor * q     = nullptr; // F32 [n_embd_head_k, n_tokens, n_head] (permuted view)
-    ggml_tensor * k     = nullptr; // KV cache tensor [n_embd_k_gqa, n_cells, n_stream]
-    ggml_tensor * mask  = nullptr; // F16 or F32 [n_kv, n_tokens]
+    ggml_tensor * node = nullptr; // soft max or flash attention
+    ggml_tensor * q = nullptr; // F32 [n_embd_head_k, n_tokens, n_head] (permuted view)
+    ggml_tensor * k = nullptr; // KV cache tensor [n_embd_k_gqa, n_cells, n_stream]
+    ggml_tensor * mask = nullptr; // F16 or F32 [n_kv, n_tokens]
     ggml_tensor * sinks = nullptr; // F32 [n_head], may be NULL
-    float   scale     = 1.0f;
-    float   cap       = 0.0f; // of the logits: cap*tanh(cap_scale*kq) before the softmax, 0 for none
-    float   cap_scale = 1.0f;
+    float scale = 1.0f;
+    float cap = 0.0f; // of the logits: cap*tanh(cap_scale*kq) before the softmax, 0 for none
+    float cap_scale = 1.0f;
     int64_t n_head_kv = 0;
 };
 
@@ -87,7 +87,7 @@ private:
     void add_scores(llm_graph_result & res, ggml_cgraph * part);
     ggml_tensor * build_scores(const asl_attention & att, ggml_tensor * weights, int64_t head_kv, int64_t begin, int64_t end);
 
-    llama_context   & ctx;
+    llama_context & ctx;
     asl_dequantiser & dequantiser;
     asl_attention_use & attention;
     asl_causal_mask & mask;
@@ -99,7 +99,7 @@ private:
 
     ggml_context_ptr ctx_part; // the cut graph and the score nodes
 
-    ggml_tensor * out     = nullptr; // l_out-<last> of the model's last layer, which is read
+    ggml_tensor * out = nullptr; // l_out-<last> of the model's last layer, which is read
     ggml_tensor * queries = nullptr;
     std::vector<ggml_tensor *> scores; // per KV head: F32 [1, n_kv]; of our own attention: F32 [n_keys, n_head_kv]
     asl_attention scored;              // attention of the last layer, before it became our own

@@ -43,7 +43,7 @@ ggml_backend_buffer_type_t asl_hidden_buffer_type(llama_context & ctx, size_t n_
     if (device) {
         ggml_backend_dev_memory(device, &n_free, &n_total);
     }
-    return n_bytes <= n_free/8 ? buft : host;
+    return n_bytes <= n_free / 8 ? buft : host;
 }
 
 void asl_hidden::release() {
@@ -80,7 +80,7 @@ void asl_hidden::gather(llama_context & ctx, const std::vector<int32_t> & index)
     const size_t n_row = tensor->nb[1];
     char * data = (char *) tensor->data;
     for (size_t i = 0; i < index.size(); ++i) {
-        memmove(data + i*n_row, data + offset(index[i]), n_row);
+        memmove(data + i * n_row, data + offset(index[i]), n_row);
     }
 }
 
@@ -90,7 +90,7 @@ void asl_hidden::gather_on_device(llama_context & ctx, const std::vector<int32_t
     kept.reset(tensor->ne[0], first, first + (int64_t) index.size(), get_type());
 
     const size_t n_nodes = 4;
-    ggml_context_ptr graph { ggml_init({ n_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }) };
+    ggml_context_ptr graph { ggml_init({ n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }) };
     ggml_tensor * rows = ggml_new_tensor_1d(graph.get(), GGML_TYPE_I32, index.size());
     ggml_set_input(rows);
     ggml_tensor * result = ggml_get_rows(graph.get(), tensor, rows);

@@ -44,9 +44,9 @@ public:
 private:
     void gather_on_device(llama_context & ctx, const std::vector<int32_t> & index);
 
-    size_t offset(int64_t i) const { return (i - first)*tensor->nb[1]; }
+    size_t offset(int64_t i) const { return (i - first) * tensor->nb[1]; }
 
-    ggml_context_ptr        ctx;
+    ggml_context_ptr ctx;
     ggml_backend_buffer_ptr buffer;
     ggml_tensor * tensor = nullptr; // [n_embd, n_tokens]
 

@@ -9,11 +9,11 @@
 #include <utility>
 
 // bytes of a buffer, but for small prompts and larger inputs: a chunk's take some 10 KB
-static const size_t N_BUFFER = 1024*1024;
+static const size_t N_BUFFER = 1024 * 1024;
 
 void asl_chunk_inputs::reset(ggml_backend_buffer_type_t buft, size_t n_bytes) {
     clear();
-    this->buft  = buft;
+    this->buft = buft;
     n_bytes_max = n_bytes;
 }
 
@@ -27,7 +27,7 @@ void asl_chunk_inputs::clear() {
 bool asl_chunk_inputs::place(ggml_tensor * tensor) {
     const size_t n = GGML_PAD(ggml_backend_buft_get_alloc_size(buft, tensor), ggml_backend_buft_get_alignment(buft));
     if (n > n_last - n_used) {
-        const size_t n_buffer = std::max(n, std::min(N_BUFFER, n_bytes_max/4));
+        const size_t n_buffer = std::max(n, std::min(N_BUFFER, n_bytes_max / 4));
         if (n_bytes + n_buffer > n_bytes_max) {
             return false;
         }
@@ -79,7 +79,7 @@ public:
 
     void set_input(const llama_ubatch *) override {
         std::vector<uint8_t> data;
-        for (auto & [ input, copy ] : pairs) {
+        for (auto & [input, copy] : pairs) {
             data.resize(ggml_nbytes(input));
             ggml_backend_tensor_get(input, data.data(), 0, data.size());
             ggml_backend_tensor_set(copy->tensor, data.data(), 0, data.size());
@@ -104,7 +104,7 @@ void asl_chunk_inputs::replace(
             if (i == inputs.end() || src == res.t_inp_tokens || src == res.t_inp_embd || ggml_is_empty(src)) {
                 continue;
             }
-            const auto [ entry, is_new ] = used.emplace(src, nullptr);
+            const auto [entry, is_new] = used.emplace(src, nullptr);
             if (is_new) {
                 entry->second = find(begin, i - inputs.begin(), src);
                 if (entry->second && !entry->second->filled) {

@@ -34,7 +34,7 @@ private:
     struct copy {
         ggml_context_ptr ctx;
         ggml_tensor * tensor = nullptr;
-        bool          filled = false;
+        bool filled = false;
     };
 
     friend class asl_input_copier;
@@ -44,9 +44,9 @@ private:
 
     ggml_backend_buffer_type_t buft = nullptr; // NULL: nothing is copied
     size_t n_bytes_max = 0;
-    size_t n_bytes     = 0; // of the buffers
-    size_t n_last      = 0; // of the last one
-    size_t n_used      = 0; // of that
+    size_t n_bytes = 0; // of the buffers
+    size_t n_last = 0; // of the last one
+    size_t n_used = 0; // of that
 
     std::vector<ggml_backend_buffer_ptr> buffers;
 

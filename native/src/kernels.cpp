@@ -28,10 +28,11 @@ static const std::set<ggml_type> SIMPLE = { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML
 static const std::vector<measured_row> & table() {
     static const std::vector<measured_row> rows = {
         { "AVX-512 VNNI", { "AVX512_VNNI", "LLAMAFILE" },
-            { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4 }, SIMPLE },
+                { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4 }, SIMPLE },
         { "AVX2", { "AVX2", "LLAMAFILE" },
-            { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4,
-              GGML_TYPE_NVFP4, GGML_TYPE_Q2_0 }, SIMPLE },
+                { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4,
+                        GGML_TYPE_NVFP4, GGML_TYPE_Q2_0 },
+                SIMPLE },
     };
     return rows;
 }
@@ -44,7 +45,8 @@ static std::set<std::string> find_features() {
     std::set<std::string> result;
     ggml_backend_dev_t device = cpu_device();
     auto get = device ? (ggml_backend_get_features_t) ggml_backend_reg_get_proc_address(
-            ggml_backend_dev_backend_reg(device), "ggml_backend_get_features") : nullptr;
+                                ggml_backend_dev_backend_reg(device), "ggml_backend_get_features")
+                      : nullptr;
     for (auto * f = get ? get(ggml_backend_dev_backend_reg(device)) : nullptr; f && f->name; ++f) {
         if (strcmp(f->value, "0") != 0) {
             result.insert(f->name);
@@ -106,7 +108,8 @@ std::string asl_kernel_reason(ggml_type type) {
         return std::string("packed for activations of 16 bits in host memory, as stored elsewhere: faster on ") + row->name;
     }
     return std::string(expands(row, type) ? "expanded to F16 in host memory, as stored elsewhere: F16 was faster on "
-            : "as stored: F16 was no faster on ") + row->name;
+                                          : "as stored: F16 was no faster on ") +
+           row->name;
 }
 
 const std::string & asl_kernel_rule_line() {
@@ -143,20 +146,20 @@ static std::vector<uint8_t> draw_weights(ggml_type type, int64_t n_out, int64_t 
     const int64_t n_drawn = std::min<int64_t>(n_out, 8);
     std::mt19937 rng(0);
     std::normal_distribution<float> normal(0.0f, 1.0f);
-    std::vector<float> values(n_drawn*n_in);
+    std::vector<float> values(n_drawn * n_in);
     for (float & v : values) {
         v = normal(rng);
     }
     const std::vector<float> importance(n_in, 1.0f); // some types ask for it
     const size_t n_row = ggml_row_size(type, n_in);
-    std::vector<uint8_t> result(n_out*n_row);
+    std::vector<uint8_t> result(n_out * n_row);
     if (type == GGML_TYPE_F32) {
-        memcpy(result.data(), values.data(), n_drawn*n_row);
+        memcpy(result.data(), values.data(), n_drawn * n_row);
     } else {
         ggml_quantize_chunk(type, values.data(), result.data(), 0, n_drawn, n_in, importance.data());
     }
     for (int64_t i = n_drawn; i < n_out; ++i) {
-        memcpy(result.data() + i*n_row, result.data() + (i - n_drawn)*n_row, n_row);
+        memcpy(result.data() + i * n_row, result.data() + (i - n_drawn) * n_row, n_row);
     }
     return result;
 }
@@ -192,10 +195,10 @@ static ggml_backend_buffer_ptr place(ggml_backend_buffer_type_t buft, ggml_tenso
 // seconds of the quickest run
 static double time_graph(ggml_backend_t backend, ggml_cgraph * gf) {
     const int64_t N_LEAST = 3;
-    const int64_t N_MOST  = 50; // of a tiny product
-    const int64_t N_US    = 400*1000;
+    const int64_t N_MOST = 50; // of a tiny product
+    const int64_t N_US = 400 * 1000;
 
-    int64_t best  = INT64_MAX;
+    int64_t best = INT64_MAX;
     int64_t total = 0;
     for (int64_t i = -1; i < N_LEAST || (total < N_US && i < N_MOST); ++i) {
         const int64_t begin = ggml_time_us();
@@ -208,13 +211,13 @@ static double time_graph(ggml_backend_t backend, ggml_cgraph * gf) {
             total += taken;
         }
     }
-    return best/1e6;
+    return best / 1e6;
 }
 
 double asl_measure_product(const asl_product & p, std::string & buffer_name) {
     if (!asl_is_weight_type(p.type) || p.n_out < 1 || p.n_tokens < 1 || p.n_in < 1 || p.n_in % ggml_blck_size(p.type) != 0) {
         throw std::runtime_error("expected sizes of at least 1, and rows of whole blocks of " +
-                std::to_string(asl_is_weight_type(p.type) ? ggml_blck_size(p.type) : 1) + " weights");
+                                 std::to_string(asl_is_weight_type(p.type) ? ggml_blck_size(p.type) : 1) + " weights");
     }
     ggml_backend_ptr backend { ggml_backend_dev_init(cpu_device(), nullptr) };
     if (!backend) {
@@ -225,7 +228,7 @@ double asl_measure_product(const asl_product & p, std::string & buffer_name) {
     if (set_threads) {
         set_threads(backend.get(), p.n_threads);
     }
-    ggml_context_ptr ctx { ggml_init({ 8*ggml_tensor_overhead() + ggml_graph_overhead_custom(8, false), nullptr, true }) };
+    ggml_context_ptr ctx { ggml_init({ 8 * ggml_tensor_overhead() + ggml_graph_overhead_custom(8, false), nullptr, true }) };
     ggml_tensor * w = ggml_new_tensor_2d(ctx.get(), p.type, p.n_in, p.n_out);
     ggml_tensor * x = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, p.n_in, p.n_tokens);
     ggml_tensor * y = ggml_mul_mat(ctx.get(), w, x);
@@ -238,7 +241,7 @@ double asl_measure_product(const asl_product & p, std::string & buffer_name) {
     const ggml_backend_buffer_ptr weights = place(buft, w);
     const std::vector<uint8_t> drawn = draw_weights(p.type, p.n_out, p.n_in);
     ggml_backend_tensor_set(w, drawn.data(), 0, ggml_nbytes(w));
-    const ggml_backend_buffer_ptr in  = place(ggml_backend_cpu_buffer_type(), x);
+    const ggml_backend_buffer_ptr in = place(ggml_backend_cpu_buffer_type(), x);
     const ggml_backend_buffer_ptr out = place(ggml_backend_cpu_buffer_type(), y);
     const std::vector<uint8_t> activations = draw_weights(GGML_TYPE_F32, p.n_tokens, p.n_in);
     ggml_backend_tensor_set(x, activations.data(), 0, ggml_nbytes(x));
@@ -253,5 +256,5 @@ double asl_measure_product(const asl_product & p, std::string & buffer_name) {
     ggml_build_forward_expand(gf, y);
     // the rounded activations
     const ggml_backend_buffer_ptr acts = y->src[1] ? nullptr : place(ggml_backend_cpu_buffer_type(), y->src[0]);
-    return 2e-9*p.n_out*p.n_tokens*p.n_in/time_graph(backend.get(), gf);
+    return 2e-9 * p.n_out * p.n_tokens * p.n_in / time_graph(backend.get(), gf);
 }

@@ -32,12 +32,12 @@ bool asl_is_weight_type(int32_t type);
 
 // One product of matrices: n_out x n_in weights with n_tokens columns.
 struct asl_product {
-    ggml_type type     = GGML_TYPE_F16;
-    int32_t   held     = 0; // 0 as stored, 1 as llama.cpp repacks such weights, 2 and 3 packed, activations of 8 and 16 bits
-    int64_t   n_out    = 0;
-    int64_t   n_tokens = 0;
-    int64_t   n_in     = 0;
-    int32_t   n_threads = 1;
+    ggml_type type = GGML_TYPE_F16;
+    int32_t held = 0; // 0 as stored, 1 as llama.cpp repacks such weights, 2 and 3 packed, activations of 8 and 16 bits
+    int64_t n_out = 0;
+    int64_t n_tokens = 0;
+    int64_t n_in = 0;
+    int32_t n_threads = 1;
 };
 
 // 1e9 operations per second of the quickest of some runs, and the name of the buffer type that held the weights.

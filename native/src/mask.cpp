@@ -15,7 +15,7 @@ static const int32_t N_ALIGN = 64;
 void asl_causal_mask::reset(int32_t n_tokens_max, int32_t n_past_max) {
     bands.clear();
     this->n_tokens_max = n_tokens_max;
-    this->n_past_max   = GGML_PAD(n_past_max, N_ALIGN);
+    this->n_past_max = GGML_PAD(n_past_max, N_ALIGN);
 }
 
 template <typename T>
@@ -25,7 +25,7 @@ static void fill_band(ggml_tensor * t, int64_t n_past_max, int64_t n_swa, T keep
         const auto end = row.begin() + std::min(t->ne[0], n_past_max + j + 1);
         std::fill(row.begin(), row.end(), drop);
         std::fill(n_swa > 0 ? end - std::min<int64_t>(n_swa, end - row.begin()) : row.begin(), end, keep);
-        ggml_backend_tensor_set(t, row.data(), j*t->nb[1], t->nb[1]);
+        ggml_backend_tensor_set(t, row.data(), j * t->nb[1], t->nb[1]);
     }
 }
 
@@ -49,7 +49,7 @@ asl_causal_mask::band & asl_causal_mask::get_band(ggml_backend_buffer_type_t buf
         }
     }
     band b;
-    b.buft  = buft;
+    b.buft = buft;
     b.n_swa = n_swa;
     b.ctx.reset(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
     b.tensor = ggml_new_tensor_2d(b.ctx.get(), type, n_past_max + GGML_PAD(n_tokens_max, N_PAD) + N_PAD, n_tokens_max);
@@ -75,9 +75,9 @@ ggml_tensor * asl_causal_mask::build(
     const int64_t begin = n_past_max - n_past;
     if (begin < 0 || begin + n_kv > b.tensor->ne[0] || mask->ne[1] > b.tensor->ne[1]) {
         throw std::runtime_error("a chunk of " + std::to_string(mask->ne[1]) + " tokens after " + std::to_string(n_past) +
-                " needs a wider attention mask than was prepared");
+                                 " needs a wider attention mask than was prepared");
     }
-    const size_t n_skipped = begin*ggml_element_size(b.tensor);
+    const size_t n_skipped = begin * ggml_element_size(b.tensor);
     ggml_tensor * view = ggml_view_2d(ctx, b.tensor, n_kv, mask->ne[1], b.tensor->nb[1], n_skipped);
     if (view_align > 0 && n_skipped % view_align == 0 && b.tensor->nb[1] % view_align == 0) {
         return view;

@@ -25,7 +25,7 @@ public:
     //   view_align: its kernels take rows that lie apart, if they begin at multiples of so many bytes; 0: they do not, and
     //   get a contiguous copy
     ggml_tensor * build(ggml_context * ctx, const ggml_tensor * mask, int32_t n_past, int32_t n_swa,
-        ggml_backend_buffer_type_t buft, size_t view_align);
+            ggml_backend_buffer_type_t buft, size_t view_align);
 
     // bytes in host memory, or in memory of other devices
     size_t size_bytes(bool host) const;
@@ -34,7 +34,7 @@ private:
     struct band {
         ggml_backend_buffer_type_t buft;
         int32_t n_swa;
-        ggml_context_ptr        ctx;
+        ggml_context_ptr ctx;
         ggml_backend_buffer_ptr buffer;
         ggml_tensor * tensor; // [n_past_max + n_tokens_max + padding, n_tokens_max]
         ggml_backend_buffer_ptr copy; // as large, for a chunk's contiguous copy; NULL as long as none is needed
@@ -45,5 +45,5 @@ private:
     std::vector<band> bands; // one per device and kind of attention
 
     int32_t n_tokens_max = 0;
-    int32_t n_past_max   = 0;
+    int32_t n_past_max = 0;
 };

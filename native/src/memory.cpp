@@ -6,9 +6,9 @@
 #include "support.h"
 
 #include "llama-context.h"
-#include "llama-memory-hybrid.h"
 #include "llama-memory-hybrid-idx.h"
 #include "llama-memory-hybrid-iswa.h"
+#include "llama-memory-hybrid.h"
 #include "llama-memory-recurrent.h"
 #include "llama-model.h"
 
@@ -113,7 +113,7 @@ ggml_backend_buffer_type_t asl_layer_buffer_type(llama_context & ctx, int32_t il
 asl_layer_of asl_memory_tensors(llama_context & ctx) {
     asl_layer_of result;
     auto add = [&](const ggml_tensor * t, int32_t il) {
-        const auto [ entry, is_new ] = result.emplace(t, il);
+        const auto [entry, is_new] = result.emplace(t, il);
         entry->second = is_new ? il : ASL_MIXED;
     };
     for (uint32_t il = 0; il < ctx.get_model().hparams.n_layer(); ++il) {
@@ -133,10 +133,10 @@ asl_layer_of asl_memory_tensors(llama_context & ctx) {
 
 void asl_compact_rows(llama_context & ctx, int32_t il, const std::vector<int32_t> & cells) {
     const size_t n_row = asl_row_bytes(ctx, il);
-    std::vector<uint8_t> rows((size_t) (cells.back() + 1)*n_row);
+    std::vector<uint8_t> rows((size_t) (cells.back() + 1) * n_row);
     asl_get_rows(ctx, il, 0, cells.back() + 1, rows.data());
     for (size_t i = 0; i < cells.size(); ++i) {
-        memmove(rows.data() + i*n_row, rows.data() + cells[i]*n_row, n_row);
+        memmove(rows.data() + i * n_row, rows.data() + cells[i] * n_row, n_row);
     }
     asl_set_rows(ctx, il, 0, cells.size(), rows.data());
 }

@@ -21,7 +21,7 @@ llama_memory_i * asl_attention_memory(llama_context & ctx);
 // The tensors that hold what a context remembers, K/V and recurrent states, and the layer of each: ASL_MIXED where layers share
 // one.
 using asl_layer_of = std::unordered_map<const ggml_tensor *, int32_t>;
-constexpr int32_t ASL_NONE  = -1;
+constexpr int32_t ASL_NONE = -1;
 constexpr int32_t ASL_MIXED = -2;
 asl_layer_of asl_memory_tensors(llama_context & ctx);
 
@@ -44,8 +44,8 @@ void asl_mark_state(llama_context & ctx, llama_token token, llama_pos pos);
 
 // The same to and from host memory.
 size_t asl_state_size(llama_context & ctx, int32_t il);
-void   asl_save_state(llama_context & ctx, int32_t il, uint8_t * dst);
-void   asl_load_state(llama_context & ctx, int32_t il, const uint8_t * src);
+void asl_save_state(llama_context & ctx, int32_t il, uint8_t * dst);
+void asl_load_state(llama_context & ctx, int32_t il, const uint8_t * src);
 
 // Where a layer of a context runs: the buffer type of what it remembers, NULL if it remembers nothing.
 ggml_backend_buffer_type_t asl_layer_buffer_type(llama_context & ctx, int32_t il);

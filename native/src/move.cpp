@@ -27,7 +27,7 @@ struct cache_move {
 
     asl_cell_list from;
     asl_cell_list to;
-    std::vector<llama_pos>   positions;
+    std::vector<llama_pos> positions;
     std::vector<llama_token> ids;
 };
 
@@ -100,8 +100,8 @@ static cache_move plan(llama_kv_cache & src, int32_t src_seq_id, llama_kv_cache 
         move.ids.push_back(cells.ext_get(i).tok);
     }
     move.from.stream = src.get_stream(src_seq_id);
-    move.to.stream   = dst.get_stream(seq_id);
-    move.to.cells  = asl_find_cells(dst, seq_id, move.from.cells.size());
+    move.to.stream = dst.get_stream(seq_id);
+    move.to.cells = asl_find_cells(dst, seq_id, move.from.cells.size());
     return move;
 }
 
@@ -119,7 +119,7 @@ static void check_room(const cache_move & move, int32_t seq_id, const char * whi
     if (move.to.cells.size() < move.from.cells.size()) {
         const auto & cells = move.dst->get_cells(seq_id);
         throw asl_error(ASL_ERR_CELLS, "expected " + str(move.from.cells.size()) + " free cells" + which + " for sequence " + str(seq_id) +
-                ", found " + str(cells.size() - cells.get_used()) + "; remove other sequences first or create the context with more cells");
+                                               ", found " + str(cells.size() - cells.get_used()) + "; remove other sequences first or create the context with more cells");
     }
 }
 

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cstring>
 
-#define ASL_AVX2   __attribute__((target("avx2,fma")))
+#define ASL_AVX2 __attribute__((target("avx2,fma")))
 #define ASL_INLINE __attribute__((target("avx2,fma"), always_inline)) static inline
 
 // tokens whose activations stay in the second-level cache while the panels pass
@@ -28,7 +28,9 @@ ASL_INLINE __m256i broadcast4(const uint8_t * p) {
 }
 
 // How many products of pairs may be added in 16 bits: pairs*2*(2^bits - 1)*127 stays below 2^15.
-template <int BITS> constexpr int n_sums() { return BITS == 4 ? 8 : BITS == 5 ? 4 : 2; }
+template <int BITS>
+constexpr int n_sums() { return BITS == 4 ? 8 : BITS == 5 ? 4
+                                                          : 2; }
 
 namespace {
 
@@ -48,31 +50,31 @@ struct tile_rows {
 // Activations of 8 bits.
 template <int BITS, int WIDTH>
 ASL_INLINE tile_sums dot8(const uint8_t * w, const tile_rows & rows) {
-    constexpr int STEP = n_sums<BITS>() < WIDTH/4 ? n_sums<BITS>() : WIDTH/4;
+    constexpr int STEP = n_sums<BITS>() < WIDTH / 4 ? n_sums<BITS>() : WIDTH / 4;
     const __m256i ones = _mm256_set1_epi16(1);
     tile_sums sums;
 #define M(i) sums.a##i = sums.b##i = _mm256_setzero_si256();
     ASL_EACH(M)
 #undef M
 #pragma GCC unroll 8
-    for (int begin = 0; begin < WIDTH/4; begin += STEP) {
+    for (int begin = 0; begin < WIDTH / 4; begin += STEP) {
 #define M(i) __m256i a##i = _mm256_setzero_si256(), b##i = a##i;
         ASL_EACH(M)
 #undef M
         for (int g = begin; g < begin + STEP; ++g) {
-            const __m256i w0 = load(w + g*64);
-            const __m256i w1 = load(w + g*64 + 32);
+            const __m256i w0 = load(w + g * 64);
+            const __m256i w1 = load(w + g * 64 + 32);
             __m256i x;
 #define M(i) \
-            x = broadcast4(rows.q[i] + g*4); \
-            a##i = _mm256_add_epi16(a##i, _mm256_maddubs_epi16(w0, x)); \
-            b##i = _mm256_add_epi16(b##i, _mm256_maddubs_epi16(w1, x));
+    x = broadcast4(rows.q[i] + g * 4); \
+    a##i = _mm256_add_epi16(a##i, _mm256_maddubs_epi16(w0, x)); \
+    b##i = _mm256_add_epi16(b##i, _mm256_maddubs_epi16(w1, x));
             ASL_EACH(M)
 #undef M
         }
 #define M(i) \
-        sums.a##i = _mm256_add_epi32(sums.a##i, _mm256_madd_epi16(a##i, ones)); \
-        sums.b##i = _mm256_add_epi32(sums.b##i, _mm256_madd_epi16(b##i, ones));
+    sums.a##i = _mm256_add_epi32(sums.a##i, _mm256_madd_epi16(a##i, ones)); \
+    sums.b##i = _mm256_add_epi32(sums.b##i, _mm256_madd_epi16(b##i, ones));
         ASL_EACH(M)
 #undef M
     }
@@ -104,16 +106,16 @@ ASL_INLINE tile_sums dot8_wide(const uint8_t * w, const tile_rows & rows) {
 #define M(i) sums.a##i = sums.b##i = sum_times_128<WIDTH>(rows.q[i]);
     ASL_EACH(M)
 #undef M
-    for (int g = 0; g < WIDTH/4; ++g) {
-        const __m256i w0 = _mm256_xor_si256(load(w + g*64), half);
-        const __m256i w1 = _mm256_xor_si256(load(w + g*64 + 32), half);
+    for (int g = 0; g < WIDTH / 4; ++g) {
+        const __m256i w0 = _mm256_xor_si256(load(w + g * 64), half);
+        const __m256i w1 = _mm256_xor_si256(load(w + g * 64 + 32), half);
         const __m256i a0 = _mm256_abs_epi8(w0);
         const __m256i a1 = _mm256_abs_epi8(w1);
         __m256i x;
 #define M(i) \
-        x = broadcast4(rows.q[i] + g*4); \
-        sums.a##i = _mm256_add_epi32(sums.a##i, _mm256_madd_epi16(_mm256_maddubs_epi16(a0, _mm256_sign_epi8(x, w0)), ones)); \
-        sums.b##i = _mm256_add_epi32(sums.b##i, _mm256_madd_epi16(_mm256_maddubs_epi16(a1, _mm256_sign_epi8(x, w1)), ones));
+    x = broadcast4(rows.q[i] + g * 4); \
+    sums.a##i = _mm256_add_epi32(sums.a##i, _mm256_madd_epi16(_mm256_maddubs_epi16(a0, _mm256_sign_epi8(x, w0)), ones)); \
+    sums.b##i = _mm256_add_epi32(sums.b##i, _mm256_madd_epi16(_mm256_maddubs_epi16(a1, _mm256_sign_epi8(x, w1)), ones));
         ASL_EACH(M)
 #undef M
     }
@@ -128,19 +130,19 @@ ASL_INLINE tile_sums dot16(const uint8_t * w, const tile_rows & rows) {
 #define M(i) sums.a##i = sums.b##i = _mm256_setzero_si256();
     ASL_EACH(M)
 #undef M
-    for (int g = 0; g < WIDTH/4; ++g) {
-        const __m256i w0  = load(w + g*64);
-        const __m256i w1  = load(w + g*64 + 32);
+    for (int g = 0; g < WIDTH / 4; ++g) {
+        const __m256i w0 = load(w + g * 64);
+        const __m256i w1 = load(w + g * 64 + 32);
         const __m256i a02 = _mm256_and_si256(w0, low), b02 = _mm256_and_si256(w1, low);
-        const __m256i a13 = _mm256_srli_epi16(w0, 8),  b13 = _mm256_srli_epi16(w1, 8);
+        const __m256i a13 = _mm256_srli_epi16(w0, 8), b13 = _mm256_srli_epi16(w1, 8);
         __m256i x;
 #define M(i) \
-        x = broadcast4(rows.q[i] + g*8); \
-        sums.a##i = _mm256_add_epi32(sums.a##i, _mm256_madd_epi16(a02, x)); \
-        sums.b##i = _mm256_add_epi32(sums.b##i, _mm256_madd_epi16(b02, x)); \
-        x = broadcast4(rows.q[i] + g*8 + 4); \
-        sums.a##i = _mm256_add_epi32(sums.a##i, _mm256_madd_epi16(a13, x)); \
-        sums.b##i = _mm256_add_epi32(sums.b##i, _mm256_madd_epi16(b13, x));
+    x = broadcast4(rows.q[i] + g * 8); \
+    sums.a##i = _mm256_add_epi32(sums.a##i, _mm256_madd_epi16(a02, x)); \
+    sums.b##i = _mm256_add_epi32(sums.b##i, _mm256_madd_epi16(b02, x)); \
+    x = broadcast4(rows.q[i] + g * 8 + 4); \
+    sums.a##i = _mm256_add_epi32(sums.a##i, _mm256_madd_epi16(a13, x)); \
+    sums.b##i = _mm256_add_epi32(sums.b##i, _mm256_madd_epi16(b13, x));
         ASL_EACH(M)
 #undef M
     }
@@ -172,26 +174,28 @@ ASL_INLINE void tile(const asl_act_form & form, const uint8_t * w, const uint8_t
 #define M(i) __m256 a##i = _mm256_setzero_ps(), b##i = a##i;
     ASL_EACH(M)
 #undef M
-    const int64_t n_blocks = form.n_in/WIDTH;
+    const int64_t n_blocks = form.n_in / WIDTH;
     for (int64_t b = 0; b < n_blocks; ++b) {
         const tile_sums sums = dot<ACT, BITS, WIDTH>(w, rows);
-        const float * scales = (const float *) (w + WIDTH*ASL_PANEL);
-        const __m256 d0 = _mm256_load_ps(scales),      d1 = _mm256_load_ps(scales + 8);
+        const float * scales = (const float *) (w + WIDTH * ASL_PANEL);
+        const __m256 d0 = _mm256_load_ps(scales), d1 = _mm256_load_ps(scales + 8);
         const __m256 m0 = _mm256_load_ps(scales + 16), m1 = _mm256_load_ps(scales + 24);
         __m256 x;
 #define M(i) \
-        x = _mm256_set1_ps(d[i][b*WIDTH/ASL_ACT_BLOCK]); \
-        a##i = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums.a##i), d0), x, a##i); \
-        b##i = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums.b##i), d1), x, b##i); \
-        x = _mm256_set1_ps(s[i][b]); \
-        a##i = _mm256_fmadd_ps(m0, x, a##i); \
-        b##i = _mm256_fmadd_ps(m1, x, b##i); \
-        rows.q[i] += WIDTH*(ACT/8);
+    x = _mm256_set1_ps(d[i][b * WIDTH / ASL_ACT_BLOCK]); \
+    a##i = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums.a##i), d0), x, a##i); \
+    b##i = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums.b##i), d1), x, b##i); \
+    x = _mm256_set1_ps(s[i][b]); \
+    a##i = _mm256_fmadd_ps(m0, x, a##i); \
+    b##i = _mm256_fmadd_ps(m1, x, b##i); \
+    rows.q[i] += WIDTH * (ACT / 8);
         ASL_EACH(M)
 #undef M
-        w += WIDTH*ASL_PANEL + 2*ASL_PANEL*sizeof(float);
+        w += WIDTH * ASL_PANEL + 2 * ASL_PANEL * sizeof(float);
     }
-#define M(i) _mm256_storeu_ps(y[i], a##i); _mm256_storeu_ps(y[i] + 8, b##i);
+#define M(i) \
+    _mm256_storeu_ps(y[i], a##i); \
+    _mm256_storeu_ps(y[i] + 8, b##i);
     ASL_EACH(M)
 #undef M
 }
@@ -203,16 +207,16 @@ ASL_AVX2 static void product(const asl_packed_matrix & w, const asl_act_form & f
     for (int64_t t0 = 0; t0 < n_tokens; t0 += N_TOKENS_BLOCK) {
         const int64_t t1 = std::min(n_tokens, t0 + N_TOKENS_BLOCK);
         for (int64_t p = begin; p < end; ++p) {
-            const int64_t n_out = std::min(ASL_PANEL, w.n_out - p*ASL_PANEL);
+            const int64_t n_out = std::min(ASL_PANEL, w.n_out - p * ASL_PANEL);
             for (int64_t t = t0; t < t1; t += TILE) {
                 const uint8_t * rows[TILE]; // past the end: the last token again
                 for (int64_t i = 0; i < TILE; ++i) {
-                    rows[i] = acts + std::min(t + i, t1 - 1)*n_row;
+                    rows[i] = acts + std::min(t + i, t1 - 1) * n_row;
                 }
                 float out[TILE][ASL_PANEL];
-                tile<ACT, BITS, WIDTH>(form, w.data + p*w.panel_bytes(), rows, out);
+                tile<ACT, BITS, WIDTH>(form, w.data + p * w.panel_bytes(), rows, out);
                 for (int64_t i = 0; i < std::min<int64_t>(TILE, t1 - t); ++i) {
-                    memcpy(y + (t + i)*ldy + p*ASL_PANEL, out[i], n_out*sizeof(float));
+                    memcpy(y + (t + i) * ldy + p * ASL_PANEL, out[i], n_out * sizeof(float));
                 }
             }
         }
@@ -272,12 +276,12 @@ ASL_INLINE void quantise(const asl_act_form & form, const float * x, uint8_t * d
     const __m256i limit = _mm256_set1_epi32(max);
     float * d = (float *) (dst + form.d_offset());
     float * s = (float *) (dst + form.s_offset());
-    for (int64_t b = 0; b < form.n_in/ASL_ACT_BLOCK; ++b, x += ASL_ACT_BLOCK) {
+    for (int64_t b = 0; b < form.n_in / ASL_ACT_BLOCK; ++b, x += ASL_ACT_BLOCK) {
         const float max_abs = max_abs32(x);
         const bool is_zero = !(max_abs > ASL_MIN_ABS);
-        d[b] = is_zero ? 0.0f : max_abs/max;
-        const __m256 inverse = _mm256_set1_ps(is_zero ? 0.0f : 1.0f/d[b]);
-        const __m256i v0 = round8(x, inverse, limit),      v1 = round8(x + 8, inverse, limit);
+        d[b] = is_zero ? 0.0f : max_abs / max;
+        const __m256 inverse = _mm256_set1_ps(is_zero ? 0.0f : 1.0f / d[b]);
+        const __m256i v0 = round8(x, inverse, limit), v1 = round8(x + 8, inverse, limit);
         const __m256i v2 = round8(x + 16, inverse, limit), v3 = round8(x + 24, inverse, limit);
         // packing works on halves: quarters come out as 0 2 1 3 of what was put in
         const __m256i p0 = _mm256_permute4x64_epi64(_mm256_packs_epi32(v0, v1), 0xd8);
@@ -286,17 +290,17 @@ ASL_INLINE void quantise(const asl_act_form & form, const float * x, uint8_t * d
             // of each four: 0 2 1 3
             const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,
                     0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
-            _mm256_storeu_si256((__m256i *) (dst + b*64),      _mm256_shuffle_epi8(p0, order));
-            _mm256_storeu_si256((__m256i *) (dst + b*64 + 32), _mm256_shuffle_epi8(p1, order));
+            _mm256_storeu_si256((__m256i *) (dst + b * 64), _mm256_shuffle_epi8(p0, order));
+            _mm256_storeu_si256((__m256i *) (dst + b * 64 + 32), _mm256_shuffle_epi8(p1, order));
         } else {
-            _mm256_storeu_si256((__m256i *) (dst + b*32), _mm256_permute4x64_epi64(_mm256_packs_epi16(p0, p1), 0xd8));
+            _mm256_storeu_si256((__m256i *) (dst + b * 32), _mm256_permute4x64_epi64(_mm256_packs_epi16(p0, p1), 0xd8));
         }
         const int32_t first = sum8(_mm256_add_epi32(v0, v1)), second = sum8(_mm256_add_epi32(v2, v3));
         if (form.width == 16) {
-            s[b*2]     = d[b]*(float) first;
-            s[b*2 + 1] = d[b]*(float) second;
+            s[b * 2] = d[b] * (float) first;
+            s[b * 2 + 1] = d[b] * (float) second;
         } else {
-            s[b] = d[b]*(float) (first + second);
+            s[b] = d[b] * (float) (first + second);
         }
     }
 }

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cstring>
 
-#define ASL_VNNI   __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")))
+#define ASL_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")))
 #define ASL_INLINE __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma"), always_inline)) static inline
 
 static const int64_t N_TOKENS_BLOCK = 64;
@@ -47,14 +47,14 @@ ASL_INLINE tile_sums dot8(const uint8_t * w0, const uint8_t * w1, const tile_row
 #define M(i) sums.a##i = sums.b##i = _mm512_setzero_si512();
     ASL_EACH(M)
 #undef M
-    for (int g = 0; g < WIDTH/4; ++g) {
-        const __m512i a = _mm512_load_si512(w0 + g*64);
-        const __m512i b = _mm512_load_si512(w1 + g*64);
+    for (int g = 0; g < WIDTH / 4; ++g) {
+        const __m512i a = _mm512_load_si512(w0 + g * 64);
+        const __m512i b = _mm512_load_si512(w1 + g * 64);
         __m512i x;
 #define M(i) \
-        x = broadcast4(rows.q[i] + g*4); \
-        sums.a##i = _mm512_dpbusd_epi32(sums.a##i, a, x); \
-        sums.b##i = _mm512_dpbusd_epi32(sums.b##i, b, x);
+    x = broadcast4(rows.q[i] + g * 4); \
+    sums.a##i = _mm512_dpbusd_epi32(sums.a##i, a, x); \
+    sums.b##i = _mm512_dpbusd_epi32(sums.b##i, b, x);
         ASL_EACH(M)
 #undef M
     }
@@ -68,19 +68,19 @@ ASL_INLINE tile_sums dot16(const uint8_t * w0, const uint8_t * w1, const tile_ro
 #define M(i) sums.a##i = sums.b##i = _mm512_setzero_si512();
     ASL_EACH(M)
 #undef M
-    for (int g = 0; g < WIDTH/4; ++g) {
-        const __m512i a   = _mm512_load_si512(w0 + g*64);
-        const __m512i b   = _mm512_load_si512(w1 + g*64);
+    for (int g = 0; g < WIDTH / 4; ++g) {
+        const __m512i a = _mm512_load_si512(w0 + g * 64);
+        const __m512i b = _mm512_load_si512(w1 + g * 64);
         const __m512i a02 = _mm512_and_si512(a, low), b02 = _mm512_and_si512(b, low);
-        const __m512i a13 = _mm512_srli_epi16(a, 8),  b13 = _mm512_srli_epi16(b, 8);
+        const __m512i a13 = _mm512_srli_epi16(a, 8), b13 = _mm512_srli_epi16(b, 8);
         __m512i x;
 #define M(i) \
-        x = broadcast4(rows.q[i] + g*8); \
-        sums.a##i = _mm512_dpwssd_epi32(sums.a##i, a02, x); \
-        sums.b##i = _mm512_dpwssd_epi32(sums.b##i, b02, x); \
-        x = broadcast4(rows.q[i] + g*8 + 4); \
-        sums.a##i = _mm512_dpwssd_epi32(sums.a##i, a13, x); \
-        sums.b##i = _mm512_dpwssd_epi32(sums.b##i, b13, x);
+    x = broadcast4(rows.q[i] + g * 8); \
+    sums.a##i = _mm512_dpwssd_epi32(sums.a##i, a02, x); \
+    sums.b##i = _mm512_dpwssd_epi32(sums.b##i, b02, x); \
+    x = broadcast4(rows.q[i] + g * 8 + 4); \
+    sums.a##i = _mm512_dpwssd_epi32(sums.a##i, a13, x); \
+    sums.b##i = _mm512_dpwssd_epi32(sums.b##i, b13, x);
         ASL_EACH(M)
 #undef M
     }
@@ -90,7 +90,7 @@ ASL_INLINE tile_sums dot16(const uint8_t * w0, const uint8_t * w1, const tile_ro
 // Columns of two panels for the tokens of a tile, whose activations lie at these addresses.
 template <int ACT, int WIDTH>
 ASL_INLINE void tile(const asl_act_form & form, const uint8_t * w0, const uint8_t * w1, const uint8_t * const * acts,
-        float (*y)[2*ASL_PANEL]) {
+        float (*y)[2 * ASL_PANEL]) {
     tile_rows rows;
     const float * d[TILE];
     const float * s[TILE];
@@ -102,7 +102,7 @@ ASL_INLINE void tile(const asl_act_form & form, const uint8_t * w0, const uint8_
 #define M(i) __m512 a##i = _mm512_setzero_ps(), b##i = a##i;
     ASL_EACH(M)
 #undef M
-    const int64_t n_blocks = form.n_in/WIDTH;
+    const int64_t n_blocks = form.n_in / WIDTH;
     for (int64_t b = 0; b < n_blocks; ++b) {
         tile_sums sums;
         if constexpr (ACT == 16) {
@@ -110,23 +110,25 @@ ASL_INLINE void tile(const asl_act_form & form, const uint8_t * w0, const uint8_
         } else {
             sums = dot8<WIDTH>(w0, w1, rows);
         }
-        const __m512 d0 = _mm512_load_ps(w0 + WIDTH*ASL_PANEL), m0 = _mm512_load_ps(w0 + WIDTH*ASL_PANEL + 64);
-        const __m512 d1 = _mm512_load_ps(w1 + WIDTH*ASL_PANEL), m1 = _mm512_load_ps(w1 + WIDTH*ASL_PANEL + 64);
+        const __m512 d0 = _mm512_load_ps(w0 + WIDTH * ASL_PANEL), m0 = _mm512_load_ps(w0 + WIDTH * ASL_PANEL + 64);
+        const __m512 d1 = _mm512_load_ps(w1 + WIDTH * ASL_PANEL), m1 = _mm512_load_ps(w1 + WIDTH * ASL_PANEL + 64);
         __m512 x;
 #define M(i) \
-        x = _mm512_set1_ps(d[i][b*WIDTH/ASL_ACT_BLOCK]); \
-        a##i = _mm512_fmadd_ps(_mm512_mul_ps(to_float(sums.a##i), d0), x, a##i); \
-        b##i = _mm512_fmadd_ps(_mm512_mul_ps(to_float(sums.b##i), d1), x, b##i); \
-        x = _mm512_set1_ps(s[i][b]); \
-        a##i = _mm512_fmadd_ps(m0, x, a##i); \
-        b##i = _mm512_fmadd_ps(m1, x, b##i); \
-        rows.q[i] += WIDTH*(ACT/8);
+    x = _mm512_set1_ps(d[i][b * WIDTH / ASL_ACT_BLOCK]); \
+    a##i = _mm512_fmadd_ps(_mm512_mul_ps(to_float(sums.a##i), d0), x, a##i); \
+    b##i = _mm512_fmadd_ps(_mm512_mul_ps(to_float(sums.b##i), d1), x, b##i); \
+    x = _mm512_set1_ps(s[i][b]); \
+    a##i = _mm512_fmadd_ps(m0, x, a##i); \
+    b##i = _mm512_fmadd_ps(m1, x, b##i); \
+    rows.q[i] += WIDTH * (ACT / 8);
         ASL_EACH(M)
 #undef M
-        w0 += WIDTH*ASL_PANEL + 2*ASL_PANEL*sizeof(float);
-        w1 += WIDTH*ASL_PANEL + 2*ASL_PANEL*sizeof(float);
+        w0 += WIDTH * ASL_PANEL + 2 * ASL_PANEL * sizeof(float);
+        w1 += WIDTH * ASL_PANEL + 2 * ASL_PANEL * sizeof(float);
     }
-#define M(i) _mm512_storeu_ps(y[i], a##i); _mm512_storeu_ps(y[i] + ASL_PANEL, b##i);
+#define M(i) \
+    _mm512_storeu_ps(y[i], a##i); \
+    _mm512_storeu_ps(y[i] + ASL_PANEL, b##i);
     ASL_EACH(M)
 #undef M
 }
@@ -138,17 +140,17 @@ ASL_VNNI static void product(const asl_packed_matrix & w, const asl_act_form & f
     for (int64_t t0 = 0; t0 < n_tokens; t0 += N_TOKENS_BLOCK) {
         const int64_t t1 = std::min(n_tokens, t0 + N_TOKENS_BLOCK);
         for (int64_t p = begin; p < end; p += 2) {
-            const int64_t p1    = std::min(p + 1, end - 1); // past the end: the last panel again
-            const int64_t n_out = std::min((p1 - p + 1)*ASL_PANEL, w.n_out - p*ASL_PANEL);
+            const int64_t p1 = std::min(p + 1, end - 1); // past the end: the last panel again
+            const int64_t n_out = std::min((p1 - p + 1) * ASL_PANEL, w.n_out - p * ASL_PANEL);
             for (int64_t t = t0; t < t1; t += TILE) {
                 const uint8_t * rows[TILE]; // past the end: the last token again
                 for (int64_t i = 0; i < TILE; ++i) {
-                    rows[i] = acts + std::min(t + i, t1 - 1)*n_row;
+                    rows[i] = acts + std::min(t + i, t1 - 1) * n_row;
                 }
-                float out[TILE][2*ASL_PANEL];
-                tile<ACT, WIDTH>(form, w.data + p*w.panel_bytes(), w.data + p1*w.panel_bytes(), rows, out);
+                float out[TILE][2 * ASL_PANEL];
+                tile<ACT, WIDTH>(form, w.data + p * w.panel_bytes(), w.data + p1 * w.panel_bytes(), rows, out);
                 for (int64_t i = 0; i < std::min<int64_t>(TILE, t1 - t); ++i) {
-                    memcpy(y + (t + i)*ldy + p*ASL_PANEL, out[i], n_out*sizeof(float));
+                    memcpy(y + (t + i) * ldy + p * ASL_PANEL, out[i], n_out * sizeof(float));
                 }
             }
         }

@@ -13,7 +13,7 @@ bool asl_packed_weights::can_pack(const ggml_tensor * node) {
     const ggml_tensor * w = node->src[0];
     const ggml_tensor * x = node->src[1];
     return node->op == GGML_OP_MUL_MAT && w->ne[2] == 1 && w->ne[3] == 1 && asl_find_packed_form(w->type).width > 0 &&
-        x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && node->type == GGML_TYPE_F32 && ggml_is_contiguous(node);
+           x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && node->type == GGML_TYPE_F32 && ggml_is_contiguous(node);
 }
 
 void asl_packed_weights::prepare(const std::vector<const ggml_tensor *> & weights, int act_bits, int n_threads) {
@@ -22,8 +22,8 @@ void asl_packed_weights::prepare(const std::vector<const ggml_tensor *> & weight
     for (const ggml_tensor * w : weights) {
         auto p = std::make_unique<product>();
         p->kernel = &asl_packed_kernel_in_force();
-        p->weights.form  = asl_find_packed_form(w->type);
-        p->weights.n_in  = w->ne[0];
+        p->weights.form = asl_find_packed_form(w->type);
+        p->weights.n_in = w->ne[0];
         p->weights.n_out = w->ne[1];
         p->form = { act_bits, p->weights.form.width, w->ne[0] };
         n_bytes += p->weights.n_bytes();
@@ -48,9 +48,9 @@ void asl_packed_weights::prepare(const std::vector<const ggml_tensor *> & weight
         const int64_t n = matrix.n_panels();
         std::vector<std::thread> threads;
         for (int i = 1; i < n_threads; ++i) {
-            threads.emplace_back(work, n*i/n_threads, n*(i + 1)/n_threads);
+            threads.emplace_back(work, n * i / n_threads, n * (i + 1) / n_threads);
         }
-        work(0, n/n_threads);
+        work(0, n / n_threads);
         for (auto & t : threads) {
             t.join();
         }
@@ -60,22 +60,22 @@ void asl_packed_weights::prepare(const std::vector<const ggml_tensor *> & weight
 
 // Row r of a tensor, counted over all dimensions but the first.
 static const float * get_row(const ggml_tensor * x, int64_t r) {
-    const int64_t i1 = r % x->ne[1], i2 = r/x->ne[1] % x->ne[2], i3 = r/x->ne[1]/x->ne[2];
-    return (const float *) ((const char *) x->data + i1*x->nb[1] + i2*x->nb[2] + i3*x->nb[3]);
+    const int64_t i1 = r % x->ne[1], i2 = r / x->ne[1] % x->ne[2], i3 = r / x->ne[1] / x->ne[2];
+    return (const float *) ((const char *) x->data + i1 * x->nb[1] + i2 * x->nb[2] + i3 * x->nb[3]);
 }
 
 void asl_packed_weights::quantise(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const product & p = *(const product *) userdata;
     const int64_t n = dst->ne[1];
-    for (int64_t r = n*ith/nth; r < n*(ith + 1)/nth; ++r) {
-        p.kernel->quantise(p.form, get_row(dst->src[0], r), (uint8_t *) dst->data + r*p.form.row_bytes());
+    for (int64_t r = n * ith / nth; r < n * (ith + 1) / nth; ++r) {
+        p.kernel->quantise(p.form, get_row(dst->src[0], r), (uint8_t *) dst->data + r * p.form.row_bytes());
     }
 }
 
 void asl_packed_weights::multiply(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const product & p = *(const product *) userdata;
     const int64_t n = p.weights.n_panels();
-    p.kernel->product(p.weights, p.form, (const uint8_t *) dst->src[0]->data, ggml_nrows(dst), n*ith/nth, n*(ith + 1)/nth,
+    p.kernel->product(p.weights, p.form, (const uint8_t *) dst->src[0]->data, ggml_nrows(dst), n * ith / nth, n * (ith + 1) / nth,
             (float *) dst->data, dst->ne[0]);
 }
 

@@ -23,7 +23,7 @@ public:
     void prepare(const std::vector<const ggml_tensor *> & weights, int act_bits, int n_threads);
 
     // most tensors that replace makes for as many nodes
-    static size_t n_extra(size_t n_nodes) { return 2*n_nodes; }
+    static size_t n_extra(size_t n_nodes) { return 2 * n_nodes; }
 
     // Nodes of one graph that multiply packed weights become custom ones. What they read, rounded activations, is made
     // in ctx, once for all products of the same activations.

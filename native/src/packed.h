@@ -21,7 +21,7 @@ static const float ASL_MIN_ABS = 1e-30f;
 // How a type is packed.
 struct asl_packed_form {
     int width = 0; // inputs of a block of weights, 32 or 16. 0: the type cannot be packed
-    int bits  = 0; // of a weight: 4, 5, 6 or 8
+    int bits = 0; // of a weight: 4, 5, 6 or 8
 };
 
 asl_packed_form asl_find_packed_form(ggml_type type);
@@ -31,13 +31,13 @@ asl_packed_form asl_find_packed_form(ggml_type type);
 struct asl_packed_matrix {
     asl_packed_form form;
     int64_t n_out = 0;
-    int64_t n_in  = 0;
+    int64_t n_in = 0;
     const uint8_t * data = nullptr; // aligned to 64 bytes
 
-    int64_t n_panels()    const { return (n_out + ASL_PANEL - 1)/ASL_PANEL; }
-    size_t  block_bytes() const { return (size_t) form.width*ASL_PANEL + 2*ASL_PANEL*sizeof(float); }
-    size_t  panel_bytes() const { return n_in/form.width*block_bytes(); }
-    size_t  n_bytes()     const { return n_panels()*panel_bytes(); }
+    int64_t n_panels() const { return (n_out + ASL_PANEL - 1) / ASL_PANEL; }
+    size_t block_bytes() const { return (size_t) form.width * ASL_PANEL + 2 * ASL_PANEL * sizeof(float); }
+    size_t panel_bytes() const { return n_in / form.width * block_bytes(); }
+    size_t n_bytes() const { return n_panels() * panel_bytes(); }
 };
 
 // Packs panels begin..end-1 of a matrix of this type, rows of n_in weights one after another, into dst, where the
@@ -48,12 +48,12 @@ void asl_pack(ggml_type type, const void * src, const asl_packed_matrix & matrix
 // is d times the sum of a block's integers. Of 16 bits, the integers of each four lie in the order 0, 2, 1, 3.
 struct asl_act_form {
     int n_bits = 8; // 8 or 16
-    int width  = 32; // of the weights
+    int width = 32; // of the weights
     int64_t n_in = 0;
 
-    size_t d_offset()  const { return n_in*(n_bits/8); }
-    size_t s_offset()  const { return d_offset() + n_in/ASL_ACT_BLOCK*sizeof(float); }
-    size_t row_bytes() const { return s_offset() + n_in/width*sizeof(float); }
+    size_t d_offset() const { return n_in * (n_bits / 8); }
+    size_t s_offset() const { return d_offset() + n_in / ASL_ACT_BLOCK * sizeof(float); }
+    size_t row_bytes() const { return s_offset() + n_in / width * sizeof(float); }
 };
 
 struct asl_packed_kernel {

@@ -13,8 +13,8 @@
 #include <vector>
 
 #ifdef __linux__
-#    include <sys/mman.h>
-#    include <unistd.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 static uintptr_t page_size() {
     static const uintptr_t size = sysconf(_SC_PAGESIZE);
@@ -28,7 +28,7 @@ static bool is_pageable(const ggml_tensor * t) {
 
 static void release(const ggml_tensor * t, size_t begin, size_t end) {
     const uintptr_t first = GGML_PAD((uintptr_t) t->data + begin, page_size());
-    const uintptr_t last  = ((uintptr_t) t->data + end)/page_size()*page_size();
+    const uintptr_t last = ((uintptr_t) t->data + end) / page_size() * page_size();
     if (is_pageable(t) && first < last) {
         madvise((void *) first, last - first, MADV_DONTNEED); // locked memory refuses, and stays as it is
     }
@@ -36,16 +36,16 @@ static void release(const ggml_tensor * t, size_t begin, size_t end) {
 
 static int64_t resident_bytes(const ggml_tensor * t) {
     const uintptr_t first = (uintptr_t) t->data;
-    const uintptr_t last  = first + ggml_nbytes(t);
-    const uintptr_t begin = first/page_size()*page_size();
-    std::vector<unsigned char> resident((last - begin + page_size() - 1)/page_size());
+    const uintptr_t last = first + ggml_nbytes(t);
+    const uintptr_t begin = first / page_size() * page_size();
+    std::vector<unsigned char> resident((last - begin + page_size() - 1) / page_size());
     if (!is_pageable(t) || mincore((void *) begin, last - begin, resident.data()) != 0) {
         return ggml_nbytes(t);
     }
     int64_t n_bytes = 0;
     for (size_t i = 0; i < resident.size(); ++i) {
         if (resident[i] & 1) {
-            const uintptr_t page = begin + i*page_size();
+            const uintptr_t page = begin + i * page_size();
             n_bytes += std::min(last, page + page_size()) - std::max(first, page);
         }
     }
@@ -59,18 +59,18 @@ static int64_t resident_bytes(const ggml_tensor * t) { return ggml_nbytes(t); }
 
 // cells [begin, end) of a layer
 static void release_cells(const asl_kv_layer & layer, int64_t begin, int64_t end) {
-    release(layer.k, begin*layer.k->nb[1], end*layer.k->nb[1]);
+    release(layer.k, begin * layer.k->nb[1], end * layer.k->nb[1]);
     if (!layer.v) {
         return;
     }
     if (!layer.v_trans) {
-        release(layer.v, begin*layer.v->nb[1], end*layer.v->nb[1]);
+        release(layer.v, begin * layer.v->nb[1], end * layer.v->nb[1]);
         return;
     }
-    const size_t size    = ggml_type_size(layer.v->type);
-    const size_t channel = layer.v->ne[1]*size;
-    for (int64_t i = 0; i < layer.n_head_kv*layer.n_embd_head_v; ++i) {
-        release(layer.v, i*channel + begin*size, i*channel + end*size);
+    const size_t size = ggml_type_size(layer.v->type);
+    const size_t channel = layer.v->ne[1] * size;
+    for (int64_t i = 0; i < layer.n_head_kv * layer.n_embd_head_v; ++i) {
+        release(layer.v, i * channel + begin * size, i * channel + end * size);
     }
 }
 

@@ -40,11 +40,11 @@ asl_past asl_read_past(llama_context & ctx) {
     for (uint32_t il = 0; il < ctx.get_model().hparams.n_layer(); ++il) {
         if (asl_get_first_cell(ctx, il) > 0) {
             throw asl_error(ASL_ERR_STATE, "expected a past that keeps equal numbers of rows in every layer, layer " + str(il) +
-                    " keeps fewer; decode the turn, or prefill it all again");
+                                                   " keeps fewer; decode the turn, or prefill it all again");
         }
     }
     past.first_free = past.cells.back() + 1;
-    past.next_pos   = kv.get_cells(0).seq_pos_max(0) + 1;
+    past.next_pos = kv.get_cells(0).seq_pos_max(0) + 1;
     if (const llama_kv_cache * swa = asl_get_kv_cache_swa(ctx)) {
         past.sliding_cells = find_used(*swa);
         for (const uint32_t cell : past.sliding_cells) {
@@ -54,7 +54,7 @@ asl_past asl_read_past(llama_context & ctx) {
     const size_t n = past.cells.size();
     if (past.next_pos < (llama_pos) n || past.sliding_cells.size() > n) {
         throw asl_error(ASL_ERR_STATE, "expected a past whose tokens stand at positions of their own, got " + str(n) + " cells before position " +
-                str(past.next_pos) + " and " + str(past.sliding_cells.size()) + " cells of sliding layers");
+                                               str(past.next_pos) + " and " + str(past.sliding_cells.size()) + " cells of sliding layers");
     }
     return past;
 }

@@ -12,10 +12,12 @@ thread_local bool by_std = false;
 // Where a search goes on, most urgent last; or, with a complement as pc, a loop whose result at pos is noted.
 struct place {
     int32_t pc;
-    size_t  pos;
+    size_t pos;
 };
 
-enum noted : uint8_t { UNKNOWN, FAILS, SUCCEEDS };
+enum noted : uint8_t { UNKNOWN,
+    FAILS,
+    SUCCEEDS };
 
 // Matches of a program in one piece of a text.
 template <typename CharT>
@@ -35,11 +37,11 @@ private:
     size_t n_splits = 0;
     std::vector<uint8_t> notes; // [n_loops, n + 1], once a piece takes longer than its length explains
 
-    uint8_t & note(int32_t pc, size_t pos) { return notes[program.steps[pc].loop*(n + 1) + pos]; }
+    uint8_t & note(int32_t pc, size_t pos) { return notes[program.steps[pc].loop * (n + 1) + pos]; }
 
     bool starts_notes() {
-        if (notes.empty() && ++n_splits > 16*n + 1024) {
-            notes.resize(program.n_loops*(n + 1), UNKNOWN);
+        if (notes.empty() && ++n_splits > 16 * n + 1024) {
+            notes.resize(program.n_loops * (n + 1), UNKNOWN);
         }
         return !notes.empty();
     }
@@ -51,45 +53,45 @@ private:
             const asl_regex_step & step = program.steps[pc];
             bool ok = true;
             switch (step.op) {
-                case ASL_REGEX_SET:
-                    ok = pos < n && program.sets[step.a].contains((typename std::make_unsigned<CharT>::type) text[pos]);
-                    pos += ok;
-                    pc++;
-                    break;
-                case ASL_REGEX_END:
-                    ok = pos == n;
-                    pc++;
-                    break;
-                case ASL_REGEX_JUMP:
-                    pc = step.a;
-                    break;
-                case ASL_REGEX_LOOK:
-                    ok = (run(pc + 1, pos, true, false) >= 0) != (step.a != 0);
-                    pc = step.b;
-                    break;
-                case ASL_REGEX_SPLIT:
+            case ASL_REGEX_SET:
+                ok = pos < n && program.sets[step.a].contains((typename std::make_unsigned<CharT>::type) text[pos]);
+                pos += ok;
+                pc++;
+                break;
+            case ASL_REGEX_END:
+                ok = pos == n;
+                pc++;
+                break;
+            case ASL_REGEX_JUMP:
+                pc = step.a;
+                break;
+            case ASL_REGEX_LOOK:
+                ok = (run(pc + 1, pos, true, false) >= 0) != (step.a != 0);
+                pc = step.b;
+                break;
+            case ASL_REGEX_SPLIT:
                     // whether an empty match counts depends on where it began: nothing is noted then
-                    if (step.loop >= 0 && starts_notes() && !not_empty) {
-                        const uint8_t found = note(pc, pos);
-                        if (looks && found == SUCCEEDS) {
-                            return succeed(base, looks, pos);
-                        }
-                        ok = found != FAILS;
-                        if (ok) {
-                            stack.push_back({ ~pc, pos });
-                        }
-                    }
-                    if (ok) {
-                        stack.push_back({ step.b, pos });
-                        pc = step.a;
-                    }
-                    break;
-                case ASL_REGEX_MATCH:
-                    ok = !not_empty || pos > begin;
-                    if (ok) {
+                if (step.loop >= 0 && starts_notes() && !not_empty) {
+                    const uint8_t found = note(pc, pos);
+                    if (looks && found == SUCCEEDS) {
                         return succeed(base, looks, pos);
                     }
-                    break;
+                    ok = found != FAILS;
+                    if (ok) {
+                        stack.push_back({ ~pc, pos });
+                    }
+                }
+                if (ok) {
+                    stack.push_back({ step.b, pos });
+                    pc = step.a;
+                }
+                break;
+            case ASL_REGEX_MATCH:
+                ok = !not_empty || pos > begin;
+                if (ok) {
+                    return succeed(base, looks, pos);
+                }
+                break;
             }
             if (!ok && !go_back(base, pc, pos)) {
                 return -1;
@@ -103,7 +105,7 @@ private:
             const place last = stack.back();
             stack.pop_back();
             if (last.pc >= 0) {
-                pc  = last.pc;
+                pc = last.pc;
                 pos = last.pos;
                 return true;
             }
@@ -127,7 +129,7 @@ private:
 template <typename CharT>
 void split_piece(matcher<CharT> & m, size_t n, std::vector<size_t> & words) {
     size_t done = 0;
-    size_t pos  = 0;
+    size_t pos = 0;
     bool after_empty = false;
     while (pos <= n) {
         const int64_t end = m.match(pos, after_empty);

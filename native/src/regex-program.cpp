@@ -19,7 +19,7 @@ void asl_char_set::add_spaces() {
 }
 
 void asl_char_set::negate() {
-    low     = ~low;
+    low = ~low;
     negated = !negated;
 }
 
@@ -42,25 +42,36 @@ struct not_understood : std::runtime_error {
     not_understood() : std::runtime_error("not understood") {}
 };
 
-enum kind { SET, ALL, ANY, REPEAT, LOOK, END };
+enum kind { SET,
+    ALL,
+    ANY,
+    REPEAT,
+    LOOK,
+    END };
 
 struct node {
-    kind    what;
-    int32_t set      = -1;
-    bool    negative = false;
-    int32_t min      = 1;
-    int32_t max      = 1; // -1: no limit
+    kind what;
+    int32_t set = -1;
+    bool negative = false;
+    int32_t min = 1;
+    int32_t max = 1; // -1: no limit
     std::vector<node> parts;
 };
 
 bool can_be_empty(const node & n) {
     switch (n.what) {
-        case SET:    return false;
-        case LOOK:   return true;
-        case END:    return true;
-        case REPEAT: return n.min == 0 || can_be_empty(n.parts[0]);
-        case ALL:    return std::all_of(n.parts.begin(), n.parts.end(), can_be_empty);
-        case ANY:    return std::any_of(n.parts.begin(), n.parts.end(), can_be_empty);
+    case SET:
+        return false;
+    case LOOK:
+        return true;
+    case END:
+        return true;
+    case REPEAT:
+        return n.min == 0 || can_be_empty(n.parts[0]);
+    case ALL:
+        return std::all_of(n.parts.begin(), n.parts.end(), can_be_empty);
+    case ANY:
+        return std::any_of(n.parts.begin(), n.parts.end(), can_be_empty);
     }
     return true;
 }
@@ -262,7 +273,7 @@ private:
         int32_t n = 0;
         const size_t begin = at;
         while (!at_end() && in[at] >= '0' && in[at] <= '9' && n < 10000) {
-            n = n*10 + (int32_t) (next() - '0');
+            n = n * 10 + (int32_t) (next() - '0');
         }
         if (at == begin || n >= 10000) {
             throw not_understood();
@@ -305,12 +316,26 @@ public:
 
     void emit(const node & n) {
         switch (n.what) {
-            case SET:    add({ ASL_REGEX_SET, n.set, 0, -1 }); break;
-            case END:    add({ ASL_REGEX_END, 0, 0, -1 }); break;
-            case ALL:    for (const node & part : n.parts) { emit(part); } break;
-            case ANY:    emit_any(n); break;
-            case REPEAT: emit_repeat(n); break;
-            case LOOK:   emit_look(n); break;
+        case SET:
+            add({ ASL_REGEX_SET, n.set, 0, -1 });
+            break;
+        case END:
+            add({ ASL_REGEX_END, 0, 0, -1 });
+            break;
+        case ALL:
+            for (const node & part : n.parts) {
+                emit(part);
+            }
+            break;
+        case ANY:
+            emit_any(n);
+            break;
+        case REPEAT:
+            emit_repeat(n);
+            break;
+        case LOOK:
+            emit_look(n);
+            break;
         }
     }
 

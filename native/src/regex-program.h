@@ -37,14 +37,14 @@ enum asl_regex_op {
 
 struct asl_regex_step {
     asl_regex_op op;
-    int32_t a    = 0;
-    int32_t b    = 0;
+    int32_t a = 0;
+    int32_t b = 0;
     int32_t loop = -1; // of a split that begins a loop without a limit: its number
 };
 
 struct asl_regex_program {
     std::vector<asl_regex_step> steps;
-    std::vector<asl_char_set>   sets;
+    std::vector<asl_char_set> sets;
     int32_t n_loops = 0;
 };
 

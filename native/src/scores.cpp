@@ -16,7 +16,7 @@ static const int64_t N_QUERY_BLOCK = 128;
 static const size_t N_SCORE_NODES = 20;
 
 size_t asl_layer_cutter::n_score_nodes(int64_t n_head_kv) const {
-    return N_SCORE_NODES*n_head_kv*(1 + chunk.n_queries/N_QUERY_BLOCK);
+    return N_SCORE_NODES * n_head_kv * (1 + chunk.n_queries / N_QUERY_BLOCK);
 }
 
 // Data of a graph input that llama.cpp does not know.
@@ -37,30 +37,30 @@ private:
 ggml_tensor * asl_layer_cutter::build_scores(const asl_attention & att, ggml_tensor * weights, int64_t head_kv, int64_t begin, int64_t end) {
     ggml_context * c = ctx_part.get();
 
-    const int64_t n_group = att.q->ne[2]/att.n_head_kv;
-    const int64_t n_kv    = att.mask->ne[0];
+    const int64_t n_group = att.q->ne[2] / att.n_head_kv;
+    const int64_t n_kv = att.mask->ne[0];
     const int64_t n_query = end - begin;
     const int64_t i_query = att.q->ne[1] - chunk.n_queries + begin; // in the chunk
 
-    ggml_tensor * k = ggml_view_2d(c, att.k, att.q->ne[0], n_kv, att.k->nb[1], head_kv*ggml_row_size(att.k->type, att.q->ne[0]));
+    ggml_tensor * k = ggml_view_2d(c, att.k, att.q->ne[0], n_kv, att.k->nb[1], head_kv * ggml_row_size(att.k->type, att.q->ne[0]));
     // F32, so that the products do not round the queries to the type of the cache
     k = att.k->type == GGML_TYPE_F32 ? k : ggml_cast(c, k, GGML_TYPE_F32);
-    ggml_tensor * q = ggml_view_3d(c, queries, att.q->ne[0], n_query, n_group, queries->nb[1], queries->nb[2], head_kv*n_group*queries->nb[2] + begin*queries->nb[1]);
+    ggml_tensor * q = ggml_view_3d(c, queries, att.q->ne[0], n_query, n_group, queries->nb[1], queries->nb[2], head_kv * n_group * queries->nb[2] + begin * queries->nb[1]);
 
     ggml_tensor * a = ggml_mul_mat(c, k, q); // [n_kv, n_query, n_group]
     ggml_prec_set_acc(a, GGML_PREC_F32);
     if (att.cap != 0.0f) {
         a = ggml_scale(c, ggml_tanh(c, ggml_scale(c, a, att.cap_scale)), att.cap);
     }
-    ggml_tensor * mask_queries = ggml_cont(c, ggml_view_2d(c, att.mask, n_kv, n_query, att.mask->nb[1], i_query*att.mask->nb[1]));
+    ggml_tensor * mask_queries = ggml_cont(c, ggml_view_2d(c, att.mask, n_kv, n_query, att.mask->nb[1], i_query * att.mask->nb[1]));
     a = ggml_soft_max_ext(c, a, mask_queries, att.scale, 0.0f);
     if (att.sinks) {
-        ggml_soft_max_add_sinks(a, ggml_view_1d(c, att.sinks, n_group, head_kv*n_group*att.sinks->nb[0]));
+        ggml_soft_max_add_sinks(a, ggml_view_1d(c, att.sinks, n_group, head_kv * n_group * att.sinks->nb[0]));
     }
     if (weights) {
-        a = ggml_mul(c, a, ggml_view_2d(c, weights, 1, n_query, weights->nb[1], begin*weights->nb[1]));
+        a = ggml_mul(c, a, ggml_view_2d(c, weights, 1, n_query, weights->nb[1], begin * weights->nb[1]));
     }
-    a = ggml_reshape_2d(c, a, n_kv, n_query*n_group);
+    a = ggml_reshape_2d(c, a, n_kv, n_query * n_group);
     return ggml_sum_rows(c, ggml_cont(c, ggml_transpose(c, a)));
 }
 
@@ -73,7 +73,7 @@ void asl_layer_cutter::add_scores(llm_graph_result & res, ggml_cgraph * part) {
     const int64_t i_query = att.q->ne[1] - n_query;
 
     // F32 [n_embd_head, n_query, n_head]
-    queries = ggml_cont(c, ggml_view_3d(c, att.q, att.q->ne[0], n_query, att.q->ne[2], att.q->nb[1], att.q->nb[2], i_query*att.q->nb[1]));
+    queries = ggml_cont(c, ggml_view_3d(c, att.q, att.q->ne[0], n_query, att.q->ne[2], att.q->nb[1], att.q->nb[2], i_query * att.q->nb[1]));
     ggml_set_output(queries);
 
     if (found != own.end()) {

@@ -6,8 +6,8 @@
 #include "cache.h"
 #include "cells.h"
 #include "memory.h"
-#include "support.h"
 #include "pages.h"
+#include "support.h"
 
 #include "llama-kv-cache.h"
 #include "llama-model.h"
@@ -18,7 +18,8 @@ static std::string str(int64_t value) { return std::to_string(value); }
 
 void asl_session::finish() {
     start_finish();
-    while (step()) {}
+    while (step()) {
+    }
 }
 
 void asl_session::start_finish() {
@@ -48,13 +49,13 @@ void asl_session::start_finish() {
         cells.assign(positions.begin() + (past.exists() ? n_past : 0), positions.end());
     }
     slices.end_layer = n_layer;
-    slices.finishes  = true;
+    slices.finishes = true;
 }
 
 // The remaining layers keep all rows.
 void asl_session::check_room_to_finish() const {
     const int32_t n_current = positions.size();
-    const int32_t n_cells   = asl_get_kv_cache(ctx).get_size();
+    const int32_t n_cells = asl_get_kv_cache(ctx).get_size();
     if (past.exists()) {
         check_room(n_current);
     } else if (cells.empty() && n_current > n_cells) {
@@ -91,8 +92,8 @@ std::vector<float> asl_session::run_head() {
 
     asl_layer_range range;
     range.first = n_layer;
-    range.last  = n_layer - 1;
-    range.head  = true;
+    range.last = n_layer - 1;
+    range.head = true;
 
     asl_chunk chunk;
     chunk.n_tokens = 1;

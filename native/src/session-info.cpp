@@ -51,29 +51,29 @@ asl_session_info asl_session::get_info() const {
     const int32_t il = std::max(0, next_layer - 1);
 
     asl_session_info info = {};
-    info.n_layer       = n_layer;
-    info.next_layer    = next_layer;
-    info.n_tokens      = n_tokens;
-    info.n_current     = positions.size();
-    info.n_window      = n_window;
-    info.n_past        = n_past;
-    info.n_cells       = asl_get_kv_cache(ctx).get_size();
-    info.n_cells_used  = asl_get_kv_cache(ctx).get_cells(0).get_used();
+    info.n_layer = n_layer;
+    info.next_layer = next_layer;
+    info.n_tokens = n_tokens;
+    info.n_current = positions.size();
+    info.n_window = n_window;
+    info.n_past = n_past;
+    info.n_cells = asl_get_kv_cache(ctx).get_size();
+    info.n_cells_used = asl_get_kv_cache(ctx).get_cells(0).get_used();
     if (llama_kv_cache * swa = asl_get_kv_cache_swa(ctx)) {
-        info.n_cells_sliding      = swa->get_size();
+        info.n_cells_sliding = swa->get_size();
         info.n_cells_sliding_used = swa->get_cells(0).get_used();
     }
-    info.n_head        = hparams.n_head(il);
-    info.n_head_kv     = hparams.n_head_kv(il);
+    info.n_head = hparams.n_head(il);
+    info.n_head_kv = hparams.n_head_kv(il);
     info.n_embd_head_k = hparams.n_embd_head_k(il);
     info.n_dequantised = dequantiser.n_dequantised();
-    info.kv_bytes_cell    = kv_bytes_cell + kv_bytes_cell_sliding;
+    info.kv_bytes_cell = kv_bytes_cell + kv_bytes_cell_sliding;
     info.kv_bytes_cell_sliding = kv_bytes_cell_sliding;
-    info.kv_bytes_decode  = asl_kv_bytes(ctx);
+    info.kv_bytes_decode = asl_kv_bytes(ctx);
     info.kv_bytes_prefill = prefill ? asl_kv_bytes(*prefill) : 0;
     info.kv_bytes_prefill_peak = kv_bytes_prefill_peak;
-    info.host_bytes    = hidden.size_bytes(true) + dequantiser.size_bytes() + mask.size_bytes(true) + sliding.size_bytes();
-    info.device_bytes  = hidden.size_bytes(false) + mask.size_bytes(false) + inputs.size_bytes();
+    info.host_bytes = hidden.size_bytes(true) + dequantiser.size_bytes() + mask.size_bytes(true) + sliding.size_bytes();
+    info.device_bytes = hidden.size_bytes(false) + mask.size_bytes(false) + inputs.size_bytes();
     asl_copy_message(info.attention, sizeof(info.attention), attention.describe().c_str());
     return info;
 }

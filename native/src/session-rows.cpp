@@ -65,17 +65,17 @@ std::vector<int32_t> asl_session::check_lists(const int32_t * index, int32_t n_r
     if (n_rows < 1 || n_rows > n) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected 1 to " + str(n) + " " + what + "s to keep, got " + str(n_rows));
     }
-    std::vector<int32_t> result((size_t) n_lists*n_rows);
+    std::vector<int32_t> result((size_t) n_lists * n_rows);
     for (int32_t h = 0; h < n_lists; ++h) {
         for (int32_t i = 0; i < n_rows; ++i) {
-            const int32_t value = index[(size_t) h*n_rows + i];
-            const int32_t floor = i > 0 ? index[(size_t) h*n_rows + i - 1] + 1 : 0;
+            const int32_t value = index[(size_t) h * n_rows + i];
+            const int32_t floor = i > 0 ? index[(size_t) h * n_rows + i - 1] + 1 : 0;
             if (value < floor || value >= n) {
                 throw asl_error(ASL_ERR_ARGUMENT, "expected increasing " + std::string(what) + " indices below " + str(n) + ", got " + str(value) + " at place " + str(i));
             }
-            result[(size_t) h*n_rows + i] = value;
+            result[(size_t) h * n_rows + i] = value;
         }
-        if (result[(size_t) (h + 1)*n_rows - 1] != n - 1) {
+        if (result[(size_t) (h + 1) * n_rows - 1] != n - 1) {
             throw asl_error(ASL_ERR_ARGUMENT, "expected the last " + std::string(what) + ", " + str(n - 1) + ", to be kept");
         }
     }
@@ -124,7 +124,7 @@ void asl_session::check_room(int32_t n_rows) const {
     }
     if (!cells.empty() && n_new != (int32_t) cells.size()) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected " + str(cells.size()) + " rows of new tokens, as in the first layer, got " + str(n_new) +
-                ": after a past, every layer keeps as many");
+                                                  ": after a past, every layer keeps as many");
     }
 }
 
@@ -135,11 +135,11 @@ void asl_session::copy_rows(int32_t il, const std::vector<int32_t> & lists, int3
     }
     const int32_t n_head_kv = ctx.get_model().hparams.n_head_kv(il);
     const int32_t n_skipped = past.exists() ? n_past : 0; // rows that lie there already
-    const int32_t n_new     = n_rows - n_skipped;
-    const int32_t n_most    = cells.empty() ? n_new : (int32_t) cells.size();
+    const int32_t n_new = n_rows - n_skipped;
+    const int32_t n_most = cells.empty() ? n_new : (int32_t) cells.size();
     std::vector<int32_t> rows;
     for (int32_t h = 0; h < n_head_kv; ++h) {
-        const auto begin = lists.begin() + (lists.size() > (size_t) n_rows ? (size_t) h*n_rows : 0);
+        const auto begin = lists.begin() + (lists.size() > (size_t) n_rows ? (size_t) h * n_rows : 0);
         rows.insert(rows.end(), begin + n_skipped, begin + n_rows);
     }
     const int32_t first = n_most - n_new; // fewer rows lie in the last cells
@@ -173,7 +173,7 @@ void asl_session::shrink_rows(int32_t il, const int32_t * index, int32_t n_rows,
     }
     const asl_held_rows & rows = held[il];
     const int32_t n_head_kv = ctx.get_model().hparams.n_head_kv(il);
-    const int32_t n_held    = rows.positions.size()/n_head_kv;
+    const int32_t n_held = rows.positions.size() / n_head_kv;
     const std::vector<int32_t> lists = check_lists(index, n_rows, per_head ? n_head_kv : 1, n_held, "row");
     const bool begins = std::all_of(held.begin(), held.begin() + il, [](const asl_held_rows & one) { return one.positions.empty(); });
     if (!begins && n_rows > (int32_t) cells.size()) {
@@ -182,13 +182,13 @@ void asl_session::shrink_rows(int32_t il, const int32_t * index, int32_t n_rows,
     if (past.exists()) {
         asl_check_past(past, ctx);
     }
-    std::vector<int32_t>   from;
+    std::vector<int32_t> from;
     std::vector<llama_pos> row_positions;
     for (int32_t h = 0; h < n_head_kv; ++h) {
-        const auto begin = lists.begin() + (per_head ? (size_t) h*n_rows : 0);
+        const auto begin = lists.begin() + (per_head ? (size_t) h * n_rows : 0);
         for (auto row = begin; row != begin + n_rows; ++row) {
             from.push_back(past.first_free + rows.first + *row);
-            row_positions.push_back(rows.positions[(size_t) h*n_held + *row]);
+            row_positions.push_back(rows.positions[(size_t) h * n_held + *row]);
         }
     }
     if (begins) {
@@ -206,7 +206,7 @@ void asl_session::check_shrunk() const {
         if (held[il].positions.empty()) {
             continue;
         }
-        const int32_t n_rows = held[il].positions.size()/ctx.get_model().hparams.n_head_kv(il);
+        const int32_t n_rows = held[il].positions.size() / ctx.get_model().hparams.n_head_kv(il);
         if (held[il].first + n_rows != (int32_t) cells.size()) {
             throw asl_error(ASL_ERR_STATE, "expected rows of layer " + str(il) + " to be shrunk (asl_session_shrink_rows) after those of the first layer");
         }
@@ -238,7 +238,7 @@ void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
     plan.clear();
     inputs.clear();
     has_scores = false;
-    n_work_total = n_work_done + (int64_t) (n_index - n_past)*(n_layer - next_layer);
+    n_work_total = n_work_done + (int64_t) (n_index - n_past) * (n_layer - next_layer);
 }
 
 // Deeper layers that attend to K/V of layers that have run: those lie in slots that nothing overwrites.
@@ -269,7 +269,7 @@ void asl_session::save_rows(int32_t begin, int32_t end, uint8_t * dst, size_t n_
     if (begin < 0 || begin >= end || end > n_current) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected tokens between 0 and " + str(n_current) + ", got " + str(begin) + " to " + str(end));
     }
-    check_size((end - begin)*asl_row_bytes(*prefill, il), n_bytes);
+    check_size((end - begin) * asl_row_bytes(*prefill, il), n_bytes);
     asl_get_rows(*prefill, il, begin, end, dst);
 }
 
@@ -278,9 +278,9 @@ void asl_session::load_rows(const uint8_t * src, size_t n_bytes) {
     check_begun();
     if (n_past == 0 || next_layer == n_layer) {
         throw asl_error(ASL_ERR_STATE, "expected tokens to load (asl_session_set_past) and a layer left to run, got " + str(n_past) +
-                " tokens and layer " + str(next_layer) + " of " + str(n_layer));
+                                               " tokens and layer " + str(next_layer) + " of " + str(n_layer));
     }
-    check_size(n_past*asl_row_bytes(*prefill, next_layer), n_bytes);
+    check_size(n_past * asl_row_bytes(*prefill, next_layer), n_bytes);
     asl_set_rows(*prefill, next_layer, 0, n_past, src);
     past_ready = true;
 }
@@ -299,7 +299,7 @@ void asl_session::save_hidden(int32_t begin, int32_t end, float * dst, size_t n_
     if (begin < n_past || begin >= end || end > n_current) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected tokens between " + str(n_past) + " and " + str(n_current) + ", got " + str(begin) + " to " + str(end));
     }
-    check_size((size_t) (end - begin)*n_embd*sizeof(float), n_bytes);
+    check_size((size_t) (end - begin) * n_embd * sizeof(float), n_bytes);
     hidden.get(begin, end, dst);
 }
 
@@ -309,8 +309,8 @@ void asl_session::load_hidden(const float * src, size_t n_bytes) {
     if (n_past == 0 || past_ready) {
         throw asl_error(ASL_ERR_STATE, "expected tokens whose K/V were loaded (asl_session_set_past) and a layer that ran over the others");
     }
-    check_size((size_t) n_past*n_embd*sizeof(float), n_bytes);
-    std::vector<float> computed((size_t) (n_tokens - n_past)*n_embd);
+    check_size((size_t) n_past * n_embd * sizeof(float), n_bytes);
+    std::vector<float> computed((size_t) (n_tokens - n_past) * n_embd);
     hidden.get(n_past, n_tokens, computed.data());
     hidden.reset(n_embd, 0, n_tokens, hidden.get_type());
     hidden.set(0, n_past, src);
@@ -318,7 +318,7 @@ void asl_session::load_hidden(const float * src, size_t n_bytes) {
     n_past = 0;
     plan.clear();
     inputs.clear();
-    n_work_total = n_work_done + (int64_t) n_tokens*(n_layer - next_layer);
+    n_work_total = n_work_done + (int64_t) n_tokens * (n_layer - next_layer);
 }
 
 size_t asl_session::layer_bytes(int32_t il) const {
@@ -328,7 +328,7 @@ size_t asl_session::layer_bytes(int32_t il) const {
     }
     // after the last layer, one row is left
     const size_t n_rows = il == n_layer - 1 ? 1 : n_tokens;
-    return asl_rows_size(*prefill, il, n_tokens) + asl_state_size(*prefill, il) + n_rows*n_embd*sizeof(float);
+    return asl_rows_size(*prefill, il, n_tokens) + asl_state_size(*prefill, il) + n_rows * n_embd * sizeof(float);
 }
 
 void asl_session::save_layer(uint8_t * dst, size_t n_bytes) const {
@@ -345,7 +345,7 @@ void asl_session::save_layer(uint8_t * dst, size_t n_bytes) const {
     asl_save_state(*prefill, il, dst);
     dst += asl_state_size(*prefill, il);
     if (il == n_layer - 1) {
-        memcpy(dst, output.data(), n_embd*sizeof(float));
+        memcpy(dst, output.data(), n_embd * sizeof(float));
     } else {
         hidden.get(0, n_tokens, (float *) dst);
     }
@@ -357,7 +357,7 @@ void asl_session::load_layer(int32_t il, const uint8_t * src, size_t n_bytes) {
     check_size(layer_bytes(il), n_bytes);
     if (il < next_layer || (int32_t) positions.size() != n_tokens) {
         throw asl_error(ASL_ERR_STATE, "expected a layer that has not run, with no token dropped; layer " + str(next_layer) +
-                " is next and " + str(positions.size()) + " of " + str(n_tokens) + " tokens are current");
+                                               " is next and " + str(positions.size()) + " of " + str(n_tokens) + " tokens are current");
     }
     const int32_t owner = asl_first_shared(ctx.get_model()) - 2;
     if (asl_first_shared(ctx.get_model()) < n_layer && il > next_layer && il > owner) {
@@ -371,12 +371,12 @@ void asl_session::load_layer(int32_t il, const uint8_t * src, size_t n_bytes) {
     src += asl_state_size(*prefill, il);
     if (il == n_layer - 1) {
         output.resize(n_embd);
-        memcpy(output.data(), src, n_embd*sizeof(float));
+        memcpy(output.data(), src, n_embd * sizeof(float));
     } else {
         hidden.set(0, n_tokens, (const float *) src);
     }
 
-    n_work_done += (int64_t) n_tokens*(il + 1 - next_layer);
+    n_work_done += (int64_t) n_tokens * (il + 1 - next_layer);
     end_layer(il);
     has_scores = false;
 }

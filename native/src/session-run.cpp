@@ -21,19 +21,20 @@ void asl_session::start(int32_t n_layers, bool with_scores) {
     }
     if (n_past > 0 && !past.exists() && (n_layers != 1 || !past_ready)) {
         throw asl_error(ASL_ERR_STATE, "expected the K/V of the first " + str(n_past) + " tokens in layer " + str(next_layer) +
-                " (asl_session_load_rows), and that one layer to run");
+                                               " (asl_session_load_rows), and that one layer to run");
     }
     if (with_scores && !asl_has_attention(ctx.get_model(), next_layer + n_layers - 1)) {
         throw asl_error(ASL_ERR_STATE, "expected a layer with attention to be scored, layer " + str(next_layer + n_layers - 1) + " has none");
     }
     past_ready = false;
-    slices.end_layer   = next_layer + n_layers;
+    slices.end_layer = next_layer + n_layers;
     slices.with_scores = with_scores;
 }
 
 void asl_session::run(int32_t n_layers, bool with_scores) {
     start(n_layers, with_scores);
-    while (step()) {}
+    while (step()) {
+    }
 }
 
 bool asl_session::step() {
@@ -134,21 +135,21 @@ void asl_session::take_past_cells() {
 
 asl_chunk asl_session::next_chunk() const {
     const int32_t n_current = positions.size();
-    const int32_t n_batch   = prefill->n_batch();
-    const int32_t n_ubatch  = prefill->n_ubatch();
-    const int32_t n_done    = slices.n_done;
+    const int32_t n_batch = prefill->n_batch();
+    const int32_t n_ubatch = prefill->n_ubatch();
+    const int32_t n_done = slices.n_done;
     // chunks end where stock llama.cpp ends its ubatches: at every n_ubatch tokens of every n_batch
     const int32_t n_left_batch = n_batch - (n_done - n_past) % n_batch;
 
     asl_chunk chunk;
-    chunk.n_past    = n_done;
-    chunk.n_tokens  = std::min({ n_ubatch, n_left_batch, n_current - n_done });
+    chunk.n_past = n_done;
+    chunk.n_tokens = std::min({ n_ubatch, n_left_batch, n_current - n_done });
     chunk.n_queries = std::max(0, n_done + chunk.n_tokens - std::max(n_done, n_current - n_window));
-    chunk.scores    = slices.with_scores && next_layer == slices.end_layer - 1;
-    chunk.weights   = weights.empty() ? nullptr : weights.data() + std::max(0, n_done - (n_current - n_window));
-    chunk.first     = n_done == n_past;
+    chunk.scores = slices.with_scores && next_layer == slices.end_layer - 1;
+    chunk.weights = weights.empty() ? nullptr : weights.data() + std::max(0, n_done - (n_current - n_window));
+    chunk.first = n_done == n_past;
     // of a past that was pruned, sliding layers must know the positions
-    chunk.has_gaps  = positions.back() - positions.front() != n_current - 1 || past.exists();
+    chunk.has_gaps = positions.back() - positions.front() != n_current - 1 || past.exists();
     // after the last layer only the last token is read: of the chunks before it, later ones attend to the K/V
     chunk.rows_only = next_layer == n_layer - 1 && n_done + chunk.n_tokens < n_current;
     return chunk;
@@ -199,19 +200,19 @@ int32_t asl_session::decode_chunk(std::vector<llama_token> & ids, const asl_chun
     const int32_t n = ids.size();
     llama_seq_id seq_id = 0;
 
-    std::vector<int32_t>        n_seq_id(n, 1);
+    std::vector<int32_t> n_seq_id(n, 1);
     std::vector<llama_seq_id *> seq_ids(n, &seq_id);
-    std::vector<int8_t>         logits(n, 0);
+    std::vector<int8_t> logits(n, 0);
     logits[n - 1] = output;
 
     llama_batch batch = {
-        /*.n_tokens =*/ n,
-        /*.token    =*/ ids.data(),
-        /*.embd     =*/ nullptr,
-        /*.pos      =*/ positions.data() + chunk.n_past,
-        /*.n_seq_id =*/ n_seq_id.data(),
-        /*.seq_id   =*/ seq_ids.data(),
-        /*.logits   =*/ logits.data(),
+        /*.n_tokens =*/n,
+        /*.token    =*/ids.data(),
+        /*.embd     =*/nullptr,
+        /*.pos      =*/positions.data() + chunk.n_past,
+        /*.n_seq_id =*/n_seq_id.data(),
+        /*.seq_id   =*/seq_ids.data(),
+        /*.logits   =*/logits.data(),
     };
     return llama_decode(prefill.get(), batch);
 }
@@ -220,9 +221,12 @@ int32_t asl_session::decode_chunk(std::vector<llama_token> & ids, const asl_chun
 int32_t asl_session::compute_chunk(const std::vector<llama_token> & ids, const asl_chunk & chunk) {
     auto & mctx = plan.get(*prefill, chunk.n_past, ids, positions.data() + chunk.n_past);
     switch (asl_context_access::process(*prefill, mctx)) {
-        case GGML_STATUS_SUCCESS: return 0;
-        case GGML_STATUS_ABORTED: return 2;
-        default:                  return -2;
+    case GGML_STATUS_SUCCESS:
+        return 0;
+    case GGML_STATUS_ABORTED:
+        return 2;
+    default:
+        return -2;
     }
 }
 
@@ -232,11 +236,11 @@ void asl_session::collect(const asl_chunk & chunk) {
         return;
     }
     const size_t n_current = positions.size();
-    scores.resize(chunk.scores_kv.size()*n_current, 0.0f);
+    scores.resize(chunk.scores_kv.size() * n_current, 0.0f);
     for (size_t h = 0; h < chunk.scores_kv.size(); ++h) {
         const auto & from = chunk.scores_kv[h];
         for (size_t i = 0; i < from.size(); ++i) {
-            scores[h*n_current + i] += from[i];
+            scores[h * n_current + i] += from[i];
         }
     }
     queries.insert(queries.end(), chunk.queries.begin(), chunk.queries.end());

@@ -67,7 +67,7 @@ void asl_session::extend(const int32_t * tokens, int32_t n_tokens, int32_t n_win
     asl_past found = asl_read_past(ctx);
     if (found.next_pos > (int32_t) n_ctx - n_tokens) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str((int64_t) n_ctx - found.next_pos) + " tokens from position " +
-                str(found.next_pos) + " on (n_ctx = " + str(n_ctx) + "), got " + str(n_tokens));
+                                                  str(found.next_pos) + " on (n_ctx = " + str(n_ctx) + "), got " + str(n_tokens));
     }
     abort();
     ctx.synchronize();
@@ -85,15 +85,15 @@ void asl_session::open(std::vector<int32_t> tokens, int32_t n_window, int32_t fi
     const int32_t n_tokens = tokens.size();
     started_us = ggml_time_us();
     llama_context_params cparams = params;
-    cparams.n_ctx         = GGML_PAD((uint32_t) n_tokens, 256);
-    cparams.n_threads       = ctx.n_threads();
+    cparams.n_ctx = GGML_PAD((uint32_t) n_tokens, 256);
+    cparams.n_threads = ctx.n_threads();
     cparams.n_threads_batch = ctx.n_threads_batch();
-    cparams.n_seq_max     = 1;
-    cparams.swa_full      = false; // sliding layers have cells for all tokens here anyway: the patch sees to it
+    cparams.n_seq_max = 1;
+    cparams.swa_full = false; // sliding layers have cells for all tokens here anyway: the patch sees to it
     cparams.n_outputs_max = 1;
     cparams.n_outputs_max_per_seq = 0;
-    cparams.samplers      = nullptr;
-    cparams.n_samplers    = 0;
+    cparams.samplers = nullptr;
+    cparams.n_samplers = 0;
     // "auto" was resolved when the decode context was created
     cparams.flash_attn_type = ctx.get_cparams().flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     {
@@ -111,23 +111,24 @@ void asl_session::open(std::vector<int32_t> tokens, int32_t n_window, int32_t fi
     // where no weight is rounded, the default gives llama.cpp's bits; the other modes are asked for by name
     const bool is_exact = dequant == ASL_DEQUANT_AUTO && !has_quantised_weights(ctx.get_model());
     attention.reset(on_cpu && dequant != ASL_DEQUANT_OFF && !is_exact);
-    attention.reason = !on_cpu ? "on another device" : is_exact ? "no weight is quantised" : "weights are as stored";
+    attention.reason = !on_cpu ? "on another device" : is_exact ? "no weight is quantised"
+                                                                : "weights are as stored";
 
-    this->tokens    = std::move(tokens);
-    this->n_tokens  = n_tokens;
-    this->n_past    = n_past;
-    this->n_window  = std::min(n_window, n_tokens - n_past);
+    this->tokens = std::move(tokens);
+    this->n_tokens = n_tokens;
+    this->n_past = n_past;
+    this->n_window = std::min(n_window, n_tokens - n_past);
     this->first_pos = first_pos;
     mask.reset(std::min<int32_t>(n_tokens, std::max(ctx.n_ubatch(), prefill->n_ubatch())), n_tokens - 1);
     positions.resize(n_tokens);
     for (int32_t i = 0; i < n_tokens; ++i) {
         positions[i] = first_pos + i;
     }
-    hidden.reset(n_embd, n_past, n_tokens, asl_hidden_buffer_type(*prefill, (size_t) (n_tokens - n_past)*n_embd*sizeof(float)));
+    hidden.reset(n_embd, n_past, n_tokens, asl_hidden_buffer_type(*prefill, (size_t) (n_tokens - n_past) * n_embd * sizeof(float)));
     const size_t n_bytes_hidden = hidden.size_bytes(false); // 0 in host memory: a device waits for them anyway
     inputs.reset(n_bytes_hidden > 0 ? hidden.get_type() : nullptr, n_bytes_hidden);
     kv_bytes_prefill_peak = asl_kv_bytes(*prefill);
-    n_work_total = (int64_t) (n_tokens - n_past)*n_layer;
+    n_work_total = (int64_t) (n_tokens - n_past) * n_layer;
 }
 
 int32_t asl_session::check_open(bool layer_ran) const {
@@ -173,7 +174,7 @@ void asl_session::set_past(int32_t n_past) {
         weights.erase(weights.begin(), weights.end() - n_window);
     }
     hidden.reset(n_embd, n_past, n_tokens, hidden.get_type());
-    n_work_total = (int64_t) (n_tokens - n_past)*n_layer;
+    n_work_total = (int64_t) (n_tokens - n_past) * n_layer;
 }
 
 void asl_session::release() {

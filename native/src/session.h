@@ -58,9 +58,9 @@ struct asl_session {
     void save_hidden(int32_t begin, int32_t end, float * dst, size_t n_bytes) const;
     void load_hidden(const float * src, size_t n_bytes);
 
-    void get_scores (float * dst) const;
+    void get_scores(float * dst) const;
     void get_queries(float * dst) const;
-    void get_keys   (float * dst) const;
+    void get_keys(float * dst) const;
     asl_session_info get_info() const;
 
     asl_progress_callback progress = nullptr;
@@ -139,20 +139,20 @@ private:
     int32_t first_pos = 0;
     int32_t next_layer = 0;
     int32_t n_past = 0;       // tokens whose K/V are loaded, or lie in the decode context
-    bool    past_ready = false; // those of the next layer are
-    int64_t n_work_done  = 0; // token-layers
+    bool past_ready = false; // those of the next layer are
+    int64_t n_work_done = 0; // token-layers
     int64_t n_work_total = 0;
     int64_t kv_bytes_prefill_peak = 0;
     int64_t started_us = 0;
 
-    std::vector<int32_t>   tokens;    // of the prompt
+    std::vector<int32_t> tokens;    // of the prompt
     std::vector<llama_pos> positions; // of the current tokens
-    std::vector<float>     weights;   // [n_window] of the window's queries, empty for 1
-    asl_hidden             hidden;    // [n_current, n_embd]
-    std::vector<float>     output;    // [n_embd] of the last token after the last layer
-    std::vector<int32_t>   rows_kept; // per layer that has run: rows copied to the decode context, 0 for none
+    std::vector<float> weights;   // [n_window] of the window's queries, empty for 1
+    asl_hidden hidden;    // [n_current, n_embd]
+    std::vector<float> output;    // [n_embd] of the last token after the last layer
+    std::vector<int32_t> rows_kept; // per layer that has run: rows copied to the decode context, 0 for none
     std::vector<asl_held_rows> held;  // per layer: where they lie there
-    asl_sliding_rows       sliding;
+    asl_sliding_rows sliding;
     std::vector<llama_pos> cells;     // position each cell, from past.first_free on, stands for when all layers have run
 
     bool has_scores = false;

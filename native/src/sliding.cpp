@@ -26,7 +26,7 @@ static size_t find_seen(const llama_hparams & hparams, const std::vector<llama_p
 void asl_sliding_rows::take(llama_context & src, llama_context & dst, int32_t il, const std::vector<llama_pos> & positions) {
     const llama_hparams & hparams = src.get_model().hparams;
     const size_t n = positions.size();
-    const bool   all = n <= asl_get_kv_cache_swa(dst)->get_size();
+    const bool all = n <= asl_get_kv_cache_swa(dst)->get_size();
     const size_t begin = all ? 0 : find_seen(hparams, positions);
 
     layer taken;
@@ -40,7 +40,7 @@ void asl_sliding_rows::take(llama_context & src, llama_context & dst, int32_t il
         }
         asl_gather_rows(src, dst, il, index, n, 0);
     } else {
-        taken.rows.resize((n - begin)*asl_row_bytes(src, il));
+        taken.rows.resize((n - begin) * asl_row_bytes(src, il));
         asl_get_rows(src, il, begin, n, taken.rows.data());
     }
     layers.push_back(std::move(taken));
@@ -58,7 +58,7 @@ void asl_sliding_rows::take_new(llama_context & src, llama_context & dst, int32_
     layer taken;
     taken.il = il;
     taken.positions.assign(added.begin() + begin, added.end());
-    taken.rows.resize(taken.positions.size()*asl_row_bytes(src, il));
+    taken.rows.resize(taken.positions.size() * asl_row_bytes(src, il));
     asl_get_rows(src, il, n_past + begin, positions.size(), taken.rows.data());
     layers.push_back(std::move(taken));
 }
@@ -104,20 +104,21 @@ void asl_sliding_rows::put(llama_context & dst, const std::vector<uint32_t> & ce
         }
         const size_t n_row = asl_row_bytes(dst, l.il);
         if (l.rows.empty()) {
-            l.rows.resize(l.positions.size()*n_row);
+            l.rows.resize(l.positions.size() * n_row);
             asl_get_rows(dst, l.il, 0, l.positions.size(), l.rows.data());
         }
-        std::vector<uint8_t> rows(positions.size()*n_row);
+        std::vector<uint8_t> rows(positions.size() * n_row);
         for (size_t i = 0; i < positions.size(); ++i) {
             const auto it = std::lower_bound(l.positions.begin(), l.positions.end(), positions[i]);
             if (it == l.positions.end() || *it != positions[i]) {
                 throw asl_error(ASL_ERR_INTERNAL, "layer " + std::to_string(l.il) + " has no K/V of position " + std::to_string(positions[i]));
             }
-            memcpy(rows.data() + i*n_row, l.rows.data() + (it - l.positions.begin())*n_row, n_row);
+            memcpy(rows.data() + i * n_row, l.rows.data() + (it - l.positions.begin()) * n_row, n_row);
         }
         for (size_t begin = 0, end = 0; begin < cells.size(); begin = end) {
-            for (end = begin + 1; end < cells.size() && cells[end] == cells[end - 1] + 1; ++end) {}
-            asl_set_rows(dst, l.il, cells[begin], cells[begin] + (end - begin), rows.data() + begin*n_row);
+            for (end = begin + 1; end < cells.size() && cells[end] == cells[end - 1] + 1; ++end) {
+            }
+            asl_set_rows(dst, l.il, cells[begin], cells[begin] + (end - begin), rows.data() + begin * n_row);
         }
         l = layer(); // its memory is not needed any more
     }

@@ -48,7 +48,7 @@ private:
     struct layer {
         int32_t il;
         std::vector<llama_pos> positions; // of the tokens whose rows wait
-        std::vector<uint8_t>   rows;      // [n_tokens, row bytes]; empty: they lie in the cells of dst already
+        std::vector<uint8_t> rows;      // [n_tokens, row bytes]; empty: they lie in the cells of dst already
     };
 
     std::vector<layer> layers;

@@ -33,7 +33,7 @@ bool asl_owns_rows(const llama_model & model, int32_t il) {
 
 int32_t asl_first_shared(const llama_model & model) {
     const int32_t n_layer = model.hparams.n_layer();
-    const int32_t first   = model.hparams.n_layer_kv_from_start;
+    const int32_t first = model.hparams.n_layer_kv_from_start;
     return first < 0 ? n_layer : std::min(first, n_layer);
 }
 
@@ -67,7 +67,7 @@ bool asl_can_drop_tokens(const llama_model & model) {
 // The layers whose K/V later ones read must be the last of their kind to write: they lie in one slot each.
 static void check_shared(const llama_model & model) {
     const int32_t n_layer = model.hparams.n_layer();
-    const int32_t first   = asl_first_shared(model);
+    const int32_t first = asl_first_shared(model);
     if (first >= n_layer) {
         return;
     }
