@@ -18,8 +18,6 @@ from ..native.session import Session
 from ..policies.contract import Floats
 from .packing import Packing
 
-"""a shorter common start is not worth it: chunks would end elsewhere than without"""
-
 
 class HostKV:
     """K/V of all layers of the last prompt.
