@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -29,7 +31,7 @@ class Stream:
 
     def __init__(self, port: int, path: str, body: dict[str, Any]) -> None:
         self.began = time.perf_counter()
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         self._connection.request(
             "POST", path, json.dumps({**body, "stream": True}), {"Content-Type": "application/json"}
         )
@@ -60,8 +62,8 @@ class Server:
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--no-warmup", "--fit", "off", *arguments]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env={**os.environ, **(env or {})})
 
-    def wait_until_ready(self, seconds: float = 60) -> None:
-        end = time.monotonic() + seconds
+    def wait_until_ready(self) -> None:
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end and self.process.poll() is None:
             with contextlib.suppress(OSError):
                 if self.get("/health")[0] == 200:
@@ -74,7 +76,7 @@ class Server:
         return self.log.read().decode("utf-8", "replace")
 
     def _request(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             text = None if body is None else json.dumps(body)
             connection.request(method, path, text, {"Content-Type": "application/json"})
@@ -103,18 +105,25 @@ class Server:
     def slots(self) -> list[dict[str, Any]]:
         return self.get("/slots")[1]
 
-    def wait_until_idle(self, seconds: float = 30) -> None:
-        end = time.monotonic() + seconds
+    def wait_until_busy(self, slot: int = 0) -> None:
+        """Until a slot has something to do."""
+        end = time.monotonic() + PATIENCE
+        while not self.slots()[slot]["is_processing"]:
+            assert time.monotonic() < end, "the slot has nothing to do"
+            time.sleep(0.02)
+
+    def wait_until_idle(self) -> None:
+        end = time.monotonic() + PATIENCE
         while any(slot["is_processing"] for slot in self.slots()):
             assert time.monotonic() < end, "a slot is still at work"
             time.sleep(0.02)
 
-    def stop(self, number: int = signal.SIGTERM, seconds: float = 30) -> int:
+    def stop(self, number: int = signal.SIGTERM) -> int:
         """Its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            return self.process.wait(seconds)
+            return self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -140,7 +140,8 @@ class SharedContext:
     ) -> None:
         self.ctx = ctx
         self.seq_id = seq_id
-        self._params = params
+        self.params = params
+        """what the context was created with"""
         self._n_ctx = n_ctx
         self._dequant, self._progress = dequant, progress
         self._private: Any = None
@@ -214,14 +215,14 @@ class SharedContext:
             OutOfMemoryError: there is no memory for it.
         """
         self.leave()
-        params = type(self._params).from_buffer_copy(self._params)
+        params = type(self.params).from_buffer_copy(self.params)
         params.n_ctx, params.n_seq_max, params.kv_unified = round_cells(n_rows + 1), 1, False
         params.n_ubatch = self.n_chunk
         model = llama_cpp.llama_get_model(self.ctx)
         self._private = llama_cpp.llama_init_from_model(model, params)
         if not self._private:
             raise OutOfMemoryError(f"llama.cpp could not create a private context of {params.n_ctx} cells")
-        params.n_batch, params.n_ubatch = self._params.n_batch, self.n_chunk
+        params.n_batch, params.n_ubatch = self.params.n_batch, self.n_chunk
         self._session = Session(self._private, params, self._n_ctx)
         self._session.set_dequant(self._dequant)
         self._session.set_progress(self._progress)

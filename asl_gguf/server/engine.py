@@ -24,6 +24,7 @@ from ..native.bindings import lib, llama_cpp
 from ..native.session import unsupported_reason
 from . import bindings
 from .answers import Answers
+from .hosts import Hosts
 from .options import Options
 from .pace import measure
 from .rule import RequestOptions, Rules
@@ -80,7 +81,7 @@ class Engine:
         return _says(work, text, n_text)
 
     def _rule(self, path: str, n_ctx: int) -> BudgetRule:
-        return Rules(self._options, path, n_ctx).server
+        return Rules(self._options, path, n_ctx).server()
 
     def _open(self, _user_data: Any, ctx: int, params: Any, sizes: Any, text: Any, n_text: int) -> bool:
         def work() -> None:
@@ -99,9 +100,9 @@ class Engine:
             model = llama_cpp.llama_get_model(ctx)
             seconds, n_layer = self._options.slice_ms / 1000, llama_cpp.llama_model_n_layer(model)
             sizes.contents.n_slice = pace.n_whole(seconds, n_layer)
-            self._slots = [
-                Slot(partial(place, i), rules, self._options, n_ctx, pace) for i in range(sizes.contents.n_slots)
-            ]
+            n_slots = sizes.contents.n_slots
+            hosts = Hosts.of(self._options.full_kv, place(0, None), path, n_slots)
+            self._slots = [Slot(partial(place, i), rules, self._options, n_ctx, pace, hosts) for i in range(n_slots)]
             self._answers.open(model)
             self._props = {**self._options.to_dict(), **_sizes(sizes.contents, ctx), "calibration": rules.calibration}
 

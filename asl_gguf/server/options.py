@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..budget.share import Budget
+from ..budget.targets import Auto, check_budget, is_target
+from ..cache import packing
 from ..errors import OptionError
 from ..native.session import DEQUANT_MODES
 from ..policies import DEFAULT, Policy, make_policy
@@ -33,21 +35,37 @@ class Flag:
         return f"LLAMA_ARG_ASL_{self.field.upper()}"
 
 
-def parse_budget(text: str) -> float | int | None:
-    """0.2 is a share, 512 are tokens, none is llama.cpp's server as it is.
+def parse_auto(text: str) -> Auto:
+    """A budget that follows the question.
+
+    Raises:
+        OptionError: it is another goal, or none.
+    """
+    if text.lower().startswith(("fit:", "ttft:")):
+        raise OptionError(
+            f"expected a share, a number of tokens or auto, got {text!r}: slots share memory and time, so no prompt has a "
+            "size or a time of its own"
+        )
+    return Auto.parse(text)
+
+
+def parse_budget(text: str) -> float | int | Auto | None:
+    """0.2 is a share, 512 are tokens, auto follows the question, none is llama.cpp's server as it is.
 
     Raises:
         OptionError: it is none of these.
     """
     if text == "none":
         return None
+    if is_target(text):
+        return parse_auto(text)
     for kind in (int, float):
         try:
             value = kind(text)
         except ValueError:
             continue
         return Budget(value).value
-    raise OptionError(f"expected a share such as 0.2 or a number of tokens such as 512, or none, got {text!r}")
+    raise OptionError(f"expected a share such as 0.2, a number of tokens such as 512, auto or none, got {text!r}")
 
 
 def parse_policy(text: str) -> Policy:
@@ -101,14 +119,25 @@ def _guard(text: str) -> float | None:
     return share
 
 
+def _full_kv(text: str) -> bool | str:
+    """Off, on, or the type that rows are quantised to."""
+    if text not in ("off", "on", *packing.KINDS):
+        raise OptionError(f"expected one of off, on, {', '.join(packing.KINDS)}, got {text!r}")
+    return {"off": False, "on": True}.get(text, text)
+
+
+_BUDGET = (
+    "0.2: share of a prompt that is kept; 512: tokens; auto: follows the question; none: llama.cpp's server as it is"
+)
 FLAGS = (
-    Flag("budget", parse_budget, "N", "0.2", "0.2: share of a prompt that is kept; 512: tokens; none: llama.cpp's server as it is"),
+    Flag("budget", parse_budget, "N", "0.2", _BUDGET),
     Flag("policy", parse_policy, "NAME", DEFAULT, "what to keep: name or name:parameter=value:..."),
     Flag("room", lambda text: _count(text, 1), "N", "1024", "KV cells of a slot beside the budget, for answers and turns"),
     Flag("min_prompt", lambda text: _count(text, 0), "N", "256", "prompts up to so many tokens are left alone by a share"),
     Flag("dequant", _dequant, "MODE", "auto", "expand slow weight types to F16 while their layer runs: auto, off, all"),
     Flag("protect", _roles, "ROLES", "none", f"parts of a chat that are always kept: some of {','.join(ROLES)}"),
     Flag("guard", _guard, "SHARE", "none", "attention that kept K/V must hold, or the prompt gets a larger budget"),
+    Flag("full_kv", _full_kv, "MODE", "off", f"K/V of all tokens in host memory, to select from again: off, on, {', '.join(packing.KINDS)}"),
     Flag("slice_ms", lambda text: _count(text, 1), "MS", "50", "prefill between two tokens of other slots"),
     Flag("wait", lambda text: _count(text, 1), "S", "600", "seconds that a prompt waits for a slot or memory; then 503"),
     Flag("answers", lambda text: _count(text, 0), "N", "8", "last answers that the page at /asl shows; 0: no page"),
@@ -119,7 +148,7 @@ FLAGS = (
 class Options:
     """What the flags say."""
 
-    budget: float | int | None
+    budget: float | int | Auto | None
     """None: llama.cpp's server as it is"""
     policy: Policy
     given_policy: str
@@ -129,6 +158,7 @@ class Options:
     dequant: str
     protect: tuple[str, ...]
     guard: float | None
+    full_kv: bool | str
     slice_ms: int
     wait: int
     answers: int
@@ -146,14 +176,27 @@ class Options:
                 values[flag.field] = flag.parse(texts.get(flag.field, flag.default))
             except OptionError as err:
                 raise OptionError(f"{flag.option}: {err}") from err
-        if isinstance(values["budget"], int):
-            Budget(values["budget"]).check(values["policy"].min_kept)
-        return cls(given_policy=texts.get("policy", DEFAULT), **values)
+        options = cls(given_policy=texts.get("policy", DEFAULT), **values)
+        if options.budget is not None:
+            try:
+                check_budget(options.make_budget(options.budget), options.policy)
+            except OptionError as err:
+                raise OptionError(f"--asl-budget: {err}") from err
+        elif options.full_kv:
+            raise OptionError(
+                "--asl-full-kv: expected --asl-budget with it, got none, with which every K/V is in the cache"
+            )
+        return options
+
+    def make_budget(self, value: float | int | Auto) -> Budget | Auto:
+        """A budget that leaves short prompts alone as the server does."""
+        return replace(value, min_prompt=self.min_prompt) if isinstance(value, Auto) else Budget(value, self.min_prompt)
 
     def to_dict(self) -> dict[str, Any]:
         """For /props."""
         values = {flag.field: getattr(self, flag.field) for flag in FLAGS}
-        return {**values, "policy": self.given_policy, "protect": list(self.protect)}
+        budget = self.budget.value if isinstance(self.budget, Auto) else self.budget
+        return {**values, "budget": budget, "policy": self.given_policy, "protect": list(self.protect)}
 
 
 def split(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> tuple[Options, list[str]]:

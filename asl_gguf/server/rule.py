@@ -7,20 +7,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ..budget.late import Shape, fixed_budget
+from ..budget.auto import AutoRule
+from ..budget.late import Shape
 from ..budget.rule import BudgetContext, BudgetRule, ShareRule
 from ..budget.share import Budget
+from ..budget.targets import Auto, check_budget
 from ..errors import OptionError
 from ..models.calibration import calibrated
 from ..native.bindings import session_info
 from ..policies import LateBudget, Policy
 from ..policies.protect import ROLES
-from .options import Options, parse_policy
+from ..report import PrefillReport
+from .options import Options, parse_auto, parse_policy
 
 
-def _budget(value: Any) -> float | int:
+def _budget(value: Any) -> float | int | Auto:
+    if isinstance(value, str) and len(value) <= _LONGEST_NAME:
+        try:
+            return parse_auto(value)
+        except OptionError as err:
+            raise OptionError(f"asl: budget: {err}") from err
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise OptionError(f"asl: expected budget to be a share such as 0.2 or a number of tokens, got {value!r:.60}")
+        raise OptionError(
+            f"asl: expected budget to be a share such as 0.2, a number of tokens or auto, got {value!r:.60}"
+        )
     if value > _MOST_TOKENS:
         raise OptionError(f"asl: expected budget to be a share or a number of tokens, got {value!r:.60}")
     return Budget(value).value
@@ -56,7 +66,7 @@ _LONGEST_NAME = 200
 class RequestOptions:
     """A request's `asl` object."""
 
-    budget: float | int | None = None
+    budget: float | int | Auto | None = None
     policy: str | None = None
     protect: tuple[str, ...] | None = None
     guard: float | None = None
@@ -83,9 +93,13 @@ class RequestOptions:
 class CappedRule(BudgetRule):
     """What a request asks for, under a limit."""
 
-    wanted: Budget
-    limit: ShareRule
+    wanted: BudgetRule
+    limit: BudgetRule
     context: BudgetContext
+
+    @property
+    def fixed(self) -> bool:  # type: ignore[override]
+        return self.wanted.fixed
 
     @property
     def n_cells(self) -> int:
@@ -95,13 +109,16 @@ class CappedRule(BudgetRule):
         if not self.context.policy.drops:
             return self.limit.kept(n_tokens)
         least = self.context.policy.min_kept
-        return min(n_tokens, max(least, min(self.wanted.kept(n_tokens, least), self.limit.kept(n_tokens))))
+        return min(n_tokens, max(least, min(self.wanted.kept(n_tokens), self.limit.kept(n_tokens))))
 
     def bind(self, info: session_info) -> None:
         """Every model will do."""
 
     def late(self, n_tokens: int, n_kept: int, n_protected: int, shape: Shape) -> LateBudget | None:
-        return fixed_budget(self.context.policy, n_tokens, n_kept, shape)
+        return self.wanted.late(n_tokens, n_kept, n_protected, shape)
+
+    def annotate(self, report: PrefillReport) -> PrefillReport:
+        return self.wanted.annotate(report)
 
 
 class Rules:
@@ -118,20 +135,30 @@ class Rules:
         policy, found = calibrated(options.given_policy, path)
         self.calibration = found.summary if found else None
         assert options.budget is not None  # there is no engine then
-        context = BudgetContext(path, n_ctx, policy, options.room, guarded=options.guard is not None)
-        self.server = ShareRule(Budget(options.budget, options.min_prompt), context)
+        self._options, self._budget = options, options.budget
+        self._context = BudgetContext(path, n_ctx, policy, options.room, guarded=options.guard is not None)
+
+    def server(self) -> BudgetRule:
+        """The server's own, a new one for each prompt: some remember what they chose until it is reported."""
+        return self._make(self._budget, self._context)
 
     def of(self, request: RequestOptions) -> BudgetRule:
-        """The server's, unless the request asks for something else."""
+        """The server's, unless the request asks for something else.
+
+        Raises:
+            OptionError: the policy does not keep to this budget.
+        """
         if request.budget is None and request.policy is None:
-            return self.server
-        policy = self.server.context.policy if request.policy is None else self._policy(request.policy)
-        wanted = self.server.budget.value if request.budget is None else request.budget
-        context = replace(self.server.context, policy=policy)
-        budget = Budget(wanted, self.server.budget.min_prompt)
-        if isinstance(wanted, int):
-            budget.check(policy.min_kept)
-        return CappedRule(budget, self.server, context)
+            return self.server()
+        policy = self._context.policy if request.policy is None else self._policy(request.policy)
+        context = replace(self._context, policy=policy)
+        wanted = self._budget if request.budget is None else request.budget
+        return CappedRule(self._make(wanted, context), self.server(), context)
+
+    def _make(self, value: float | int | Auto, context: BudgetContext) -> BudgetRule:
+        budget = self._options.make_budget(value)
+        check_budget(budget, context.policy)
+        return AutoRule(budget, context) if isinstance(budget, Auto) else ShareRule(budget, context)
 
     def _policy(self, name: str) -> Policy:
         return calibrated(name, self._path)[0]

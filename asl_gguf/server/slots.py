@@ -19,6 +19,7 @@ from ..native.bindings import llama_cpp
 from ..native.vocabulary import piece
 from ..policies.contract import Indices
 from ..report import PrefillReport
+from .hosts import Hosts
 from .options import Options
 from .pace import Pace
 from .rule import RequestOptions, Rules
@@ -60,6 +61,7 @@ class Slot:
         options: the server's.
         n_ctx: longest prompt + answer in tokens.
         pace: says how long a chunk may be; None: the server's own chunks.
+        hosts: K/V of all tokens of the last prompts, of all slots.
     """
 
     def __init__(
@@ -69,14 +71,16 @@ class Slot:
         options: Options,
         n_ctx: int,
         pace: Pace | None = None,
+        hosts: Hosts | None = None,
     ) -> None:
         self._place = make_place(self._note)
+        self._hosts = hosts or Hosts([])
         self._pace = pace
         self._rules = rules
         self._options = options
         self._sequence = EngineSequence(
             self._place,
-            rules.server,
+            rules.server(),
             Transcript(n_ctx),
             guard=options.guard,
             dequant=options.dequant,
@@ -120,6 +124,7 @@ class Slot:
             return False
         roles = self._options.protect if request.protect is None else request.protect
         protected = (lambda: protected_tokens(roles, incoming.spans)) if roles else None
+        self._sequence.host = self._hosts.take(self._sequence, incoming.tokens)
         self._plan = plan = self._sequence.plan(Request(incoming.tokens, n_answer, protected))
         self._sequence.start(plan)
         self._busy = time.perf_counter() - self._began
@@ -279,6 +284,7 @@ def summary(report: PrefillReport) -> dict[str, Any]:
         "kept_tokens": report.kept_tokens,
         "cached_tokens": report.reused_tokens,
         "budget_tokens": report.budget_tokens,
+        "budget_choice": report.budget_choice,
         "policy": report.policy,
         "selection_layer": report.selection_layer,
         "n_layer": report.n_layer,
@@ -286,6 +292,7 @@ def summary(report: PrefillReport) -> dict[str, Any]:
         "protected_tokens": report.protected_tokens,
         "kv_bytes": report.kv_bytes_prompt,
         "kv_bytes_full": report.kv_bytes_prompt_full,
+        "host_kv_bytes": report.full_kv_bytes,
         "reason": report.reason,
     }
 

@@ -2,6 +2,7 @@
 
     .venv/bin/python bench/server/run.py --tokens 2048 4096 --clients 1 4 --runs 3
 
+"stock, as few cells" gets the first part of each prompt alone, as many tokens as the budget keeps: how fast streams decode over them.
 Clients send prompts at once: seconds to the first token (median of clients), CPU seconds of the server until all have one, and
 tokens per second of all clients while all decode. Then one client streams a long answer while another sends a prompt: gaps are
 those of the first client's tokens while that prompt runs.
@@ -110,12 +111,14 @@ def gaps_meanwhile(server: Server, tokens: list[int]) -> list[float]:
     return gaps(times, begin, end)
 
 
-def modes(budget: str) -> dict[str, list[str]]:
+def modes(budget: str) -> dict[str, tuple[list[str], float]]:
+    """Options, and how much of each prompt is sent."""
     return {
-        "stock": ["--asl-budget", "none"],
-        "stock -b 128 -ub 128": ["--asl-budget", "none", "-b", "128", "-ub", "128"],
-        "ours, budget 1.0": ["--asl-budget", "1.0"],
-        f"ours, budget {budget}": ["--asl-budget", budget],
+        "stock": (["--asl-budget", "none"], 1.0),
+        "stock, as few cells": (["--asl-budget", "none"], float(budget)),
+        "stock -b 128 -ub 128": (["--asl-budget", "none", "-b", "128", "-ub", "128"], 1.0),
+        "ours, budget 1.0": (["--asl-budget", "1.0"], 1.0),
+        f"ours, budget {budget}": (["--asl-budget", budget], 1.0),
     }
 
 
@@ -129,11 +132,11 @@ def table(args: argparse.Namespace, path: Path, document: Callable[[int], list[i
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for n_tokens in args.tokens:
-        tokens = document(n_tokens)
-        prompts = [[*tokens[i + 1 :], *tokens[: i + 1]] for i in range(n_slots)]
-        for name, options in modes(args.budget).items():
+        for name, (options, share) in modes(args.budget).items():
             if args.modes and name not in args.modes:
                 continue
+            tokens = document(n_tokens)[: int(share * n_tokens)]
+            prompts = [[*tokens[i + 1 :], *tokens[: i + 1]] for i in range(n_slots)]
             with serving(path, *common, *options) as server:
                 for n_clients in args.clients:
                     runs = [ask(server, prompts[:n_clients]) for _ in range(args.runs)]
@@ -158,8 +161,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--budget", default="0.2")
-    parser.add_argument("--modes", nargs="+", help="some of the rows (default: all)")
+    parser.add_argument("--budget", default="0.2", help="a share")
+    parser.add_argument("--modes", nargs="+", help="some of the rows (default: all)", metavar="ROW")
     args = parser.parse_args()
     path = resolve(args.model)
     vocabulary = load_model(str(path), vocab_only=True)

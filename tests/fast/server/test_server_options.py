@@ -16,6 +16,16 @@ def test_ours_are_taken_and_the_rest_passes_in_order():
     assert rest == ["-m", "x.gguf", "-np", "4", "--jinja", "-c", "8192"]
 
 
+def test_budgets_that_follow_the_question():
+    options, _ = split(["--asl-budget", "auto:0.1-0.3", "--asl-min-prompt", "64", "--asl-full-kv", "q8_0"], {})
+    assert options.to_dict()["budget"] == "auto:0.1-0.3" and options.full_kv == "q8_0"
+    budget = options.make_budget(options.budget)
+    assert (budget.least, budget.most, budget.min_prompt) == (0.1, 0.3, 64)
+    assert RequestOptions.parse('{"budget": "auto"}').budget.most == 0.4
+    with pytest.raises(OptionError, match="slots share memory and time"):
+        RequestOptions.parse('{"budget": "ttft:5s"}')
+
+
 def test_every_flag_has_a_default_an_environment_variable_and_help():
     options, _ = split([], {})
     for flag in FLAGS:
@@ -36,7 +46,14 @@ def test_the_command_line_wins_over_the_environment():
         (["--asl-buget", "0.2"], "--asl-buget"),
         (["--asl-budget"], "--asl-budget: expected a value"),
         (["--asl-budget", "1.5"], "--asl-budget: asl_budget: expected a share"),
-        (["--asl-budget", "fit:2GiB"], "--asl-budget: expected a share such as 0.2"),
+        (["--asl-budget", "fit:2GiB"], "--asl-budget: expected a share, a number of tokens or auto"),
+        (["--asl-budget", "auto:0.5-0.2"], "--asl-budget: asl_budget: expected"),
+        (
+            ["--asl-budget", "auto", "--asl-policy", "snapkv"],
+            "--asl-budget: asl_budget: expected a policy that decides",
+        ),
+        (["--asl-full-kv", "q3"], "--asl-full-kv: expected one of off, on, q8_0"),
+        (["--asl-full-kv", "on", "--asl-budget", "none"], "--asl-full-kv: expected --asl-budget"),
         (["--asl-budget", "5"], "expected at least"),
         (["--asl-policy", "none-such"], "--asl-policy: policy: expected one of"),
         (["--asl-policy", "pyramidinfer"], "as many rows in every layer"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
 
 from asl_gguf.engine.place import SharedContext
 from asl_gguf.errors import ContextFullError, OptionError, OutOfMemoryError
+from asl_gguf.server.hosts import Hosts
 from asl_gguf.server.options import Options
 from asl_gguf.server.rule import Rules
 from asl_gguf.server.slots import Incoming, Slot, protected_tokens
@@ -195,3 +197,74 @@ def test_protected_tokens_are_kept(shared, tiny_model):
     slot = Slot(lambda progress: place(dequant="off", progress=progress), rules, options, N_CTX)
     run(slot, incoming(LONG, spans=[(1, 40, 60), (3, 60, 300)]))
     assert slot.report()["protected_tokens"] == 20 and slot.report()["kept_tokens"] == 90
+
+
+@pytest.fixture
+def make_slots(shared, tiny_model):
+    """Two slots that share K/V of all tokens of their last prompts in host memory."""
+
+    def make(**flags: str) -> list[Slot]:
+        options = Options.make({**FLAGS, **flags})
+        path = str(tiny_model("llama"))
+
+        def place(seq_id, progress):
+            return SharedContext(shared.handle, seq_id, shared.params, N_CTX, dequant="off", progress=progress)
+
+        rules, hosts = Rules(options, path, N_CTX), Hosts.of(options.full_kv, place(0, None), path, 2)
+        return [Slot(partial(place, i), rules, options, N_CTX, hosts=hosts) for i in range(2)]
+
+    return make
+
+
+def test_another_question_selects_again_from_all_tokens_in_any_slot(make_slots, shared):
+    first, second = make_slots(full_kv="on")
+    run(first, incoming(LONG))
+    assert first.report()["host_kv_bytes"] > 0 and first.report()["cached_tokens"] == 0
+    other = [*LONG[:270], *prompt(30, seed=8)]
+    run(second, incoming(other))
+    report, logits = second.report(), shared.logits()
+    assert 200 < report["cached_tokens"] <= 270 and report["pruned"]
+    (alone, _) = make_slots()
+    run(alone, incoming(other))
+    assert alone.report()["kept_tokens"] == report["kept_tokens"] and alone.report()["host_kv_bytes"] == 0
+    assert np.abs(logits - shared.logits()).max() < 1e-3  # chunks end elsewhere
+
+
+def test_a_conversation_selects_again_with_each_turn(make_slots):
+    slot, _ = make_slots(full_kv="q8_0")
+    run(slot, incoming(LONG))
+    more = [*LONG, *prompt(40, seed=3)]
+    run(slot, incoming(more, 300, 300, 210))
+    assert "selected again" in slot.report()["reason"] and slot.report()["kept_tokens"] == 102
+    assert slot.report()["cached_tokens"] > 200
+
+
+def test_nobody_takes_what_another_slot_works_with(make_slots):
+    first, second = make_slots(full_kv="on")
+    assert first.plan(incoming(LONG))
+    first.step(0.0)
+    run(second, incoming(LONG))  # as the host has nothing of it yet, from the first token
+    while first.step(0.0):
+        pass
+    assert first.report()["cached_tokens"] == second.report()["cached_tokens"] == 0
+    run(second, incoming([*LONG[:270], *prompt(30, seed=8)]))
+    run(first, incoming([*LONG[:260], *prompt(30, seed=9)]))
+    assert min(first.report()["cached_tokens"], second.report()["cached_tokens"]) > 200
+
+
+def test_a_budget_that_follows_the_question(make_slots):
+    """This model has no thresholds: the upper limit, and why."""
+    first, second = make_slots(budget="auto:0.1-0.3")
+    assert first.plan(incoming(LONG))
+    first.step(0.0)
+    run(second, incoming(LONG[:200], options='{"budget": 0.2}'))
+    while first.step(0.0):
+        pass
+    assert first.report()["kept_tokens"] == 90 and "auto:0.1-0.3: 90 tokens" in first.report()["budget_choice"]
+    assert second.report()["kept_tokens"] == 40 and second.report()["budget_choice"] is None
+    run(second, incoming(LONG, options='{"budget": "auto:0.1-0.2"}'))
+    assert second.report()["kept_tokens"] == 60 and "auto:0.1-0.2" in second.report()["budget_choice"]
+    run(second, incoming(LONG, options='{"budget": "auto"}'))  # up to 0.4, under the server's limit
+    assert second.report()["kept_tokens"] == 90
+    with pytest.raises(OptionError, match="decides at its selection layer"):
+        second.plan(incoming(LONG, options='{"policy": "snapkv:window=16"}'))

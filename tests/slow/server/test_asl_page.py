@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from asl_gguf.eval.demo_text import make_document
+from patience import PATIENCE
 
 CHROMIUM = shutil.which("chromium")
 
@@ -30,7 +31,7 @@ def page(server) -> Iterator[Any]:
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.on("console", lambda line: line.type == "error" and page.errors.append(line.text))
-        page.set_default_timeout(240_000)
+        page.set_default_timeout(1000 * PATIENCE)
         page.goto(own + "asl")
         yield page
         browser.close()

@@ -1,0 +1,68 @@
+"""K/V of all tokens of the last prompts in host memory (`--asl-full-kv`): slots that begin a prompt take turns with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..cache.host_kv import HostKV
+from ..engine.place import SharedContext
+from ..engine.sequence import Sequence as EngineSequence
+from ..native.bindings import llama_cpp
+
+_MEASURED = 64
+"""tokens of the session that says what rows look like"""
+
+
+class Hosts:
+    """As many as there are slots. Which slot a prompt finds is the server's choice, so none keeps its own.
+
+    Args:
+        hosts: nothing is in them yet.
+    """
+
+    def __init__(self, hosts: Sequence[HostKV]) -> None:
+        self._hosts = list(hosts)  # the least recently used first
+        self._holders: dict[HostKV, EngineSequence] = {}
+
+    @classmethod
+    def of(cls, full_kv: bool | str, place: SharedContext, path: str, n_slots: int) -> Hosts:
+        """What `--asl-full-kv` asks for; none where it is off.
+
+        Args:
+            place: to open a session in.
+            path: GGUF file.
+
+        Raises:
+            OptionError: the model's layers hold more than K/V rows, or its rows cannot be packed like that.
+        """
+        if not full_kv:
+            return cls([])
+        flash_attn = place.params.flash_attn_type != llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        try:
+            session = place.open(_MEASURED)
+            made = [HostKV.of(full_kv, session, path, {"flash_attn": flash_attn}) for _ in range(n_slots)]
+        finally:
+            place.leave()
+        return cls([host for host in made if host is not None])
+
+    def take(self, sequence: EngineSequence, tokens: Sequence[int]) -> HostKV | None:
+        """For a prompt that is about to be planned: what begins most like it, else what was unused for longest.
+
+        Nobody else runs with it. Who held it goes on from the cells alone.
+        """
+        free = [host for host in self._hosts if not self._is_busy(host, sequence)]
+        if not free:
+            return None
+        best = max(free, key=lambda host: host.n_common(tokens))
+        holder = self._holders.get(best)
+        if holder is not None:
+            holder.host = None
+        self._hosts.remove(best)
+        self._hosts.append(best)
+        self._holders = {host: other for host, other in self._holders.items() if other is not sequence}
+        self._holders[best] = sequence
+        return best
+
+    def _is_busy(self, host: HostKV, sequence: EngineSequence) -> bool:
+        holder = self._holders.get(host)
+        return holder is not None and holder is not sequence and holder.runs

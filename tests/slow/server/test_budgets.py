@@ -1,0 +1,79 @@
+"""Budgets that follow the question, full budgets, K/V of all tokens on the host, and what is refused at start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from asl_gguf import Llama
+from patience import PATIENCE
+from serving import Server, serving
+
+COMMON = "-np 2 -c 4096 -t 1 -fa off --asl-dequant off --asl-room 256".split()
+
+
+@pytest.fixture(scope="module")
+def auto(smollm2: Path):
+    with serving(smollm2, *COMMON, "--asl-budget", "auto", "--asl-full-kv", "on") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def llama(smollm2: Path):
+    llm = Llama(
+        str(smollm2), n_ctx=2048, asl_budget="auto", asl_room=256, asl_dequant=False, n_threads=1, n_threads_batch=1
+    )
+    yield llm
+    llm.close()
+
+
+def test_it_follows_the_question_as_llama_does(auto, llama, document):
+    answer = auto.complete(document, cache_prompt=False, id_slot=0)
+    assert answer["content"] == llama.create_completion(document, max_tokens=8, temperature=0)["choices"][0]["text"]
+    report = answer["asl"]
+    assert report["kept_tokens"] == llama.last_prefill.kept_tokens < 0.4 * len(document)
+    assert report["budget_choice"] == llama.last_prefill.budget_choice
+    assert auto.get("/props")[1]["asl"]["budget"] == "auto"
+
+
+def test_another_question_in_another_slot_computes_its_own_tokens(auto, document):
+    first = [*document[:-10], *document[20:30]]
+    auto.complete(first, cache_prompt=False, id_slot=0)
+    other = auto.complete([*document[:-10], *document[40:50]], cache_prompt=False, id_slot=1)["asl"]
+    assert other["pruned"] and 0.7 * len(document) < other["cached_tokens"] <= len(document) - 10
+    assert other["host_kv_bytes"] > 0
+
+
+def test_a_request_may_follow_the_question(server, document):
+    asked = server.complete(document, 2, cache_prompt=False, asl={"budget": "auto:0.05-0.15"})["asl"]
+    assert asked["budget_choice"].startswith("auto:0.05-0.15")
+    assert len(document) // 20 <= asked["kept_tokens"] <= 0.15 * len(document)
+    capped = server.complete(document, 2, cache_prompt=False, asl={"budget": "auto:0.3-0.9"})["asl"]
+    assert capped["kept_tokens"] == len(document) // 5
+    status, answer = server.post("/completion", {"prompt": "a", "asl": {"budget": "fit:1GiB"}})
+    assert status == 400 and "slots share memory" in answer["error"]["message"]
+
+
+def test_with_all_of_the_budget_answers_are_the_servers_own(smollm2, document):
+    answers = []
+    for budget in ("1.0", "none"):
+        with serving(smollm2, *COMMON, "--asl-budget", budget) as server:
+            answers.append(server.complete(document, 24, cache_prompt=False))
+    assert answers[0]["content"] == answers[1]["content"]
+    assert not answers[0]["asl"]["pruned"] and "asl" not in answers[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--asl-budget", "2.5"], "--asl-budget"),
+        (["--asl-budget", "fit:1GiB"], "slots share memory and time"),
+        (["--asl-budget", "auto", "--asl-policy", "snapkv"], "decides at its selection layer"),
+        (["--asl-budget", "none", "--asl-full-kv", "on"], "--asl-full-kv: expected --asl-budget"),
+        (["--asl-full-kv", "q4_0"], "--asl-full-kv: expected one of off, on, q8_0"),
+    ],
+)
+def test_it_says_why_it_cannot_start(smollm2, arguments, said):
+    server = Server(smollm2, *arguments)
+    assert server.process.wait(PATIENCE) == 2 and said in server.output()
