@@ -27,7 +27,7 @@ from ..engine.transcript import Transcript
 from ..errors import PromptError, PruningDisabledWarning, UnaskedWarning, UnsupportedModelError
 from ..models import gguf_header
 from ..models.named import resolve
-from ..native import vocabulary
+from ..native import context, vocabulary
 from ..native.bindings import llama_cpp
 from ..native.session import Progress, Session, unsupported_reason
 from ..policies import DEFAULT, Policy
@@ -44,7 +44,7 @@ from .completion import (
     up_to_stop,
     whole_characters,
 )
-from .gate import Gate, gated
+from .gate import Gate, Tokenizer, gated
 from .generation import Call, Tokens, current_call, known, known_to
 from .logprobs import AnswerLogprobs
 from .options import AslOptions, unprunable_use
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _GENERATE = inspect.signature(llama_cpp.Llama.generate)
+_SAMPLE = inspect.signature(llama_cpp.Llama.sample)
 
 
 class Llama(StatefulLlama):
@@ -179,7 +180,10 @@ class Llama(StatefulLlama):
         # llama.cpp logs every context it makes, and each pruned prompt makes one
         kwargs = {"verbose": False, **kwargs}
         try:
-            super().__init__(path, n_ctx=n_ctx, **init_errors.without_adapter(kwargs))
+            with context.assertions_caught():
+                super().__init__(path, n_ctx=n_ctx, **init_errors.without_adapter(kwargs))
+            if not kwargs.get("tokenizer"):
+                self.tokenizer_ = Tokenizer(self)
             if kwargs.get("seed") == 0:  # which the parent takes for none
                 self.set_seed(0)
             if lora_path := kwargs.get("lora_path"):
@@ -218,6 +222,7 @@ class Llama(StatefulLlama):
             OwnContext(self.ctx, session), rule, self._text,
             guard=self._asl.guard, dequant=self._asl.dequant, host=host, calibration=self._asl.calibration,
         )  # fmt: skip
+        self._sequence.policy = self._gate.guarding_policy(self._sequence.policy)
         self._asl_fingerprint = self._fingerprint_now()
         return None
 
@@ -233,13 +238,16 @@ class Llama(StatefulLlama):
     @property
     def n_cells(self) -> int:
         """KV cells of the decode context."""
-        self._gate.check_open()
-        return super().n_ctx()
+        with self._gate.asking():
+            return super().n_ctx()
+
+    def tokenizer(self) -> Tokenizer:
+        """llama_cpp's tokenizer of this model; after close() its calls are errors."""
+        return Tokenizer(self)
 
     def close(self) -> None:
         """Frees the model and its contexts. Calls that need them are errors from then on."""
-        with self._gate.entered(closed=True):
-            self._gate.closed = True
+        with self._gate.closing():
             super().close()
 
     def reset(self) -> None:
@@ -254,6 +262,15 @@ class Llama(StatefulLlama):
         if self._sequence is not None:
             self._sequence.clear()
 
+    if not TYPE_CHECKING:  # type checkers and editors see the parent's
+
+        @functools.wraps(llama_cpp.Llama.sample)
+        def sample(self, *args: Any, **kwargs: Any) -> int:
+            given, processors = generation.as_given(self._gate, _SAMPLE.bind(self, *args, **kwargs).arguments)
+            token = super().sample(**given)
+            processors.check()
+            return token
+
     def eval(self, tokens: abc.Sequence[int]) -> None:
         """Evaluates tokens after those evaluated already; nothing is pruned.
 
@@ -263,6 +280,8 @@ class Llama(StatefulLlama):
         """
         if self._sequence is not None:
             self._sequence.check_append(len(tokens))
+        if not self._generating:
+            self._note_adapters()
         super().eval(tokens)
         self._text.sampled = None  # if there was one, it is among the tokens, or they take its place
 
@@ -277,7 +296,7 @@ class Llama(StatefulLlama):
         """
         tokens = list(tokens)  # now, not when the first token is asked for
         check_token_ids(tokens)
-        given, processors = generation.as_given(_GENERATE.bind(self, tokens, *args, **kwargs).arguments)
+        given, processors = generation.as_given(self._gate, _GENERATE.bind(self, tokens, *args, **kwargs).arguments)
         answer = processors.checked(self._generate(tokens, given))
         return answer if self._sequence is None else generation.undisturbed(answer, lambda: self._text.turn)
 
@@ -301,6 +320,9 @@ class Llama(StatefulLlama):
 
     def _prefill(self, tokens: list[int], call: Call) -> PrefillReport:
         """Runs a prompt as far as it runs layer by layer; the parent evaluates what is left."""
+        if context.adapters(self.ctx) != self._asl_adapters:
+            self.reset()  # what there is was computed with other weights
+            self._note_adapters()
         if self._sequence is None:
             return self._stock_report(tokens)
         request = Request(tokens, call.max_tokens, self._protected(tokens, call))
@@ -355,6 +377,8 @@ class Llama(StatefulLlama):
         max_tokens = kwargs.get("max_tokens", 16)
         call = replace(current_call(), max_tokens=max_tokens if max_tokens is not None and max_tokens > 0 else None)
         kwargs = as_called(kwargs)
+        if kwargs.get("stopping_criteria") is not None:
+            kwargs["stopping_criteria"] = generation.guarded_criteria(self._gate, kwargs["stopping_criteria"])
         logprobs: AnswerLogprobs | None = None
         if kwargs.get("logprobs") is not None and self._asl.budget is not None and not self._logits_all:
             logprobs, kwargs = AnswerLogprobs.wanted(self, kwargs)
