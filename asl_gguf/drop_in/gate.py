@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import StateError
+from ..errors import OptionTypeError, StateError
 from ..native.bindings import llama_cpp
 from ..native.session import Progress
 from ..policies import Policy
 from ..policies.contract import Observer, Prompt
+from .values import check_tokens_of_text
 
 _T = TypeVar("_T")
 
@@ -176,17 +177,20 @@ class Tokenizer(llama_cpp.LlamaTokenizer):
 
     def __init__(self, llm: Any) -> None:
         super().__init__(llm)
-        self._gate = llm._gate
+        self._gate, self._n_vocab = llm._gate, llm._model.n_vocab()
 
     if not TYPE_CHECKING:  # with the parent's signatures
 
-        def tokenize(self, *args: Any, **kwargs: Any) -> list[int]:
+        def tokenize(self, text: bytes, *args: Any, **kwargs: Any) -> list[int]:
+            if not isinstance(text, bytes):
+                raise OptionTypeError(f"text: expected bytes in UTF-8, got {text!r:.60}")
             with self._gate.asking():
-                return super().tokenize(*args, **kwargs)
+                return super().tokenize(text, *args, **kwargs)
 
-        def detokenize(self, *args: Any, **kwargs: Any) -> bytes:
+        def detokenize(self, tokens: Any, *args: Any, **kwargs: Any) -> bytes:
+            check_tokens_of_text(tokens, self._n_vocab)
             with self._gate.asking():
-                return super().detokenize(*args, **kwargs)
+                return super().detokenize(tokens, *args, **kwargs)
 
 
 MODEL_ALONE = (

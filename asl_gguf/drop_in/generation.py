@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import ContextFullError, StateError
 from ..native.bindings import llama_cpp
 from ..report import DecodeReport
+from .values import checked_sampling
 
 if TYPE_CHECKING:
     from .gate import Gate
@@ -193,7 +194,7 @@ class LoudProcessors:
 
 def as_given(gate: Gate, bound: Mapping[str, Any]) -> tuple[dict[str, Any], LoudProcessors]:
     """Arguments of `generate` or `sample` of `llama_cpp.Llama` with its lists as they are now, and its processors' errors."""
-    given = {name: value for name, value in bound.items() if name not in ("self", "tokens")}
+    given = checked_sampling({name: value for name, value in bound.items() if name not in ("self", "tokens")})
     found = given.get("logits_processor") or ()
     processors = LoudProcessors(gate, found if isinstance(found, (list, tuple)) else [found])
     if found:

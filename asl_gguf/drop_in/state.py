@@ -21,6 +21,7 @@ from ..report import PrefillReport
 from .gate import Gate
 from .generation import known
 from .options import AslOptions
+from .values import check_text
 
 
 class StatefulLlama(llama_cpp.Llama):
@@ -172,6 +173,9 @@ class StatefulLlama(llama_cpp.Llama):
             raise StateError(
                 f"expected KV cells of {len(held.tokens)} tokens, got cells of {n_cells}; prefill the prompt again"
             )
+        if (first := max(held.first_cells, default=0)) >= (n_used := self._asl_session.info().n_cells_used):
+            context.remove_from(self.ctx, 0)
+            raise StateError(f"expected layers that hold some of {n_used} cells, got one whose first cell is {first}")
         # not the arrays that llama_cpp's states have for anyone to change
         self._text.set(held.tokens, n_pruned=held.n_pruned, needs_eval=held.logits is None, sampled=held.sampled)
         self._seed, self._asl_adapters = saved.seed, context.adapters(self.ctx)
@@ -221,6 +225,7 @@ class StatefulLlama(llama_cpp.Llama):
 
     def _tokens_of(self, text: str) -> list[int]:
         """As the parent's create_completion tokenises a prompt."""
+        check_text("prompt", text)
         bos = self.token_bos()
         starts = [bos] if self._model.add_bos_token() and bos >= 0 else []
         return starts + self.tokenize(text.encode("utf-8"), add_bos=False, special=True)

@@ -137,6 +137,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_context_set_logits": (c_bool, [c_void_p, POINTER(c_float)]),
     "asl_context_get_adapters": (c_bool, [c_void_p, POINTER(c_uint64)]),
     "asl_throw_on_abort": (None, [c_bool]),
+    "asl_context_probe": (c_bool, [c_void_p, c_char_p, c_size_t]),
     "asl_context_get_free_cells": (c_int32, [c_void_p, c_int32]),
     "asl_context_move": (c_int, [c_void_p, c_int32, c_void_p, c_int32, c_bool, c_char_p, c_size_t]),
     "asl_session_begin": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_int32, c_int32]),

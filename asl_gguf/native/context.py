@@ -50,6 +50,12 @@ def assertions_caught() -> Iterator[None]:
         lib.throw_on_abort(False)
 
 
+def probe(ctx: Any) -> str | None:
+    """Decodes a token in a new context, and forgets it. Returns which assertion of llama.cpp fails, None if none does."""
+    error = ctypes.create_string_buffer(512)
+    return None if lib.context_probe(ctx, error, len(error)) else error.value.decode("utf-8", "replace")
+
+
 def n_evaluated(ctx: Any, seq_id: int = 0) -> int:
     """Where the next token of a sequence goes: one after the last position that its cells hold."""
     return int(llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(ctx), seq_id)) + 1

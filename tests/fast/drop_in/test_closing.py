@@ -17,32 +17,36 @@ PRUNED = {"asl_budget": 0.4, "asl_min_prompt": 80}
 def test_while_other_threads_tokenise(make, options):
     """close() waits for their calls, and what they call next is an error."""
     for _ in range(4):
-        llm, text, started, ended = make(**options), TEXT.encode() * 8, threading.Barrier(5), []
-        tokens = llm.tokenize(text)
-        calls = [
-            lambda llm=llm: llm.tokenize(text),
-            lambda llm=llm, tokens=tokens: llm.detokenize(tokens),
-            lambda tokenizer=llm.tokenizer(): tokenizer.encode(TEXT),
-            lambda tokenizer=llm.tokenizer_, tokens=tokens: tokenizer.decode(tokens),
-        ]
+        check_while_others_ask(make(**options))
 
-        def ask(call: Any, started: Any = started, ended: Any = ended) -> None:
-            started.wait()
-            with pytest.raises(StateError, match="expected an open Llama, got one that was closed"):
-                while True:
-                    call()
-            ended.append(call)
 
-        threads = [threading.Thread(target=ask, args=(call,)) for call in calls]
-        for thread in threads:
-            thread.start()
+def check_while_others_ask(llm: Any) -> None:
+    text, started, ended = TEXT.encode() * 8, threading.Barrier(5), []
+    tokens, tokenizer, inner = llm.tokenize(text), llm.tokenizer(), llm.tokenizer_
+    calls = [
+        lambda: llm.tokenize(text),
+        lambda: llm.detokenize(tokens),
+        lambda: tokenizer.encode(TEXT),
+        lambda: inner.decode(tokens),
+    ]
+
+    def ask(call: Any) -> None:
         started.wait()
-        for _ in range(3):
-            llm.tokenize(text)
-        llm.close()
-        for thread in threads:
-            thread.join()
-        assert len(ended) == 4
+        with pytest.raises(StateError, match="expected an open Llama, got one that was closed"):
+            while True:
+                call()
+        ended.append(call)
+
+    threads = [threading.Thread(target=ask, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    started.wait()
+    for _ in range(3):
+        llm.tokenize(text)
+    llm.close()
+    for thread in threads:
+        thread.join()
+    assert len(ended) == 4
 
 
 @pytest.mark.parametrize("options", [PRUNED, {}], ids=["budget", "no budget"])
