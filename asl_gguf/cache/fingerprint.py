@@ -16,6 +16,7 @@ import numpy as np
 from .._version import __version__
 from ..errors import StateError
 from ..models.parts import parts_of
+from ..native import context
 from ..native.bindings import llama_cpp
 
 Fingerprint = Mapping[str, str]
@@ -32,30 +33,32 @@ def fingerprint_of(
     path: str,
     params: Any,
     n_ctx: int,
-    lora: tuple[str | None, float],
     overrides: Mapping[str, object] | None,
     pruning: Mapping[str, object],
 ) -> Fingerprint:
-    """The origin of states that a `Llama` saves.
+    """The origin of states that a `Llama` saves, apart from its adapters, which may change (`with_adapters`).
 
     Args:
         params: llama_context_params of its decode context.
         n_ctx: longest prompt and answer, which chooses the rope factors of some models.
-        lora: path and scale of an adapter.
         overrides: kv_overrides of the model.
         pruning: the options that decide what is kept.
     """
-    context = {name: str(getattr(params, name)) for name in (*_CONTEXT_SETTINGS, *_YARN_SETTINGS)}
+    settings = {name: str(getattr(params, name)) for name in (*_CONTEXT_SETTINGS, *_YARN_SETTINGS)}
     return {
         "model file": _digest(Path(path)),
         "llama_cpp": llama_cpp.__version__,
         "asl_gguf": __version__,
-        "LoRA": describe((*lora, _digest(Path(lora[0])) if lora[0] else None)),
         "kv_overrides": describe(overrides or None),
         "long rope factors": str(_uses_long_factors(model, n_ctx)),
-        **context,
+        **settings,
         **{name: describe(value) for name, value in pruning.items()},
     }
+
+
+def with_adapters(origin: Fingerprint, ctx: Any) -> Fingerprint:
+    """The origin of states whose K/V a context has now: with its LoRA adapters and control vectors, whoever has set them."""
+    return {**origin, "LoRA and control vectors": context.adapters(ctx)}
 
 
 def check_fingerprint(found: Fingerprint, expected: Fingerprint) -> None:

@@ -45,12 +45,18 @@ class Form:
             raise ValueError(
                 f"expected the first cell of {self.n_layer} layers or of none, got {held.first_cells!r:.80}"
             )
+        if any(held.first_cells) and (min(held.first_cells) > 0 or not held.n_pruned):
+            raise ValueError(
+                f"expected a layer that holds all cells, and a prompt that was pruned, got {held.first_cells!r:.80}"
+            )
         logits = held.logits
         if logits is not None and (
             not isinstance(logits, np.ndarray) or logits.dtype != np.float32 or logits.shape != (self.n_vocab,)
         ):
             got = f"{getattr(logits, 'dtype', type(logits).__name__)} {list(np.shape(logits))}"
             raise ValueError(f"expected logits as float32 [{self.n_vocab}], got {got}")
+        if logits is not None and not (logits < np.inf).all():  # some models forbid tokens by minus infinity
+            raise ValueError("expected logits that are numbers, got NaN or infinity among them")
 
     def check_tokens(self, name: str, tokens: Sequence[int]) -> None:
         """At least one token, and each in the vocabulary."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..native.bindings import llama_cpp
@@ -21,13 +21,14 @@ class PrunedPrefixCache(llama_cpp.llama_cache.BaseLlamaCache):
     only by a prompt that goes on from the whole of it.
 
     Args:
-        settings: an even number; the odd one after it marks keys of pruned states.
+        settings: the settings' number now: even; the odd one after it marks keys of pruned states.
     """
 
-    def __init__(self, cache: Any, settings: int) -> None:
+    def __init__(self, cache: Any, settings: Callable[[], int]) -> None:
         super().__init__(cache.capacity_bytes)
         self.inner = cache
-        self._settings = settings
+        self._settings_now = settings
+        self._settings = 0  # as of the look-up that runs
         self._own_keys: dict[_Key, None] = {}
 
     @property
@@ -35,7 +36,7 @@ class PrunedPrefixCache(llama_cpp.llama_cache.BaseLlamaCache):
         return int(self.inner.cache_size)
 
     def __getitem__(self, key: Sequence[int]) -> State:
-        prompt = tuple(key)
+        prompt, self._settings = tuple(key), self._settings_now()
         shared = {stored: self._n_shared(stored, prompt) for stored in self._keys()}
         for stored in sorted(shared, key=lambda stored: shared[stored], reverse=True):
             if shared[stored] and isinstance(state := self._get(stored), State):
@@ -55,6 +56,7 @@ class PrunedPrefixCache(llama_cpp.llama_cache.BaseLlamaCache):
 
     def __setitem__(self, key: Sequence[int], value: llama_cpp.LlamaState) -> None:
         assert isinstance(value, State)  # what the `Llama` that this cache was made for saves
+        self._settings = self._settings_now()
         stored = self._key_of(value)
         # LlamaDiskCache reports each step on stderr
         with contextlib.redirect_stderr(io.StringIO()):

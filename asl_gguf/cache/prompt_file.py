@@ -150,7 +150,7 @@ def _parse(arrays: dict[str, np.ndarray], expected: Any, form: Form) -> tuple[St
     for name in kinds.keys() & arrays.keys():
         if arrays[name].dtype != kinds[name] or arrays[name].ndim != 1:
             raise ValueError(f"{name} of type {arrays[name].dtype} and shape {list(arrays[name].shape)}")
-    if type(seed := about["seed"]) is not int or not -(2**63) <= seed < 2**64:
+    if type(seed := about["seed"]) is not int or not -(2**31) <= seed <= 2**32:
         raise ValueError(f"the seed {seed!r:.80}")
     if not arrays["cells"].size:
         raise ValueError("no KV cells")

@@ -9,34 +9,32 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OptionError, PromptError
+from ..errors import OptionError
 from ..native.bindings import llama_cpp
+from .values import check_bias, check_text, check_token_ids, checked_sampling, checked_stop
 
 
-def as_called(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def as_called(arguments: Mapping[str, Any], n_vocab: int) -> dict[str, Any]:
     """The arguments as they are now: a stream reads them when its first chunk is asked for.
 
     Raises:
-        PromptError: a token id is no integer.
+        PromptError: the prompt has other tokens than the vocabulary's, or is no Unicode.
+        OptionError: a value of the sampler is none that it can use.
     """
     found = {name: copy.copy(value) if isinstance(value, (list, dict)) else value for name, value in arguments.items()}
+    for name in ("prompt", "suffix"):
+        if isinstance(text := found.get(name), str):
+            check_text(name, text)
     if isinstance(prompt := found.get("prompt"), list):
-        check_token_ids(prompt)
-    return with_bias(found)
+        check_token_ids(prompt, n_vocab)
+    check_bias(found.get("logit_bias"), n_vocab)
+    found["stop"] = checked_stop(found.get("stop"))
+    return _with_bias(checked_sampling(found))
 
 
-def check_token_ids(tokens: list[Any]) -> None:
-    """Raises PromptError for what is no integer; True is none."""
-    for token in tokens:
-        if isinstance(token, (bool, np.bool_)) or not isinstance(token, (int, np.integer)):
-            raise PromptError(f"expected integers as token ids, got {token!r:.60}")
-
-
-def with_bias(arguments: dict[str, Any]) -> dict[str, Any]:
+def _with_bias(arguments: dict[str, Any]) -> dict[str, Any]:
     """logit_bias as the last of the logits processors, where there are others: the parent loses both then."""
     bias, processors = arguments.get("logit_bias"), arguments.get("logits_processor")
-    if wrong := [token for token in bias or () if int(token) < 0]:
-        raise OptionError(f"logit_bias: expected token ids from 0 on, got {wrong[0]}")
     if bias is None or processors is None:
         return arguments
     biases = {int(token): float(value) for token, value in bias.items()}

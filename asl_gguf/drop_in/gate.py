@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import StateError
+from ..errors import OptionTypeError, StateError
+from ..native.bindings import llama_cpp
 from ..native.session import Progress
+from ..policies import Policy
+from ..policies.contract import Observer, Prompt
+from .values import check_tokens_of_text
+
+_T = TypeVar("_T")
 
 
 class Gate:
     """Every public call of a `Llama` that needs its context enters here.
 
     Other threads wait until the call that runs has ended; between two tokens of a stream they come in, and the stream
-    then says that its prompt is gone. A call from within asl_progress would come into the middle of the prompt: it is
-    an error, and so is one after close().
+    then says that its prompt is gone. A call from within a callback (asl_progress, a logits processor, a stopping
+    criterion, a policy) would come into the middle of the prompt: it is an error, and so is one after close().
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._reporting = False
+        self._within: str | None = None
+        """the callback that runs"""
+        self._changed = threading.Condition()
+        self._asking: Counter[int] = Counter()
+        """threads that ask the model alone, and how deep"""
         self.closed = False
 
     def check_open(self) -> None:
@@ -38,13 +50,13 @@ class Gate:
             closed: it may be closed already.
 
         Raises:
-            StateError: the object is closed, or reports progress to whoever calls.
+            StateError: the object is closed, or runs a callback that calls it.
         """
         with self._lock:
-            if self._reporting:
+            if self._within is not None:
                 raise StateError(
-                    "expected asl_progress to return, got a call of the Llama whose prompt it watches; return False to cancel "
-                    "the prompt, and call it then"
+                    f"expected {self._within} to return, got a call of the Llama that runs it; end the prompt or the answer "
+                    "first, and call it then"
                 )
             if not closed:
                 self.check_open()
@@ -65,19 +77,76 @@ class Gate:
             if isinstance(values, Generator):
                 values.close()
 
-    def reporting(self, progress: Progress | None) -> Progress | None:
-        """asl_progress, during which nobody enters."""
-        if progress is None:
-            return None
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """For the time of a call that asks the model alone: others may run meanwhile, and `closing` waits.
 
-        def report(done: int, total: int) -> bool | None:
-            self._reporting = True
+        Raises:
+            StateError: the object is closed.
+        """
+        thread = threading.get_ident()
+        with self._changed:
+            self.check_open()
+            self._asking[thread] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._asking[thread] -= 1
+                self._asking += Counter()  # drops those at 0
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """For the time in which the model is freed: nobody asks it any more.
+
+        Raises:
+            StateError: a callback calls it, or the same thread asks the model now.
+        """
+        with self.entered(closed=True):
+            with self._changed:
+                if threading.get_ident() in self._asking:
+                    raise StateError("expected tokenize or its like to return, got a call of close within it")
+                self.closed = True
+                self._changed.wait_for(lambda: not self._asking)
+            yield
+
+    def guarding(self, name: str, callback: Callable[..., _T]) -> Callable[..., _T]:
+        """A callback of the user's, during which nobody enters.
+
+        Args:
+            name: what messages call it.
+        """
+
+        def guarded(*args: Any, **kwargs: Any) -> _T:
+            before, self._within = self._within, name
             try:
-                return progress(done, total)
+                return callback(*args, **kwargs)
             finally:
-                self._reporting = False
+                self._within = before
 
-        return report
+        return guarded
+
+    def reporting(self, progress: Progress | None) -> Progress | None:
+        """asl_progress, guarded."""
+        return None if progress is None else self.guarding("asl_progress", progress)
+
+    def guarding_policy(self, policy: Policy) -> Policy:
+        """A copy of a policy whose methods are guarded, and those of its observers."""
+        found = copy.copy(policy)
+
+        def start(prompt: Prompt) -> Observer:
+            observe = self.guarding("the policy", policy.start)(prompt)
+            return self.guarding("the policy", observe) if callable(observe) else observe
+
+        object.__setattr__(found, "start", start)
+        for name in _ASKED:
+            object.__setattr__(found, name, self.guarding("the policy", getattr(policy, name)))
+        return found
+
+
+_ASKED = ("fewer_rows", "needs_scores", "needs_keys", "keeps_rows", "window_of", "weights_of", "max_rows")
+"""what a prefill asks a policy, beside `start`"""
 
 
 def entering(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,10 +166,31 @@ def while_open(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self._gate.check_open()
-        return method(self, *args, **kwargs)
+        with self._gate.asking():
+            return method(self, *args, **kwargs)
 
     return checked
+
+
+class Tokenizer(llama_cpp.LlamaTokenizer):
+    """llama_cpp's, which knows when its model is gone."""
+
+    def __init__(self, llm: Any) -> None:
+        super().__init__(llm)
+        self._gate, self._n_vocab = llm._gate, llm._model.n_vocab()
+
+    if not TYPE_CHECKING:  # with the parent's signatures
+
+        def tokenize(self, text: bytes, *args: Any, **kwargs: Any) -> list[int]:
+            if not isinstance(text, bytes):
+                raise OptionTypeError(f"text: expected bytes in UTF-8, got {text!r:.60}")
+            with self._gate.asking():
+                return super().tokenize(text, *args, **kwargs)
+
+        def detokenize(self, tokens: Any, *args: Any, **kwargs: Any) -> bytes:
+            check_tokens_of_text(tokens, self._n_vocab)
+            with self._gate.asking():
+                return super().detokenize(tokens, *args, **kwargs)
 
 
 MODEL_ALONE = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import ContextFullError, StateError
 from ..native.bindings import llama_cpp
 from ..report import DecodeReport
+from .values import checked_sampling
 
 if TYPE_CHECKING:
+    from .gate import Gate
     from .logprobs import AnswerLogprobs
 
 _T = TypeVar("_T")
@@ -159,8 +162,8 @@ class LoudProcessors:
     llama.cpp calls them through ctypes, which prints what they raise, drops it, and samples as if they were not there.
     """
 
-    def __init__(self, processors: Sequence[Callable[..., Any]]) -> None:
-        self._processors = tuple(processors)
+    def __init__(self, gate: Gate, processors: Sequence[Callable[..., Any]]) -> None:
+        self._processors = tuple(gate.guarding("the logits processor", one) for one in processors)
         self._raised: BaseException | None = None
 
     def __call__(self, ids: Any, scores: Any) -> Any:
@@ -171,6 +174,11 @@ class LoudProcessors:
             self._raised = self._raised or err
         return scores
 
+    def check(self) -> None:
+        """Raises the first error, if there was one."""
+        if self._raised is not None:
+            raise self._raised
+
     def checked(self, tokens: Tokens) -> Tokens:
         """The same tokens, up to the first error."""
         sent = None
@@ -180,18 +188,24 @@ class LoudProcessors:
                     token = tokens.send(sent)
                 except StopIteration:
                     return
-                if self._raised is not None:
-                    raise self._raised
+                self.check()
                 sent = yield token
 
 
-def as_given(bound: Mapping[str, Any]) -> tuple[dict[str, Any], LoudProcessors]:
-    """Arguments of `llama_cpp.Llama.generate` with its lists as they are now, and what has errors of its processors raised."""
-    given = {name: value for name, value in bound.items() if name not in ("self", "tokens")}
+def as_given(gate: Gate, bound: Mapping[str, Any]) -> tuple[dict[str, Any], LoudProcessors]:
+    """Arguments of `generate` or `sample` of `llama_cpp.Llama` with its lists as they are now, and its processors' errors."""
+    given = checked_sampling({name: value for name, value in bound.items() if name not in ("self", "tokens")})
     found = given.get("logits_processor") or ()
-    processors = LoudProcessors(found if isinstance(found, (list, tuple)) else [found])
+    processors = LoudProcessors(gate, found if isinstance(found, (list, tuple)) else [found])
     if found:
         given["logits_processor"] = llama_cpp.LogitsProcessorList([processors])
-    if isinstance(criteria := given.get("stopping_criteria"), list):
-        given["stopping_criteria"] = llama_cpp.StoppingCriteriaList(criteria)
+    if (criteria := given.get("stopping_criteria")) is not None:
+        given["stopping_criteria"] = guarded_criteria(gate, criteria)
     return given, processors
+
+
+def guarded_criteria(gate: Gate, criteria: Any) -> Callable[..., bool]:
+    """Stopping criteria as they are now, during which nobody enters."""
+    if isinstance(criteria, list):
+        criteria = copy.copy(criteria) if callable(criteria) else llama_cpp.StoppingCriteriaList(criteria)
+    return gate.guarding("the stopping criterion", criteria)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -17,16 +18,21 @@ from typing import Any
 
 from ..errors import AdapterError, ModelError, OptionError, OptionTypeError
 from ..models import gguf_header
+from ..native import context
 from ..native.bindings import llama_cpp
+from .values import INT32, SEEDS, checked_float, shown
 
-_INT32 = range(-(2**31), 2**31)
 _RANGES = {
     "n_batch": range(1, 2**31), "n_ubatch": range(2**31), "n_threads": range(-(2**31), 513),
-    "n_threads_batch": range(-(2**31), 513), "n_gpu_layers": _INT32, "split_mode": _INT32, "main_gpu": _INT32,
-    "rope_scaling_type": _INT32, "pooling_type": _INT32, "attention_type": _INT32, "yarn_orig_ctx": range(2**32),
-    "last_n_tokens_size": _INT32,
+    "n_threads_batch": range(-(2**31), 513), "n_gpu_layers": INT32, "split_mode": INT32, "main_gpu": INT32,
+    "rope_scaling_type": INT32, "pooling_type": INT32, "attention_type": INT32, "yarn_orig_ctx": range(2**32),
+    "last_n_tokens_size": INT32, "seed": SEEDS,
 }  # fmt: skip
 """integers that ctypes would cut to C's without a word; ggml has no more than 512 threads"""
+_FLOATS = (
+    "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "lora_scale"
+)  # fmt: skip
+_ROPE_WIDTHS = range(2, 2**16)
 _CACHE_TYPES = (0, 1, 2, 3, 6, 7, 8, 20, 30)
 """ggml types of a cache that llama.cpp's own programs offer; it ends the process under most others"""
 _FEW_CELLS = 2**20
@@ -58,25 +64,53 @@ def check(n_ctx: object, arguments: Mapping[str, Any]) -> None:
     """
     if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or n_ctx not in range(2**31):
         raise OptionError(
-            f"n_ctx: expected a number of tokens below 2**31, or 0 for the model's training context, got {n_ctx!r}"
+            f"n_ctx: expected a number of tokens below 2**31, or 0 for the model's training context, got {shown(n_ctx)}"
         )
     for name, allowed in _RANGES.items():
         value = arguments.get(name)
         if isinstance(value, Integral) and int(value) not in allowed:
-            raise OptionError(f"{name}: expected an integer from {allowed[0]} to {allowed[-1]}, got {value}")
+            raise OptionError(f"{name}: expected an integer from {allowed[0]} to {allowed[-1]}, got {shown(value)}")
+    for name in _FLOATS:
+        if isinstance(arguments.get(name), Real):
+            checked_float(name, arguments[name])
+    if isinstance(shares := arguments.get("tensor_split"), (list, tuple)):
+        for share in shares:
+            checked_float("tensor_split", share)
     for name in ("type_k", "type_v"):
         kind = arguments.get(name)
         if isinstance(kind, Integral) and kind not in _CACHE_TYPES:
             known = ", ".join(f"{_TYPES[each]} ({each})" for each in _CACHE_TYPES)
             raise OptionError(f"{name}: expected one of the ggml types {known}, got {_TYPES.get(int(kind), kind)}")
     for key, value in _overrides(arguments).items():
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise OptionError(f"kv_overrides: expected integers of 64 bits, got {value} for {key}")
+        _check_override(key, value)
     lora = arguments.get("lora_path")
     if lora is not None and not isinstance(lora, str):
         raise OptionTypeError(f"lora_path: expected a path as a str, or None, got {lora!r:.60}")
     if lora and not Path(lora).is_file():
         raise AdapterError(f"lora_path: expected a GGUF file with a LoRA adapter, got {lora}, which is no file")
+
+
+def _check_override(key: object, value: object) -> None:
+    if not isinstance(key, str):
+        raise OptionTypeError(f"kv_overrides: expected keys as str, got {key!r:.60}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise OptionError(f"kv_overrides: expected integers of 64 bits, got {shown(value)} for {key}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise OptionError(f"kv_overrides: expected finite numbers, got {value} for {key}")
+    is_rope_width = ".rope.dimension_count" in key and isinstance(value, int) and not isinstance(value, bool)
+    if is_rope_width and (value % 2 or value not in _ROPE_WIDTHS):
+        raise OptionError(
+            f"kv_overrides: expected an even number from {_ROPE_WIDTHS[0]} to {_ROPE_WIDTHS[-1]} for {key}, got {value}"
+        )
+
+
+def check_computes(llm: llama_cpp.Llama, overrides: Mapping[str, Any]) -> None:
+    """Raises ModelError if kv_overrides make llama.cpp fail as it computes, which would end the process at the first prompt."""
+    if reason := context.probe(llm.ctx):
+        raise ModelError(
+            f"kv_overrides: expected values that {Path(llm.model_path).name} can be computed with, got {dict(overrides)!r:.200}: "
+            f"{reason.rpartition('/')[2]}"
+        )
 
 
 def _overrides(arguments: Mapping[str, Any]) -> Mapping[str, Any]:

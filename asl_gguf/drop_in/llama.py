@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
 import inspect
-import re
 import sys
 import warnings
 from collections import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +24,7 @@ from ..engine.transcript import Transcript
 from ..errors import PromptError, PruningDisabledWarning, UnaskedWarning, UnsupportedModelError
 from ..models import gguf_header
 from ..models.named import resolve
-from ..native import vocabulary
+from ..native import context, vocabulary
 from ..native.bindings import llama_cpp
 from ..native.session import Progress, Session, unsupported_reason
 from ..policies import DEFAULT, Policy
@@ -35,21 +32,13 @@ from ..policies.contract import Indices
 from ..policies.protect import Protected
 from ..report import DecodeReport, PrefillReport
 from . import generation, init_errors
+from .answering import AnsweringLlama
 from .arguments import LlamaArguments, check_names, joined_signature, refusing_unknown
-from .completion import (
-    as_called,
-    check_response_format,
-    check_token_ids,
-    ended_at_first_stop,
-    up_to_stop,
-    whole_characters,
-)
-from .gate import Gate, gated
-from .generation import Call, Tokens, current_call, known, known_to
-from .logprobs import AnswerLogprobs
+from .gate import Gate, Tokenizer, gated
+from .generation import Call, Tokens, current_call
 from .options import AslOptions, unprunable_use
 from .progress import progress_of
-from .state import StatefulLlama
+from .values import SEEDS, check_token_ids, checked_integer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -57,7 +46,7 @@ if TYPE_CHECKING:
 _GENERATE = inspect.signature(llama_cpp.Llama.generate)
 
 
-class Llama(StatefulLlama):
+class Llama(AnsweringLlama):
     """Drop-in for `llama_cpp.Llama`.
 
     Args:
@@ -179,11 +168,16 @@ class Llama(StatefulLlama):
         # llama.cpp logs every context it makes, and each pruned prompt makes one
         kwargs = {"verbose": False, **kwargs}
         try:
-            super().__init__(path, n_ctx=n_ctx, **init_errors.without_adapter(kwargs))
+            with context.assertions_caught():
+                super().__init__(path, n_ctx=n_ctx, **init_errors.without_adapter(kwargs))
+            if not kwargs.get("tokenizer"):
+                self.tokenizer_ = Tokenizer(self)
             if kwargs.get("seed") == 0:  # which the parent takes for none
                 self.set_seed(0)
             if lora_path := kwargs.get("lora_path"):
                 init_errors.attach_adapter(self, lora_path)
+            if kwargs.get("kv_overrides") and not kwargs.get("vocab_only"):
+                init_errors.check_computes(self, kwargs["kv_overrides"])
         except BaseException as err:
             self.close()  # in order: left to the garbage collector, the model may go before what needs it
             typed = init_errors.translated(err, path, n_ctx, kwargs) if isinstance(err, Exception) else None
@@ -218,6 +212,7 @@ class Llama(StatefulLlama):
             OwnContext(self.ctx, session), rule, self._text,
             guard=self._asl.guard, dequant=self._asl.dequant, host=host, calibration=self._asl.calibration,
         )  # fmt: skip
+        self._sequence.policy = self._gate.guarding_policy(self._sequence.policy)
         self._asl_fingerprint = self._fingerprint_now()
         return None
 
@@ -226,6 +221,11 @@ class Llama(StatefulLlama):
         if self._asl_session is not None:
             self._asl_session.set_progress(self._gate.reporting(progress_of(progress)))
 
+    def set_seed(self, seed: int) -> None:
+        """`llama_cpp.Llama.set_seed`, for seeds of 32 bits."""
+        # the parent draws one from 0 to 2**32, both included
+        super().set_seed(seed if seed == SEEDS.stop else checked_integer("seed", seed, SEEDS))
+
     def n_ctx(self) -> int:
         """Longest prompt + answer in tokens. (llama_n_ctx of the decode context is its KV cells.)"""
         return self._n_ctx if self._asl_session is not None else super().n_ctx()
@@ -233,13 +233,16 @@ class Llama(StatefulLlama):
     @property
     def n_cells(self) -> int:
         """KV cells of the decode context."""
-        self._gate.check_open()
-        return super().n_ctx()
+        with self._gate.asking():
+            return super().n_ctx()
+
+    def tokenizer(self) -> Tokenizer:
+        """llama_cpp's tokenizer of this model; after close() its calls are errors."""
+        return Tokenizer(self)
 
     def close(self) -> None:
         """Frees the model and its contexts. Calls that need them are errors from then on."""
-        with self._gate.entered(closed=True):
-            self._gate.closed = True
+        with self._gate.closing():
             super().close()
 
     def reset(self) -> None:
@@ -260,9 +263,13 @@ class Llama(StatefulLlama):
         Raises:
             ContextFullError: the decode context has no cells left for them.
             StateError: n_tokens was set to less than the pruned prompt, or to more than was evaluated.
+            PromptError: a token is none of the vocabulary.
         """
+        check_token_ids(tokens, self._n_vocab)
         if self._sequence is not None:
             self._sequence.check_append(len(tokens))
+        if not self._generating:
+            self._note_adapters()
         super().eval(tokens)
         self._text.sampled = None  # if there was one, it is among the tokens, or they take its place
 
@@ -270,14 +277,15 @@ class Llama(StatefulLlama):
         """`llama_cpp.Llama.generate`; a new prompt is prefilled under the budget first.
 
         Raises:
-            PromptError: the prompt is empty or does not fit n_ctx.
+            PromptError: the prompt is empty, does not fit n_ctx, or has tokens of no vocabulary.
             ContextFullError: the prompt's budget and the answer need more KV cells than there are.
             PrefillCancelled: the progress callback returned False.
+            OptionError: a value of the sampler is none that it can use.
             StateError: another prompt came between two tokens of this answer: what it went on from is gone.
         """
         tokens = list(tokens)  # now, not when the first token is asked for
-        check_token_ids(tokens)
-        given, processors = generation.as_given(_GENERATE.bind(self, tokens, *args, **kwargs).arguments)
+        check_token_ids(tokens, self._n_vocab)
+        given, processors = generation.as_given(self._gate, _GENERATE.bind(self, tokens, *args, **kwargs).arguments)
         answer = processors.checked(self._generate(tokens, given))
         return answer if self._sequence is None else generation.undisturbed(answer, lambda: self._text.turn)
 
@@ -301,6 +309,9 @@ class Llama(StatefulLlama):
 
     def _prefill(self, tokens: list[int], call: Call) -> PrefillReport:
         """Runs a prompt as far as it runs layer by layer; the parent evaluates what is left."""
+        if context.adapters(self.ctx) != self._asl_adapters:
+            self.reset()  # what there is was computed with other weights
+            self._note_adapters()
         if self._sequence is None:
             return self._stock_report(tokens)
         request = Request(tokens, call.max_tokens, self._protected(tokens, call))
@@ -342,52 +353,6 @@ class Llama(StatefulLlama):
         self.last_decode = report
         is_text = not llama_cpp.llama_vocab_is_eog(self._model.vocab, token)
         self._text.sampled = token if is_text else None
-
-    if not TYPE_CHECKING:  # type checkers and editors see the parent's
-
-        @functools.wraps(llama_cpp.Llama.create_chat_completion)
-        def create_chat_completion(self, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
-            check_response_format(kwargs.get("response_format"))
-            with known(messages=tuple(copy.deepcopy(messages))):
-                return super().create_chat_completion(messages, *args, **kwargs)
-
-    def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        max_tokens = kwargs.get("max_tokens", 16)
-        call = replace(current_call(), max_tokens=max_tokens if max_tokens is not None and max_tokens > 0 else None)
-        kwargs = as_called(kwargs)
-        logprobs: AnswerLogprobs | None = None
-        if kwargs.get("logprobs") is not None and self._asl.budget is not None and not self._logits_all:
-            logprobs, kwargs = AnswerLogprobs.wanted(self, kwargs)
-            call = replace(call, logprobs=logprobs)
-        chunks = self._completion(known_to(super()._create_completion(*args, **kwargs), call))
-        given = kwargs.get("stop") or []
-        stop = [given] if isinstance(given, str) else given
-        if not kwargs.get("stream"):
-            results = ended_at_first_stop(chunks, stop, kwargs.get("suffix") or "", self._last_bytes)
-            return logprobs.of_plain(results, len(kwargs["prompt"])) if logprobs else results
-        if kwargs.get("logprobs") is not None:
-            return chunks
-        chunks = whole_characters(chunks, lambda: (self.n_tokens, self._text.sampled), lambda: self._answer(stop))
-        return logprobs.of_stream(chunks, len(kwargs["prompt"])) if logprobs else chunks
-
-    def _answer(self, stop: list[str]) -> str:
-        """The text after the last prompt, up to a stop string."""
-        tokens, n_prompt = self._text.text(), self.last_prefill.prompt_tokens if self.last_prefill else 0
-        return up_to_stop(self.detokenize(tokens[n_prompt:], prev_tokens=tokens[:n_prompt]), stop)
-
-    def _last_bytes(self, n_tokens: int) -> bytes:
-        tokens = self._text.text()
-        return self.detokenize(tokens[-n_tokens:], prev_tokens=tokens[:-n_tokens])
-
-    def _completion(self, chunks: Iterator[Any]) -> Iterator[Any]:
-        try:
-            yield from chunks
-        except ValueError as err:
-            # the parent names the decode context's cells, which are not what limits the prompt
-            too_long = re.match(r"Requested tokens \((\d+)\) exceed context window", str(err))
-            if self._asl.budget is None or too_long is None:
-                raise
-            raise PromptError.too_long(int(too_long[1]), self._n_ctx) from err
 
 
 gated(refusing_unknown(Llama))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..cache import prompt_file
-from ..cache.fingerprint import Fingerprint, check_fingerprint, fingerprint_of, settings_number
+from ..cache.fingerprint import Fingerprint, check_fingerprint, fingerprint_of, settings_number, with_adapters
 from ..cache.form import Form
 from ..cache.prefix import PrunedPrefixCache
 from ..cache.snapshot import Snapshot, State
@@ -18,8 +18,10 @@ from ..native import context
 from ..native.bindings import llama_cpp
 from ..native.session import Session
 from ..report import PrefillReport
+from .gate import Gate
 from .generation import known
 from .options import AslOptions
+from .values import check_text
 
 
 class StatefulLlama(llama_cpp.Llama):
@@ -30,8 +32,11 @@ class StatefulLlama(llama_cpp.Llama):
     _sequence: Sequence | None
     """what decides about prompts; None: nothing is pruned"""
     _text: Transcript
+    _gate: Gate
     _asl_fingerprint: Fingerprint
-    """of states, as the object was made: its attributes, and the file under its path, may change later"""
+    """of states, apart from adapters, as the object was made: its attributes, and the file under its path, may change later"""
+    _asl_adapters = "none"
+    """what the K/V of the last prompt were computed with"""
     _n_ctx: int
     last_prefill: PrefillReport | None
     """what happened to the last prompt; None before the first one"""
@@ -78,7 +83,7 @@ class StatefulLlama(llama_cpp.Llama):
         if isinstance(cache, PrunedPrefixCache):  # another object's
             cache = cache.inner
         if cache is not None and self._asl_session is not None:
-            cache = PrunedPrefixCache(cache, settings_number(self._asl_fingerprint))
+            cache = PrunedPrefixCache(cache, lambda: settings_number(self._origin()))
         self._asl_cache = cache
 
     def _load_cached(self, tokens: abc.Sequence[int]) -> bool:
@@ -95,14 +100,17 @@ class StatefulLlama(llama_cpp.Llama):
             return False
         return True
 
+    def _origin(self) -> Fingerprint:
+        """Of states of what the context computes now."""
+        self._gate.check_open()
+        return with_adapters(self._asl_fingerprint, self.ctx)
+
     def _fingerprint_now(self) -> Fingerprint:
-        lora = (self.lora_path, self.lora_scale) if self.lora_path else (None, 1.0)
         return fingerprint_of(
             self.model,
             self.model_path,
             self.context_params,
             self._n_ctx,
-            lora,
             self.kv_overrides,
             self._asl.deciding_what_is_kept(),
         )
@@ -114,6 +122,11 @@ class StatefulLlama(llama_cpp.Llama):
     def _saved(self) -> State:
         assert self._sequence is not None
         self._text.check_whole()
+        if (now := context.adapters(self.ctx)) != self._asl_adapters:
+            raise StateError(
+                f"expected K/V of the LoRA adapters and control vectors that are set now ({now}), got K/V of others "
+                f"({self._asl_adapters}); run the prompt again, or set those"
+            )
         self._sequence.trim()
         held = Snapshot(
             tokens=tuple(self._text.evaluated()),
@@ -122,7 +135,7 @@ class StatefulLlama(llama_cpp.Llama):
             first_cells=context.first_cells(self.ctx),
             logits=None if self._text.needs_eval else context.last_logits(self.ctx),
         )
-        return State(held, context.take_cells(self.ctx), self._seed, self._asl_fingerprint)
+        return State(held, context.take_cells(self.ctx), self._seed, self._origin())
 
     def load_state(self, saved: llama_cpp.LlamaState) -> None:
         """`llama_cpp.Llama.load_state`, for states of the same model file, versions and settings.
@@ -137,7 +150,7 @@ class StatefulLlama(llama_cpp.Llama):
         if self._asl_session is None or not isinstance(saved, State):
             ours, theirs = ("with", "without") if self._asl_session else ("without", "with")
             raise StateError(f"expected a state saved {ours} pruning, got one saved {theirs}; prefill the prompt again")
-        check_fingerprint(saved.origin, self._asl_fingerprint)
+        check_fingerprint(saved.origin, self._origin())
         if len(saved.held.text_tokens) >= self._n_ctx:
             raise StateError(
                 f"expected fewer than n_ctx = {self._n_ctx} tokens, got a state of {len(saved.held.text_tokens)}; raise n_ctx"
@@ -160,9 +173,17 @@ class StatefulLlama(llama_cpp.Llama):
             raise StateError(
                 f"expected KV cells of {len(held.tokens)} tokens, got cells of {n_cells}; prefill the prompt again"
             )
+        if (first := max(held.first_cells, default=0)) >= (n_used := self._asl_session.info().n_cells_used):
+            context.remove_from(self.ctx, 0)
+            raise StateError(f"expected layers that hold some of {n_used} cells, got one whose first cell is {first}")
         # not the arrays that llama_cpp's states have for anyone to change
         self._text.set(held.tokens, n_pruned=held.n_pruned, needs_eval=held.logits is None, sampled=held.sampled)
-        self._seed = saved.seed
+        self._seed, self._asl_adapters = saved.seed, context.adapters(self.ctx)
+
+    def _note_adapters(self) -> None:
+        """Before tokens are evaluated after others: by what their K/V are computed."""
+        if (now := context.adapters(self.ctx)) != self._asl_adapters:
+            self._asl_adapters = f"{self._asl_adapters}, then {now}" if self.n_tokens else now
 
     def _asl_form(self) -> Form:
         return Form.of(self.model, self._sequence.host if self._sequence else None)
@@ -204,6 +225,7 @@ class StatefulLlama(llama_cpp.Llama):
 
     def _tokens_of(self, text: str) -> list[int]:
         """As the parent's create_completion tokenises a prompt."""
+        check_text("prompt", text)
         bos = self.token_bos()
         starts = [bos] if self._model.add_bos_token() and bos >= 0 else []
         return starts + self.tokenize(text.encode("utf-8"), add_bos=False, special=True)
@@ -231,7 +253,7 @@ class StatefulLlama(llama_cpp.Llama):
         """
         if self._asl_session is None:
             raise StateError("expected a Llama with asl_budget to load a prompt, got one without; pass asl_budget")
-        saved, (tokens, layers, hidden) = prompt_file.load(Path(path), self._asl_fingerprint, self._asl_form())
+        saved, (tokens, layers, hidden) = prompt_file.load(Path(path), self._origin(), self._asl_form())
         self.load_state(saved)
         self._text.unasked = saved.held.n_pruned > 0
         if self._sequence is not None and self._sequence.host is not None:

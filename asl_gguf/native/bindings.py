@@ -5,7 +5,20 @@ from __future__ import annotations
 import ctypes
 import operator
 from collections.abc import Callable
-from ctypes import POINTER, c_bool, c_char, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from ctypes import (
+    POINTER,
+    c_bool,
+    c_char,
+    c_char_p,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from typing import TYPE_CHECKING, Any
 
 from .. import __path__ as _package_paths
@@ -122,6 +135,9 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_context_get_first_cells": (c_bool, [c_void_p, POINTER(c_int32)]),
     "asl_context_set_first_cells": (c_bool, [c_void_p, POINTER(c_int32)]),
     "asl_context_set_logits": (c_bool, [c_void_p, POINTER(c_float)]),
+    "asl_context_get_adapters": (c_bool, [c_void_p, POINTER(c_uint64)]),
+    "asl_throw_on_abort": (None, [c_bool]),
+    "asl_context_probe": (c_bool, [c_void_p, c_char_p, c_size_t]),
     "asl_context_get_free_cells": (c_int32, [c_void_p, c_int32]),
     "asl_context_move": (c_int, [c_void_p, c_int32, c_void_p, c_int32, c_bool, c_char_p, c_size_t]),
     "asl_session_begin": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_int32, c_int32]),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..errors import NativeError
 from ..policies.contract import Floats
 from .bindings import lib, llama_cpp
 
@@ -25,6 +27,33 @@ def first_cells(ctx: Any) -> tuple[int, ...]:
     """The cell from which on each layer attends."""
     first = (ctypes.c_int32 * llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(ctx)))()
     return tuple(first) if lib.context_get_first_cells(ctx, first) else ()
+
+
+def adapters(ctx: Any) -> str:
+    """What tells apart the LoRA adapters and control vectors that are set on a context, and their scales; "none" without."""
+    digest = ctypes.c_uint64()
+    if not lib.context_get_adapters(ctx, ctypes.byref(digest)):
+        raise NativeError("expected LoRA adapters and control vectors that can be read, got others")
+    return f"{digest.value:016x}" if digest.value else "none"
+
+
+@contextlib.contextmanager
+def assertions_caught() -> Iterator[None]:
+    """For the time of calls that load a model or make a context: an assertion of llama.cpp that fails there makes them fail.
+
+    Else it ends the process.
+    """
+    lib.throw_on_abort(True)
+    try:
+        yield
+    finally:
+        lib.throw_on_abort(False)
+
+
+def probe(ctx: Any) -> str | None:
+    """Decodes a token in a new context, and forgets it. Returns which assertion of llama.cpp fails, None if none does."""
+    error = ctypes.create_string_buffer(512)
+    return None if lib.context_probe(ctx, error, len(error)) else error.value.decode("utf-8", "replace")
 
 
 def n_evaluated(ctx: Any, seq_id: int = 0) -> int:

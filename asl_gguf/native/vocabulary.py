@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import ModelError
 from .bindings import llama_cpp
+from .context import assertions_caught
 
 
 def load_model(path: str, *, vocab_only: bool = False, n_gpu_layers: int = 0) -> Any:
@@ -21,7 +22,8 @@ def load_model(path: str, *, vocab_only: bool = False, n_gpu_layers: int = 0) ->
     params.vocab_only = vocab_only
     params.n_gpu_layers = n_gpu_layers
     llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(path.encode(), params)
+    with assertions_caught():
+        model = llama_cpp.llama_model_load_from_file(path.encode(), params)
     if not model:
         raise ModelError(f"expected a GGUF model that llama.cpp can load, got {path}")
     return model

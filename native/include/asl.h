@@ -222,6 +222,20 @@ ASL_API bool asl_context_set_first_cells(struct llama_context * ctx, const int32
 //   logits    f32 [n_vocab]
 ASL_API bool asl_context_set_logits(struct llama_context * ctx, const float * logits);
 
+// A number that tells apart the LoRA adapters and control vectors that are set on a context, by what is in them and their
+// scales; 0: none are set. Equal ones have the same number in every process. Of large tensors samples are read.
+// Returns false, and changes nothing, if they cannot be read.
+ASL_API bool asl_context_get_adapters(struct llama_context * ctx, uint64_t * digest);
+
+// While this is on, an assertion of ggml that fails on this thread throws std::runtime_error; else it ends the process.
+// llama_model_load_from_file and llama_init_from_model catch it and return NULL: turn it on for those calls alone.
+ASL_API void asl_throw_on_abort(bool on);
+
+// Decodes one token in a new context, and forgets it: for models whose metadata somebody has overridden. Returns false if an
+// assertion of ggml fails, which would end the process later; the context is good for nothing then but to be freed.
+//   error     receives one line if so; NULL allowed if n_error is 0
+ASL_API bool asl_context_probe(struct llama_context * ctx, char * error, size_t n_error);
+
 // Cells that tokens of a sequence may take in the layers that attend to all tokens. Sequences share the cells of a unified
 // cache. -1 if the context has no plain KV cache or no such sequence.
 ASL_API int32_t asl_context_get_free_cells(struct llama_context * ctx, int32_t seq_id);

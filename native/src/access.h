@@ -17,6 +17,10 @@ struct asl_context_access {
 
     static llama_cparams & cparams(llama_context & ctx) { return ctx.cparams; }
 
+    static const llama_adapter_loras & loras(const llama_context & ctx) { return *ctx.loras; }
+
+    static const llama_adapter_cvec & control_vectors(const llama_context & ctx) { return *ctx.cvec; }
+
     // LoRA adapters of src apply to dst as well
     static void copy_loras(const llama_context & src, llama_context & dst) {
         *dst.loras = *src.loras;

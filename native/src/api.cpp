@@ -1,6 +1,7 @@
 // C functions of asl.h: exceptions become statuses here.
 
 #include "access.h"
+#include "adapters.h"
 #include "asl.h"
 
 #include "asl-regex.h"
@@ -72,6 +73,15 @@ bool asl_model_can_load_rows(const llama_model * model) {
 
 int64_t asl_context_kv_bytes(const llama_context * ctx) {
     return ctx->get_memory() ? asl_kv_bytes(*ctx) : 0;
+}
+
+bool asl_context_get_adapters(llama_context * ctx, uint64_t * digest) {
+    try {
+        *digest = asl_adapters_digest(*ctx);
+        return true;
+    } catch (const std::exception &) {
+        return false;
+    }
 }
 
 int64_t asl_context_state_bytes(llama_context * ctx) {

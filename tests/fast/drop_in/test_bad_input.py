@@ -83,7 +83,7 @@ def test_an_empty_text_starts_from_bos_as_in_stock(make, stock):
 )
 def test_tokens_that_are_none(make, expected, tokens):
     llm = make(asl_budget=0.2)
-    with pytest.raises((OptionError, RuntimeError)):
+    with pytest.raises(PromptError, match="expected token ids from 0 to"):
         greedy(llm, tokens)
     assert greedy(llm, NEXT) == expected
 

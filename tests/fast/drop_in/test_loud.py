@@ -105,14 +105,6 @@ def test_a_logits_processor_that_raises(make, options, error):
     assert complete(llm, DOCUMENT)["choices"] == complete(make(**options), DOCUMENT)["choices"]
 
 
-def test_a_bias_of_no_token(make):
-    llm = make(**PRUNED)
-    with pytest.raises(IndexError):
-        complete(llm, DOCUMENT, logit_bias={llm.n_vocab(): 1.0})
-    with pytest.raises(OptionError, match="logit_bias: expected token ids from 0 on, got -1"):
-        complete(llm, DOCUMENT, logit_bias={-1: 1.0})
-
-
 def test_generate_takes_lists_as_they_are(make):
     """At the call, not when the first token is asked for."""
     llm = make(**PRUNED)

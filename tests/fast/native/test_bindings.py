@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ CTYPES = {
     "float *": POINTER(c_float),
     "int32_t *": POINTER(c_int32),
     "int64_t *": POINTER(c_int64),
+    "uint64_t *": POINTER(c_uint64),
     "char *": c_char_p,
     "void *": c_void_p,
     "asl_session *": c_void_p,

@@ -1,0 +1,85 @@
+"""Answers of a `Llama`: the parent's calls that sample tokens, with what it gets wrong about them made right."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PromptError
+from ..native.bindings import llama_cpp
+from . import generation
+from .completion import as_called, check_response_format, ended_at_first_stop, up_to_stop, whole_characters
+from .generation import current_call, known, known_to
+from .logprobs import AnswerLogprobs
+from .state import StatefulLlama
+from .values import checked_stop, no_unicode
+
+_SAMPLE = inspect.signature(llama_cpp.Llama.sample)
+
+
+class AnsweringLlama(StatefulLlama):
+    """`StatefulLlama` that checks the arguments of an answer, and mends what the parent makes of it."""
+
+    if not TYPE_CHECKING:  # type checkers and editors see the parent's
+
+        @functools.wraps(llama_cpp.Llama.sample)
+        def sample(self, *args: Any, **kwargs: Any) -> int:
+            given, processors = generation.as_given(self._gate, _SAMPLE.bind(self, *args, **kwargs).arguments)
+            token = super().sample(**given)
+            processors.check()
+            return token
+
+        @functools.wraps(llama_cpp.Llama.create_chat_completion)
+        def create_chat_completion(self, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
+            check_response_format(kwargs.get("response_format"))
+            if "stop" in kwargs:
+                kwargs["stop"] = checked_stop(kwargs["stop"])
+            try:
+                with known(messages=tuple(copy.deepcopy(messages))):
+                    return super().create_chat_completion(messages, *args, **kwargs)
+            except UnicodeEncodeError as err:
+                raise no_unicode("messages", err) from None
+
+    def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        kwargs = as_called(kwargs, self._n_vocab)
+        max_tokens = kwargs.get("max_tokens", 16)
+        call = replace(current_call(), max_tokens=max_tokens if max_tokens is not None and max_tokens > 0 else None)
+        if kwargs.get("stopping_criteria") is not None:
+            kwargs["stopping_criteria"] = generation.guarded_criteria(self._gate, kwargs["stopping_criteria"])
+        logprobs: AnswerLogprobs | None = None
+        if kwargs.get("logprobs") is not None and self._asl.budget is not None and not self._logits_all:
+            logprobs, kwargs = AnswerLogprobs.wanted(self, kwargs)
+            call = replace(call, logprobs=logprobs)
+        chunks = self._completion(known_to(super()._create_completion(*args, **kwargs), call))
+        stop = kwargs["stop"]
+        if not kwargs.get("stream"):
+            results = ended_at_first_stop(chunks, stop, kwargs.get("suffix") or "", self._last_bytes)
+            return logprobs.of_plain(results, len(kwargs["prompt"])) if logprobs else results
+        if kwargs.get("logprobs") is not None:
+            return chunks
+        chunks = whole_characters(chunks, lambda: (self.n_tokens, self._text.sampled), lambda: self._answer(stop))
+        return logprobs.of_stream(chunks, len(kwargs["prompt"])) if logprobs else chunks
+
+    def _answer(self, stop: list[str]) -> str:
+        """The text after the last prompt, up to a stop string."""
+        tokens, n_prompt = self._text.text(), self.last_prefill.prompt_tokens if self.last_prefill else 0
+        return up_to_stop(self.detokenize(tokens[n_prompt:], prev_tokens=tokens[:n_prompt]), stop)
+
+    def _last_bytes(self, n_tokens: int) -> bytes:
+        tokens = self._text.text()
+        return self.detokenize(tokens[-n_tokens:], prev_tokens=tokens[:-n_tokens])
+
+    def _completion(self, chunks: Iterator[Any]) -> Iterator[Any]:
+        try:
+            yield from chunks
+        except ValueError as err:
+            # the parent names the decode context's cells, which are not what limits the prompt
+            too_long = re.match(r"Requested tokens \((\d+)\) exceed context window", str(err))
+            if self._asl.budget is None or too_long is None:
+                raise
+            raise PromptError.too_long(int(too_long[1]), self._n_ctx) from err

@@ -1,0 +1,125 @@
+"""Values that a call hands on to C: numbers in their C type's range, tokens in the vocabulary; typed errors for others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from ..errors import OptionError, OptionTypeError, PromptError
+
+INT32 = range(-(2**31), 2**31)
+SEEDS = range(-(2**31), 2**32)
+"""of C's uint32_t; -1 and 2**32 - 1 are the same, a random one"""
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
+_INTEGERS = {"top_k": INT32, "mirostat_mode": INT32, "seed": SEEDS, "idx": INT32}
+_FLOATS = (
+    "temperature", "temp", "top_p", "min_p", "typical_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "tfs_z",
+    "mirostat_tau", "mirostat_eta",
+)  # fmt: skip
+_OPTIONAL = ("seed", "idx")
+
+
+def checked_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a completion, `generate` or `sample`; those of its sampler as Python's own numbers.
+
+    Raises:
+        OptionError, OptionTypeError: one of them is none that the sampler can use.
+    """
+    found = dict(given)
+    for name, allowed in _INTEGERS.items():
+        if name in found and not (found[name] is None and name in _OPTIONAL):
+            found[name] = checked_integer(name, found[name], allowed)
+    for name in _FLOATS:
+        if name in found:
+            found[name] = checked_float(name, found[name])
+    if isinstance(max_tokens := found.get("max_tokens"), Real) and math.isnan(max_tokens):
+        raise OptionError(f"max_tokens: expected a number of tokens, got {max_tokens}")
+    return found
+
+
+def checked_integer(name: str, value: Any, allowed: range) -> int:
+    """Raises OptionTypeError for no integer, OptionError for one outside the range."""
+    if not isinstance(value, Integral):
+        raise OptionTypeError(f"{name}: expected an integer, got {value!r:.60}")
+    if int(value) not in allowed:
+        raise OptionError(f"{name}: expected an integer from {allowed[0]} to {allowed[-1]}, got {shown(value)}")
+    return int(value)
+
+
+def checked_float(name: str, value: Any) -> float:
+    """Raises OptionTypeError for no number, OptionError for NaN and what is none in 32 bits."""
+    if not isinstance(value, Real):
+        raise OptionTypeError(f"{name}: expected a number, got {value!r:.60}")
+    if not abs(value) <= _LARGEST_FLOAT:
+        raise OptionError(f"{name}: expected a finite number of 32 bits, got {shown(value)}")
+    return float(value)
+
+
+def shown(value: object) -> str:
+    """A number as messages show it: Python writes no integer of more than 4,300 digits."""
+    if isinstance(value, Integral) and abs(value) >= 10**60:
+        return f"one of {int(value).bit_length()} bits"
+    return f"{value!r:.60}"
+
+
+def check_token_ids(tokens: Sequence[Any], n_vocab: int) -> None:
+    """Raises PromptError for what is no token of the vocabulary; True is none."""
+    if not isinstance(tokens, Iterable):
+        raise PromptError(f"expected token ids, got {tokens!r:.60}")
+    for token in tokens:
+        if isinstance(token, (bool, np.bool_)) or not isinstance(token, (int, np.integer)):
+            raise PromptError(f"expected integers as token ids, got {token!r:.60}")
+        if not 0 <= token < n_vocab:
+            raise PromptError(f"expected token ids from 0 to {n_vocab - 1}, got {shown(token)}")
+
+
+def check_tokens_of_text(tokens: Sequence[Any], n_vocab: int) -> None:
+    """`check_token_ids`, at a glance where all is well: llama_cpp makes a text of all tokens after each one."""
+    try:
+        if not len(tokens) or (min(tokens) >= 0 and max(tokens) < n_vocab and isinstance(sum(tokens), Integral)):
+            return
+    except TypeError:
+        pass
+    check_token_ids(tokens, n_vocab)
+
+
+def check_bias(bias: Any, n_vocab: int) -> None:
+    """Raises OptionError for a logit_bias of other tokens than the vocabulary's, or of other than numbers."""
+    if bias is None:
+        return
+    if not isinstance(bias, Mapping):
+        raise OptionTypeError(f"logit_bias: expected a dict of token ids and numbers, got {bias!r:.60}")
+    for key, value in bias.items():
+        try:
+            token, number = int(key), float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise OptionError(f"logit_bias: expected token ids and numbers, got {key!r:.60}: {value!r:.60}") from None
+        if not 0 <= token < n_vocab:
+            raise OptionError(f"logit_bias: expected token ids from 0 to {n_vocab - 1}, got {shown(token)}")
+        if math.isnan(number) or number > _LARGEST_FLOAT:  # minus infinity is what forbids a token
+            raise OptionError(f"logit_bias: expected numbers of 32 bits, or minus infinity, got {number} for {token}")
+
+
+def checked_stop(stop: Any) -> list[str]:
+    """Stop strings as a list; the parent takes those in a tuple for none."""
+    found = [] if stop is None else [stop] if isinstance(stop, str) else stop
+    if not isinstance(found, (list, tuple, set, frozenset)) or not all(isinstance(one, str) for one in found):
+        raise OptionTypeError(f"stop: expected a str or a list of them, got {stop!r:.60}")
+    return list(found)
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises PromptError for a text that UTF-8 cannot hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise no_unicode(name, err) from None
+
+
+def no_unicode(name: str, err: UnicodeEncodeError) -> PromptError:
+    """The error of a text that UTF-8 cannot hold."""
+    return PromptError(f"{name}: expected a text of Unicode characters, got {err.object[err.start]!r} in it")
