@@ -17,6 +17,7 @@ namespace {
 struct simd8 {
     using vec = __m256;
     static const int64_t W = 8;
+    static const int PANELS = 1;
 
     ASL_OP vec load(const float * p) { return _mm256_loadu_ps(p); }
     ASL_OP void store(float * p, vec x) { _mm256_storeu_ps(p, x); }

@@ -20,6 +20,7 @@ static const __mmask16 ALL = 0xffff;
 struct simd16 {
     using vec = __m512;
     static const int64_t W = 16;
+    static const int PANELS = 2;
 
     ASL_OP vec load(const float * p) { return _mm512_loadu_ps(p); }
     ASL_OP void store(float * p, vec x) { _mm512_storeu_ps(p, x); }
@@ -66,10 +67,24 @@ struct simd16 {
         }
     }
     ASL_OP void transpose8(const float * src, int64_t ld, float * dst, int64_t ldd) {
-        const __m256i index = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32((int) ld));
-        for (int64_t i = 0; i < 8; ++i) {
-            _mm256_storeu_ps(dst + i * ldd, _mm256_i32gather_ps(src + i, index, sizeof(float)));
-        }
+        const __m256 r0 = _mm256_loadu_ps(src), r1 = _mm256_loadu_ps(src + ld), r2 = _mm256_loadu_ps(src + 2 * ld), r3 = _mm256_loadu_ps(src + 3 * ld);
+        const __m256 r4 = _mm256_loadu_ps(src + 4 * ld), r5 = _mm256_loadu_ps(src + 5 * ld), r6 = _mm256_loadu_ps(src + 6 * ld), r7 = _mm256_loadu_ps(src + 7 * ld);
+        const __m256 a0 = _mm256_unpacklo_ps(r0, r1), a1 = _mm256_unpackhi_ps(r0, r1);
+        const __m256 a2 = _mm256_unpacklo_ps(r2, r3), a3 = _mm256_unpackhi_ps(r2, r3);
+        const __m256 a4 = _mm256_unpacklo_ps(r4, r5), a5 = _mm256_unpackhi_ps(r4, r5);
+        const __m256 a6 = _mm256_unpacklo_ps(r6, r7), a7 = _mm256_unpackhi_ps(r6, r7);
+        const __m256 b0 = _mm256_shuffle_ps(a0, a2, 0x44), b1 = _mm256_shuffle_ps(a0, a2, 0xee);
+        const __m256 b2 = _mm256_shuffle_ps(a1, a3, 0x44), b3 = _mm256_shuffle_ps(a1, a3, 0xee);
+        const __m256 b4 = _mm256_shuffle_ps(a4, a6, 0x44), b5 = _mm256_shuffle_ps(a4, a6, 0xee);
+        const __m256 b6 = _mm256_shuffle_ps(a5, a7, 0x44), b7 = _mm256_shuffle_ps(a5, a7, 0xee);
+        _mm256_storeu_ps(dst, _mm256_permute2f128_ps(b0, b4, 0x20));
+        _mm256_storeu_ps(dst + ldd, _mm256_permute2f128_ps(b1, b5, 0x20));
+        _mm256_storeu_ps(dst + 2 * ldd, _mm256_permute2f128_ps(b2, b6, 0x20));
+        _mm256_storeu_ps(dst + 3 * ldd, _mm256_permute2f128_ps(b3, b7, 0x20));
+        _mm256_storeu_ps(dst + 4 * ldd, _mm256_permute2f128_ps(b0, b4, 0x31));
+        _mm256_storeu_ps(dst + 5 * ldd, _mm256_permute2f128_ps(b1, b5, 0x31));
+        _mm256_storeu_ps(dst + 6 * ldd, _mm256_permute2f128_ps(b2, b6, 0x31));
+        _mm256_storeu_ps(dst + 7 * ldd, _mm256_permute2f128_ps(b3, b7, 0x31));
     }
 };
 

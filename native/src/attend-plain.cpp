@@ -13,6 +13,7 @@ namespace {
 
 struct plain16 {
     static const int64_t W = 16;
+    static const int PANELS = 2;
     struct vec {
         float x[W];
     };

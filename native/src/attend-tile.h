@@ -1,5 +1,6 @@
 // The kernels of attend.h for vectors of S::W numbers. Whoever includes this defines ASL_TARGET, an attribute for functions
 // that use such vectors, and S:
+//   PANELS: panels that a group of rows is multiplied with at once, as many as there are registers for
 //   vec, load, store, set1, add, sub, mul, div, fma(a, b, c) = a*b + c, max, abs, with_sign_of(x, sign)
 //   round(x), pow2(n): 2 to the power of a whole number from -126 to 127
 //   zero_below(x, limit, y): 0 where x < limit, else y
@@ -18,6 +19,10 @@
 #include <memory>
 
 #define ASL_INLINE ASL_TARGET __attribute__((always_inline)) static inline
+
+// Rows whose logits, weights and sums are computed one after another: so many that a tile's keys, then its values, stay
+// in the first-level cache meanwhile.
+static const int64_t N_STAGE = 8 * ASL_ROW_GROUP;
 
 // Rows of a group. What is summed for each is a variable, not an element: compilers keep arrays of registers in memory.
 #define ASL_EACH_ROW(M) M(0) M(1) M(2) M(3) M(4) M(5)
@@ -39,7 +44,7 @@ struct attend_memory {
         : n_rows(n_rows), n_embd_v(n_embd_v_padded) {
         const int64_t n_k = a.k.n_embd, n_temp = std::max(n_k, n_embd_v) * ASL_KEY_TILE;
         const int64_t sizes[] = { n_rows * n_k, n_rows * n_embd_v, ASL_KEY_TILE * n_k, ASL_KEY_TILE * n_embd_v, n_temp,
-            ASL_ROW_GROUP * ASL_KEY_TILE, n_rows, n_rows, 2 * n_rows };
+            std::min(N_STAGE, n_rows) * ASL_KEY_TILE, n_rows, n_rows, 2 * n_rows };
         float ** parts[] = { &q, &o, &k, &v, &temp, &s, &max, &sum, &ranges };
         int64_t total = 16;
         for (const int64_t n : sizes) {
@@ -64,7 +69,7 @@ struct attend_memory {
     float * k;    // panels of a tile: [keys/panel][n_embd_k][panel]
     float * v;    // [n_embd_v/panel][keys][panel]
     float * temp;
-    float * s;    // [ASL_ROW_GROUP, ASL_KEY_TILE]
+    float * s;    // [N_STAGE, ASL_KEY_TILE]
     float * max;
     float * sum;
     float * ranges; // cells of each row, as integers
@@ -105,35 +110,64 @@ ASL_INLINE typename S::vec tanh_of(typename S::vec x) {
     return S::with_sign_of(S::div(e, S::add(e, S::set1(2.0f))), x);
 }
 
-// c[i][panel] = c[i]*factors[i] + sum over k of a[i][k]*b[k][panel]; without factors: without the first part
-template <class S, bool ADDS>
+// c[i][panel] = c[i]*factors[i] + sum over k of a[i][k]*b[k][panel]; without factors: without the first part.
+// N panels, each of n*2*S::W numbers.
+template <class S, int N, bool ADDS>
 ASL_INLINE void multiply_rows(const float * a, int64_t lda, const float * b, int64_t n, float * c, int64_t ldc, const float * factors) {
     using vec = typename S::vec;
     (void) factors;
+    const float * next = b + (N - 1) * n * 2 * S::W; // the second panel
+    float * c_next = c + (N - 1) * 2 * S::W;
 #define M(i) \
-    vec x##i = S::set1(0.0f), y##i = x##i; \
+    vec x##i = S::set1(0.0f), y##i = x##i, z##i = x##i, w##i = x##i; \
     if (ADDS) { \
         const vec f = S::set1(factors[i]); \
         x##i = S::mul(S::load(c + i * ldc), f); \
         y##i = S::mul(S::load(c + i * ldc + S::W), f); \
+        if (N == 2) { \
+            z##i = S::mul(S::load(c_next + i * ldc), f); \
+            w##i = S::mul(S::load(c_next + i * ldc + S::W), f); \
+        } \
     }
     ASL_EACH_ROW(M)
 #undef M
-    for (int64_t k = 0; k < n; ++k, b += 2 * S::W) {
+    for (int64_t k = 0; k < n; ++k, b += 2 * S::W, next += 2 * S::W) {
         const vec b0 = S::load(b), b1 = S::load(b + S::W);
+        const vec b2 = N == 2 ? S::load(next) : b0, b3 = N == 2 ? S::load(next + S::W) : b1;
         vec f;
 #define M(i) \
     f = S::set1(a[i * lda + k]); \
     x##i = S::fma(f, b0, x##i); \
-    y##i = S::fma(f, b1, y##i);
+    y##i = S::fma(f, b1, y##i); \
+    if (N == 2) { \
+        z##i = S::fma(f, b2, z##i); \
+        w##i = S::fma(f, b3, w##i); \
+    }
         ASL_EACH_ROW(M)
 #undef M
     }
 #define M(i) \
     S::store(c + i * ldc, x##i); \
-    S::store(c + i * ldc + S::W, y##i);
+    S::store(c + i * ldc + S::W, y##i); \
+    if (N == 2) { \
+        S::store(c_next + i * ldc, z##i); \
+        S::store(c_next + i * ldc + S::W, w##i); \
+    }
     ASL_EACH_ROW(M)
 #undef M
+}
+
+// The same for n_out columns of c, in whole panels.
+template <class S, bool ADDS>
+ASL_INLINE void multiply_panels(const float * a, int64_t lda, const float * b, int64_t n, int64_t n_out, float * c, int64_t ldc,
+        const float * factors) {
+    int64_t p = 0;
+    for (; p + S::PANELS * 2 * S::W <= n_out; p += S::PANELS * 2 * S::W) {
+        multiply_rows<S, S::PANELS, ADDS>(a, lda, b + p * n, n, c + p, ldc, factors);
+    }
+    for (; p < n_out; p += 2 * S::W) {
+        multiply_rows<S, 1, ADDS>(a, lda, b + p * n, n, c + p, ldc, factors);
+    }
 }
 
 template <class S>
@@ -216,10 +250,7 @@ ASL_INLINE void scale_query(const asl_attend & a, int64_t t, int64_t head, float
 // Logits of a group of scaled queries for the keys of a tile, before any limit.
 template <class S>
 ASL_INLINE void compute_logits(const asl_attend & a, const float * q, const float * k, float * s) {
-    const int64_t PANEL = 2 * S::W;
-    for (int64_t p = 0; p < ASL_KEY_TILE; p += PANEL) {
-        multiply_rows<S, false>(q, a.k.n_embd, k + p * a.k.n_embd, a.k.n_embd, s + p, ASL_KEY_TILE, nullptr);
-    }
+    multiply_panels<S, false>(q, a.k.n_embd, k, a.k.n_embd, ASL_KEY_TILE, s, ASL_KEY_TILE, nullptr);
     if (a.cap != 0.0f) {
         const auto factor = S::set1(a.cap * a.scale);
         for (int64_t i = 0; i < ASL_ROW_GROUP * ASL_KEY_TILE; i += S::W) {
@@ -236,52 +267,69 @@ ASL_INLINE void limit_keys(const asl_attend & a, int64_t t, int64_t cell, int64_
             s[i] += asl_mask_value(a, t, cell + i);
         }
     }
+    if (begin <= 0 && end >= ASL_KEY_TILE) {
+        return;
+    }
     std::fill(s, s + std::max<int64_t>(0, std::min(ASL_KEY_TILE, begin)), -INFINITY);
     std::fill(s + std::max<int64_t>(0, std::min(ASL_KEY_TILE, end)), s + ASL_KEY_TILE, -INFINITY);
 }
 
-// Logits of a row become weights relative to its running maximum. Returns what the sums so far are multiplied by.
+// Logits of a group become weights relative to the running maximum of each row. factors: what the sums so far are
+// multiplied by. Step by step for all rows, which need not wait for each other.
 template <class S>
-ASL_INLINE float soften(float * s, float & max, float & sum) {
-    auto largest = S::load(s);
-    for (int64_t i = S::W; i < ASL_KEY_TILE; i += S::W) {
-        largest = S::max(largest, S::load(s + i));
-    }
-    const float before = max;
-    max = std::max(max, S::max_of(largest));
-    if (max == -INFINITY) {
-        std::fill(s, s + ASL_KEY_TILE, 0.0f);
-        return 1.0f;
-    }
-    const auto top = S::set1(max);
-    typename S::vec lanes[16 / S::W]; // 16 of them, whatever the width
-    for (int64_t j = 0; j < 16 / S::W; ++j) {
-        lanes[j] = S::set1(0.0f);
-    }
-    for (int64_t i = 0; i < ASL_KEY_TILE; i += 16) {
-        for (int64_t j = 0; j < 16 / S::W; ++j) {
-            const auto p = exp_of<S>(S::sub(S::load(s + i + j * S::W), top));
-            S::store(s + i + j * S::W, p);
-            lanes[j] = S::add(lanes[j], p);
+ASL_INLINE void soften(float * s, float * max, float * sum, float * factors) {
+    const int64_t N = 16; // a whole number of vectors
+    float before[N] = {}, top[N] = {}, factor[N];
+    for (int64_t i = 0; i < ASL_ROW_GROUP; ++i) {
+        const float * row = s + i * ASL_KEY_TILE;
+        auto largest = S::load(row);
+        for (int64_t j = S::W; j < ASL_KEY_TILE; j += S::W) {
+            largest = S::max(largest, S::load(row + j));
         }
+        before[i] = max[i];
+        max[i] = std::max(max[i], S::max_of(largest));
+        top[i] = max[i] == -INFINITY ? 0.0f : max[i]; // no key so far: all weights and sums are 0
     }
-    const float factor = before == max ? 1.0f : S::first(exp_of<S>(S::set1(before - max)));
-    sum = std::fma(sum, factor, S::sum_of(lanes));
-    return factor;
+    for (int64_t i = 0; i < ASL_ROW_GROUP; i += S::W) {
+        S::store(factor + i, exp_of<S>(S::sub(S::load(before + i), S::load(top + i))));
+    }
+    for (int64_t i = 0; i < ASL_ROW_GROUP; ++i) {
+        float * row = s + i * ASL_KEY_TILE;
+        const auto t = S::set1(top[i]);
+        typename S::vec lanes[16 / S::W]; // 16 of them, whatever the width
+        for (int64_t j = 0; j < 16 / S::W; ++j) {
+            lanes[j] = S::set1(0.0f);
+        }
+        for (int64_t k = 0; k < ASL_KEY_TILE; k += 16) {
+            for (int64_t j = 0; j < 16 / S::W; ++j) {
+                const auto p = exp_of<S>(S::sub(S::load(row + k + j * S::W), t));
+                S::store(row + k + j * S::W, p);
+                lanes[j] = S::add(lanes[j], p);
+            }
+        }
+        factors[i] = factor[i];
+        sum[i] = std::fma(sum[i], factor[i], S::sum_of(lanes));
+    }
 }
 
+// Rows begin..end-1 of the block, whole groups, and the keys of a tile.
 template <class S>
-ASL_INLINE void attend_group(const asl_attend & a, int64_t row, int64_t first, int64_t cell, attend_memory & m) {
-    const int64_t PANEL = 2 * S::W;
-    compute_logits<S>(a, m.q + row * a.k.n_embd, m.k, m.s);
-    float factors[ASL_ROW_GROUP];
-    for (int64_t i = 0; i < ASL_ROW_GROUP; ++i) {
-        float * s = m.s + i * ASL_KEY_TILE;
-        limit_keys<S>(a, std::min(first + (row + i) / a.n_group(), a.n_tokens - 1), cell, m.begin(row + i) - cell, m.end(row + i) - cell, s);
-        factors[i] = soften<S>(s, m.max[row + i], m.sum[row + i]);
+ASL_INLINE void attend_stage(const asl_attend & a, int64_t begin, int64_t end, int64_t first, int64_t cell, attend_memory & m) {
+    float factors[N_STAGE];
+    for (int64_t r = begin; r < end; r += ASL_ROW_GROUP) {
+        compute_logits<S>(a, m.q + r * a.k.n_embd, m.k, m.s + (r - begin) * ASL_KEY_TILE);
     }
-    for (int64_t d = 0; d < m.n_embd_v; d += PANEL) {
-        multiply_rows<S, true>(m.s, ASL_KEY_TILE, m.v + d * ASL_KEY_TILE, ASL_KEY_TILE, m.o + row * m.n_embd_v + d, m.n_embd_v, factors);
+    for (int64_t r = begin; r < end; r += ASL_ROW_GROUP) {
+        float * s = m.s + (r - begin) * ASL_KEY_TILE;
+        for (int64_t i = 0; i < ASL_ROW_GROUP; ++i) {
+            const int64_t t = std::min(first + (r + i) / a.n_group(), a.n_tokens - 1);
+            limit_keys<S>(a, t, cell, m.begin(r + i) - cell, m.end(r + i) - cell, s + i * ASL_KEY_TILE);
+        }
+        soften<S>(s, m.max + r, m.sum + r, factors + (r - begin));
+    }
+    for (int64_t r = begin; r < end; r += ASL_ROW_GROUP) {
+        multiply_panels<S, true>(m.s + (r - begin) * ASL_KEY_TILE, ASL_KEY_TILE, m.v, ASL_KEY_TILE, m.n_embd_v, m.o + r * m.n_embd_v,
+                m.n_embd_v, factors + (r - begin));
     }
 }
 
@@ -329,10 +377,17 @@ ASL_TARGET static void attend_block(const asl_attend & a, int64_t head_kv, int64
     for (int64_t cell = begin; cell < end; cell += ASL_KEY_TILE) {
         pack_keys<S>(a, head_kv, cell, m);
         pack_values<S>(a, head_kv, cell, m);
-        for (int64_t r = 0; r < n_rows; r += ASL_ROW_GROUP) {
-            if (m.begin(r) < cell + ASL_KEY_TILE && m.end(std::min(r + ASL_ROW_GROUP, n_rows) - 1) > cell) {
-                attend_group<S>(a, r, first, cell, m);
-            }
+        // groups that see the tile lie side by side
+        int64_t r = 0, end_row = n_rows;
+        while (r < n_rows && m.end(std::min(r + ASL_ROW_GROUP, n_rows) - 1) <= cell) {
+            r += ASL_ROW_GROUP;
+        }
+        while (end_row > r && m.begin(end_row - 1) >= cell + ASL_KEY_TILE) {
+            --end_row;
+        }
+        end_row = round_up(end_row, ASL_ROW_GROUP);
+        for (; r < end_row; r += N_STAGE) {
+            attend_stage<S>(a, r, std::min(r + N_STAGE, end_row), first, cell, m);
         }
     }
     for (int64_t r = 0; r < n_rows; ++r) {

@@ -6,9 +6,9 @@
 #include <vector>
 
 // Numbers that a block of rows and what is read for it take together: they should stay in the second-level cache.
-static const int64_t N_BLOCK_NUMBERS = 192 * 128;
+static const int64_t N_BLOCK_NUMBERS = 384 * 128;
 static const int64_t N_ROWS_MIN = 96;
-static const int64_t N_ROWS_MAX = 192;
+static const int64_t N_ROWS_MAX = 384;
 
 float asl_mask_value(const asl_attend & a, int64_t t, int64_t cell) {
     const char * row = a.mask + t * a.nb_mask;

@@ -12,7 +12,8 @@
 #define ASL_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")))
 #define ASL_INLINE __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma"), always_inline)) static inline
 
-static const int64_t N_TOKENS_BLOCK = 64;
+// of activations that stay in the second-level cache while the panels pass
+static const int64_t N_BLOCK_BYTES = 256 * 1024;
 
 // Tokens of a tile, which has two panels.
 static const int TILE = 6;
@@ -90,7 +91,7 @@ ASL_INLINE tile_sums dot16(const uint8_t * w0, const uint8_t * w1, const tile_ro
 // Columns of two panels for the tokens of a tile, whose activations lie at these addresses.
 template <int ACT, int WIDTH>
 ASL_INLINE void tile(const asl_act_form & form, const uint8_t * w0, const uint8_t * w1, const uint8_t * const * acts,
-        float (*y)[2 * ASL_PANEL]) {
+        float * const * y) {
     tile_rows rows;
     const float * d[TILE];
     const float * s[TILE];
@@ -136,9 +137,11 @@ ASL_INLINE void tile(const asl_act_form & form, const uint8_t * w0, const uint8_
 template <int ACT, int WIDTH>
 ASL_VNNI static void product(const asl_packed_matrix & w, const asl_act_form & form, const uint8_t * acts, int64_t n_tokens,
         int64_t begin, int64_t end, float * y, int64_t ldy) {
-    const size_t n_row = form.row_bytes();
-    for (int64_t t0 = 0; t0 < n_tokens; t0 += N_TOKENS_BLOCK) {
-        const int64_t t1 = std::min(n_tokens, t0 + N_TOKENS_BLOCK);
+    const int64_t n_row = form.row_bytes();
+    const int64_t n_blocks = n_tokens * n_row / N_BLOCK_BYTES + 1;
+    const int64_t n_block = (n_tokens + n_blocks * TILE - 1) / (n_blocks * TILE) * TILE; // whole tiles
+    for (int64_t t0 = 0; t0 < n_tokens; t0 += n_block) {
+        const int64_t t1 = std::min(n_tokens, t0 + n_block);
         for (int64_t p = begin; p < end; p += 2) {
             const int64_t p1 = std::min(p + 1, end - 1); // past the end: the last panel again
             const int64_t n_out = std::min((p1 - p + 1) * ASL_PANEL, w.n_out - p * ASL_PANEL);
@@ -147,9 +150,14 @@ ASL_VNNI static void product(const asl_packed_matrix & w, const asl_act_form & f
                 for (int64_t i = 0; i < TILE; ++i) {
                     rows[i] = acts + std::min(t + i, t1 - 1) * n_row;
                 }
+                const bool is_whole = n_out == 2 * ASL_PANEL && t + TILE <= t1;
                 float out[TILE][2 * ASL_PANEL];
-                tile<ACT, WIDTH>(form, w.data + p * w.panel_bytes(), w.data + p1 * w.panel_bytes(), rows, out);
-                for (int64_t i = 0; i < std::min<int64_t>(TILE, t1 - t); ++i) {
+                float * columns[TILE];
+                for (int64_t i = 0; i < TILE; ++i) {
+                    columns[i] = is_whole ? y + (t + i) * ldy + p * ASL_PANEL : out[i];
+                }
+                tile<ACT, WIDTH>(form, w.data + p * w.panel_bytes(), w.data + p1 * w.panel_bytes(), rows, columns);
+                for (int64_t i = 0; !is_whole && i < std::min<int64_t>(TILE, t1 - t); ++i) {
                     memcpy(y + (t + i) * ldy + p * ASL_PANEL, out[i], n_out * sizeof(float));
                 }
             }
