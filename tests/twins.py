@@ -61,6 +61,45 @@ def packed_product(name: str, weights: np.ndarray, x: np.ndarray, bits: int) -> 
     return rounded @ exact.T, np.abs(rounded) @ np.abs(exact).T
 
 
+# Parts of a stored block in the order of llama.cpp's repacked ones: first byte, bytes, bytes of a row that lie together (0:
+# those of the form), bits that are flipped.
+REPACKED_FIELDS = {
+    "q4_0": [(0, 2, 2, 0), (2, 16, 0, 0x88)],
+    "q8_0": [(0, 2, 2, 0), (2, 32, 0, 0)],
+    "iq4_nl": [(0, 2, 2, 0), (2, 16, 0, 0)],
+    "mxfp4": [(0, 1, 1, 0), (1, 16, 0, 0)],
+    "q2_K": [(80, 2, 2, 0), (82, 2, 2, 0), (0, 16, 2, 0), (16, 64, 0, 0)],
+    "q4_K": [(0, 2, 2, 0), (2, 2, 2, 0), (4, 12, None, 0), (16, 128, 0, 0)],
+    "q5_K": [(0, 2, 2, 0), (2, 2, 2, 0), (4, 12, None, 0), (16, 32, 0, 0), (48, 128, 0, 0)],
+    "q6_K": [(208, 2, 2, 0), (192, 16, 1, 0), (0, 128, 0, 0), (128, 64, 0, 0)],
+}
+
+
+def scales_by_part(packed: np.ndarray) -> np.ndarray:
+    """Scales and minima of six bits [..., 8 rows, 12 bytes] of the parts of each row's block, as those of the rows of
+    each part: uint8 [..., 8 parts, 12 bytes]."""
+    scales, mins = gguf.quants.Q4_K.get_scale_min(np.ascontiguousarray(packed).reshape(-1, 12))
+    scales, mins = (values.reshape(*packed.shape[:-1], 8).swapaxes(-1, -2) for values in (scales, mins))
+    high = [(values[..., 4:] >> 4) << 6 for values in (scales, mins)]
+    low = [(scales[..., 4:] & 15) | (mins[..., 4:] << 4)]
+    return np.concatenate([scales[..., :4] | high[0], mins[..., :4] | high[1], *low], axis=-1).astype(np.uint8)
+
+
+def repacked(name: str, weights: np.ndarray, rows: int, chunk: int) -> np.ndarray:
+    """Stored weights uint8 [n_out, bytes] as llama.cpp repacks them: blocks of groups of rows, interleaved by chunks."""
+    n_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]][1]
+    blocks = weights.reshape(len(weights) // rows, rows, -1, n_bytes).swapaxes(1, 2)  # [group, column, row, byte]
+    parts = []
+    for first, size, unit, flipped in REPACKED_FIELDS[name]:
+        part = blocks[..., first : first + size] ^ np.uint8(flipped)
+        if unit is None:
+            part = scales_by_part(part)
+        else:
+            part = part.reshape(*part.shape[:-1], -1, unit or chunk).swapaxes(2, 3)
+        parts.append(part.reshape(*blocks.shape[:2], -1))
+    return np.concatenate(parts, axis=-1).reshape(weights.shape)
+
+
 def attention(
     q: np.ndarray,
     k: np.ndarray,

@@ -24,6 +24,8 @@ class Kernel:
     held: str
     """`CPU`: as stored in host memory; `packed int8`, `packed int16`; else the buffer type of llama.cpp's repacked form"""
     gflops: float
+    pack_ns: float
+    """nanoseconds a weight that packing takes from this form, once a prompt; 0: it cannot be packed"""
     auto: str
     """what `auto` does with the type, and why"""
 
@@ -50,20 +52,33 @@ def packed_kernel() -> str:
     return str(lib.packed_kernel_name().decode())
 
 
-def measure(type_: int, held: int, shape: tuple[int, int, int], n_threads: int) -> tuple[float, str] | None:
-    """1e9 operations per second of one product, and the name of the buffer type that held the weights.
+def repacked_form(type_: int) -> tuple[int, int] | None:
+    """How llama.cpp repacks weights of a ggml_type on this machine: rows whose blocks are interleaved, bytes of a row together.
+
+    Returns:
+        None where it does not, or in a way that packing does not know.
+    """
+    rows, chunk = ctypes.c_int32(), ctypes.c_int32()
+    return (rows.value, chunk.value) if lib.kernel_repacked(type_, ctypes.byref(rows), ctypes.byref(chunk)) else None
+
+
+def measure(type_: int, held: int, shape: tuple[int, int, int], n_threads: int) -> tuple[float, str, float] | None:
+    """How fast one product is.
 
     Args:
         held: one of `STORED`, `REPACKED`, `INT8`, `INT16`.
         shape: outputs, tokens, inputs.
 
     Returns:
-        None where weights of the type are not held so, or the product cannot be computed.
+        1e9 operations per second, the name of the buffer type that held the weights, and nanoseconds a weight that packing
+        takes from there (0: it cannot be packed). None where weights of the type are not held so, or the product cannot
+        be computed.
     """
-    gflops, name = ctypes.c_float(), ctypes.create_string_buffer(256)
-    if not lib.kernel_measure(type_, held, *shape, n_threads, ctypes.byref(gflops), name, len(name)):
+    gflops, pack_ns, name = ctypes.c_float(), ctypes.c_float(), ctypes.create_string_buffer(256)
+    numbers = (ctypes.byref(gflops), ctypes.byref(pack_ns))
+    if not lib.kernel_measure(type_, held, *shape, n_threads, *numbers, name, len(name)):
         return None
-    return gflops.value, name.value.decode()
+    return gflops.value, name.value.decode(), pack_ns.value
 
 
 def bench_kernels(shape: tuple[int, int, int], n_threads: int, types: Sequence[str] = ()) -> list[Kernel]:
@@ -82,8 +97,9 @@ def bench_kernels(shape: tuple[int, int, int], n_threads: int, types: Sequence[s
         _, reason = expands(known[name])
         for held in (STORED, REPACKED, INT8, INT16):
             if measured := measure(known[name], held, shape, n_threads):
-                says = {STORED: reason, REPACKED: "as repacked"}.get(held, "")
-                rows.append(Kernel(name, measured[1], measured[0], "" if name in _PLAIN else says))
+                gflops, buffer, pack_ns = measured
+                says = "" if name in _PLAIN or held != STORED else reason
+                rows.append(Kernel(name, buffer, gflops, pack_ns, says))
     return sorted(rows, key=lambda row: -row.gflops)
 
 
@@ -93,6 +109,8 @@ def to_json(rows: Sequence[Kernel]) -> list[dict[str, object]]:
 
 def lines(rows: Sequence[Kernel]) -> list[str]:
     """A table for people."""
-    result = [f"{'type':10} {'held':14} {'GF/s':>7}  auto"]
-    result += [f"{row.type:10} {row.held:14} {row.gflops:7.1f}  {row.auto}".rstrip() for row in rows]
+    result = [f"{'type':10} {'held':14} {'GF/s':>7} {'pack ns':>7}  auto"]
+    for row in rows:
+        pack_ns = f"{row.pack_ns:7.2f}" if row.pack_ns else f"{'':7}"
+        result.append(f"{row.type:10} {row.held:14} {row.gflops:7.1f} {pack_ns}  {row.auto}".rstrip())
     return [*result, f"auto here: {rule()}"]

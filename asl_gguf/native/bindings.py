@@ -112,12 +112,13 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_kernel_expands": (c_bool, [c_int32, c_char_p, c_size_t]),
     "asl_kernel_measure": (
         c_bool,
-        [c_int32, c_int32, c_int32, c_int32, c_int32, c_int32, POINTER(c_float), c_char_p, c_size_t],
+        [c_int32] * 6 + [POINTER(c_float), POINTER(c_float), c_char_p, c_size_t],
     ),
+    "asl_kernel_repacked": (c_bool, [c_int32, POINTER(c_int32), POINTER(c_int32)]),
     "asl_packed_kernel_name": (c_char_p, []),
     "asl_packed_product": (
         c_bool,
-        [c_char_p, c_int32, c_void_p, c_int32, c_int32, c_int32, POINTER(c_float), c_int32, POINTER(c_float)],
+        [c_char_p, c_int32, c_void_p, *[c_int32] * 5, POINTER(c_float), c_int32, POINTER(c_float)],
     ),
     "asl_attention_kernel_name": (c_char_p, []),
     "asl_attention_compute": (c_bool, [c_char_p, POINTER(attention_case), POINTER(c_float), POINTER(c_float)]),

@@ -141,24 +141,30 @@ ASL_API bool asl_kernel_expands(int32_t type, char * reason, size_t n_reason);
 //   held      0: in host memory as stored. 1: in the form that llama.cpp brings such weights into when it loads a model.
 //             2, 3: packed by us, activations of 8 or 16 bits
 //   gflops    receives 1e9 operations per second
+//   pack_ns   receives the nanoseconds a weight that packing takes from this form (held 0 and 1), 0 if it cannot be packed
 //   buffer    receives the name of the buffer type that held the weights, or one line that says what is wrong
 // Returns false if the type is not held so here, or the product cannot be computed.
 ASL_API bool asl_kernel_measure(int32_t type, int32_t held, int32_t n_out, int32_t n_tokens, int32_t n_in, int32_t n_threads,
-        float * gflops, char * buffer, size_t n_buffer);
+        float * gflops, float * pack_ns, char * buffer, size_t n_buffer);
+
+// How llama.cpp repacks weights of this ggml_type on this machine when it loads a model: blocks of so many rows interleaved, so
+// many bytes of a row together. Returns false if it does not, or in a way that packing does not know.
+ASL_API bool asl_kernel_repacked(int32_t type, int32_t * rows, int32_t * chunk);
 
 // The kernel of products with packed weights that is in force here: "scalar", "AVX2" or "AVX-512 VNNI".
 ASL_API const char * asl_packed_kernel_name(void);
 
 // One product with packed weights, for tests.
 //   kernel    a name as above
-//   weights   n_out rows of n_in weights of this ggml_type, as stored
+//   weights   n_out rows of n_in weights of this ggml_type, as stored (rows and chunk 0), or as llama.cpp repacks them:
+//             the blocks of so many rows interleaved, so many bytes of a row together
 //   act_bits  8 or 16
 //   x         float [n_tokens, n_in]
 //   y         float [n_tokens, n_out]
-// Returns false if the type cannot be packed, n_in does not fit, or the kernel does not run here.
-// Twin: packed_product in tests/twins.py
-ASL_API bool asl_packed_product(const char * kernel, int32_t type, const void * weights, int32_t n_out, int32_t n_in,
-        int32_t act_bits, const float * x, int32_t n_tokens, float * y);
+// Returns false if the type cannot be packed, or is not repacked so, sizes do not fit, or the kernel does not run here.
+// Twins: packed_product and repacked in tests/twins.py
+ASL_API bool asl_packed_product(const char * kernel, int32_t type, const void * weights, int32_t rows, int32_t chunk, int32_t n_out,
+        int32_t n_in, int32_t act_bits, const float * x, int32_t n_tokens, float * y);
 
 // The attention kernel that is in force here: "AVX2", "AVX-512" or "scalar", which is never used in a prefill: llama.cpp's
 // attention is faster.

@@ -25,16 +25,28 @@ bool asl_kernel_expands(int32_t type, char * reason, size_t n_reason) {
         return false;
     }
     asl_copy_message(reason, n_reason, asl_kernel_reason((ggml_type) type).c_str());
-    return asl_choose_held(ASL_DEQUANT_AUTO, (ggml_type) type, true) != asl_held::stored;
+    asl_weight_use use;
+    use.type = (ggml_type) type;
+    use.can_pack = true;
+    use.n_tokens = INT64_MAX;
+    return asl_choose_held(ASL_DEQUANT_AUTO, use) != asl_held::stored;
+}
+
+bool asl_kernel_repacked(int32_t type, int32_t * rows, int32_t * chunk) {
+    const asl_repacked_form form = asl_is_weight_type(type) ? asl_repacked_here((ggml_type) type) : asl_repacked_form();
+    *rows = form.rows;
+    *chunk = form.chunk;
+    return form.rows > 0;
 }
 
 bool asl_kernel_measure(int32_t type, int32_t held, int32_t n_out, int32_t n_tokens, int32_t n_in, int32_t n_threads,
-        float * gflops, char * buffer, size_t n_buffer) {
+        float * gflops, float * pack_ns, char * buffer, size_t n_buffer) {
     try {
-        std::string name;
-        *gflops = asl_measure_product({ (ggml_type) type, held, n_out, n_tokens, n_in, n_threads }, name);
-        asl_copy_message(buffer, n_buffer, *gflops > 0 ? name.c_str() : "not held so");
-        return *gflops > 0;
+        const asl_measured m = asl_measure_product({ (ggml_type) type, held, n_out, n_tokens, n_in, n_threads });
+        *gflops = (float) m.gflops;
+        *pack_ns = (float) m.pack_ns;
+        asl_copy_message(buffer, n_buffer, m.gflops > 0 ? m.buffer_name.c_str() : "not held so");
+        return m.gflops > 0;
     } catch (const std::exception & err) {
         asl_copy_message(buffer, n_buffer, err.what());
         return false;
@@ -45,13 +57,13 @@ const char * asl_packed_kernel_name(void) {
     return asl_packed_kernel_in_force().name;
 }
 
-bool asl_packed_product(const char * kernel, int32_t type, const void * weights, int32_t n_out, int32_t n_in, int32_t act_bits,
-        const float * x, int32_t n_tokens, float * y) {
+bool asl_packed_product(const char * kernel, int32_t type, const void * weights, int32_t rows, int32_t chunk, int32_t n_out,
+        int32_t n_in, int32_t act_bits, const float * x, int32_t n_tokens, float * y) {
     const asl_packed_kernel * k = asl_find_packed_kernel(kernel);
     if (!k || !asl_is_weight_type(type) || (act_bits != 8 && act_bits != 16)) {
         return false;
     }
-    return asl_compute_packed(*k, (ggml_type) type, weights, n_out, n_in, act_bits, x, n_tokens, y);
+    return asl_compute_packed(*k, (ggml_type) type, weights, { rows, chunk }, n_out, n_in, act_bits, x, n_tokens, y);
 }
 
 const char * asl_attention_kernel_name(void) {

@@ -4,14 +4,12 @@
 
 #include <algorithm>
 #include <new>
+#include <set>
 #include <thread>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #endif
-
-// below this many tokens the expansion costs more than the faster product saves
-static const int64_t N_TOKENS_MIN = 32;
 
 #if defined(__x86_64__) && defined(__GNUC__)
 // libggml-base, where ggml_fp32_to_fp16_row lives, is compiled without F16C: its loop takes longer than the
@@ -43,7 +41,8 @@ void asl_dequantiser::set_mode(asl_dequant mode, int n_threads) {
     this->n_total = 0;
 }
 
-void asl_dequantiser::next_layer() {
+void asl_dequantiser::next_layer(int64_t n_tokens) {
+    n_layer_tokens = n_tokens;
     expanded.clear();
     packed.clear();
 }
@@ -62,30 +61,37 @@ asl_held asl_dequantiser::choose(const ggml_tensor * node) const {
     const ggml_tensor * w = node->src[0];
     const ggml_tensor * x = node->src[1];
 
+    const bool is_weight = w->op == GGML_OP_NONE && w->view_src == nullptr && w->buffer && x->type == GGML_TYPE_F32 &&
+                           ggml_backend_buffer_get_usage(w->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS && ggml_is_contiguous(w);
+    asl_weight_use use;
+    use.type = w->type;
+    // a short chunk reads weights as they are: its products are of few rows
     const int64_t n_tokens = node->op == GGML_OP_MUL_MAT ? x->ne[1] : x->ne[2];
-
-    const bool is_eligible = w->op == GGML_OP_NONE && w->view_src == nullptr && w->buffer && x->type == GGML_TYPE_F32 &&
-        // repacked weights (CPU_REPACK, AMX) are not host memory: they have fast kernels of their own
-                             ggml_backend_buffer_is_host(w->buffer) &&
-                             ggml_backend_buffer_get_usage(w->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS &&
-                             ggml_is_contiguous(w) && n_tokens >= N_TOKENS_MIN;
-    return is_eligible ? asl_choose_held(mode, w->type, asl_packed_weights::can_pack(node)) : asl_held::stored;
+    use.n_tokens = n_tokens < ASL_PACK_TOKENS_MIN ? n_tokens : n_layer_tokens;
+    use.can_pack = asl_packed_weights::can_pack(node);
+    // repacked weights are not host memory. Of AMX's, and of forms that are not known, nothing can be read
+    use.repacked = is_weight && !ggml_backend_buffer_is_host(w->buffer);
+    return is_weight && (!use.repacked || asl_find_repacked_form(w).rows > 0) ? asl_choose_held(mode, use) : asl_held::stored;
 }
 
 void asl_dequantiser::prepare(const std::vector<ggml_tensor *> & nodes) {
-    std::vector<const ggml_tensor *> weights[2]; // to be expanded, to be packed
+    std::vector<const ggml_tensor *> to_expand;
+    std::vector<asl_packed_weights::wanted> to_pack;
+    std::set<const ggml_tensor *> seen;
     for (const ggml_tensor * node : nodes) {
         const asl_held held = choose(node);
-        if (held != asl_held::stored) {
-            auto & list = weights[held != asl_held::f16];
-            if (std::find(list.begin(), list.end(), node->src[0]) == list.end()) {
-                list.push_back(node->src[0]);
-            }
+        if (held == asl_held::stored || !seen.insert(node->src[0]).second) {
+            continue;
+        }
+        if (held == asl_held::f16) {
+            to_expand.push_back(node->src[0]);
+        } else {
+            to_pack.push_back({ node->src[0], held == asl_held::int8 ? 8 : 16 });
         }
     }
-    prepare_expanded(weights[0]);
-    packed.prepare(weights[1], mode == ASL_DEQUANT_INT8 ? 8 : 16, n_threads);
-    n_total += (int32_t) (weights[0].size() + weights[1].size());
+    prepare_expanded(to_expand);
+    packed.prepare(to_pack, n_threads);
+    n_total += (int32_t) seen.size();
 }
 
 void asl_dequantiser::prepare_expanded(const std::vector<const ggml_tensor *> & weights) {

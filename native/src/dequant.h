@@ -23,8 +23,8 @@ public:
 
     bool enabled() const { return mode != ASL_DEQUANT_OFF; }
 
-    // forget the weights of the layer before, keep the memory
-    void next_layer();
+    // Forget the weights of the layer before, keep the memory. n_tokens: that run through the next one
+    void next_layer(int64_t n_tokens);
 
     // expand or pack the eligible weights of these nodes; once per layer, before the first call of replace
     void prepare(const std::vector<ggml_tensor *> & nodes);
@@ -47,6 +47,7 @@ private:
 
     asl_dequant mode = ASL_DEQUANT_OFF;
     int n_threads = 1;
+    int64_t n_layer_tokens = 0;
     int32_t n_total = 0;
 
     ggml_context_ptr ctx;    // tensors of the expanded weights of the layer

@@ -7,32 +7,55 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <random>
 #include <set>
 #include <stdexcept>
 #include <vector>
 
-// What was measured (docs/LOG.md, 2026-11-28; `asl-gguf bench kernels` does it again). A row holds where the CPU backend
-// has all its features; the first that does is in force. K and IQ types have products as fast as F16 in every row. Q8_0
-// would gain less than 15 % at 512 tokens, and lose below some 200.
+// A type whose products are faster packed.
+struct measured_packing {
+    int act_bits;
+    int stored_from;   // tokens of a layer from which it pays to pack weights as stored in host memory. 0: it never does
+    int repacked_from; // the same for weights that llama.cpp has repacked
+};
+
+// What was measured (docs/LOG.md, 2026-11-28 and 29; `asl-gguf bench kernels` does it again). A row holds where the CPU
+// backend has all its features; the first that does is in force.
 struct measured_row {
     const char * name;
     std::vector<const char *> features; // as ggml_backend_get_features names them
     std::set<ggml_type> expands; // to F16
-    std::set<ggml_type> packs;   // for activations of 16 bits, where the product can be computed so
+    std::map<ggml_type, measured_packing> packs; // where the product can be computed so
 };
-
-// Types whose products as stored are slow, and which can be packed.
-static const std::set<ggml_type> SIMPLE = { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q8_0 };
 
 static const std::vector<measured_row> & table() {
     static const std::vector<measured_row> rows = {
         { "AVX-512 VNNI", { "AVX512_VNNI", "LLAMAFILE" },
-                { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4 }, SIMPLE },
+                { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4 },
+                {
+                        { GGML_TYPE_Q4_0, { 16, 32, 64 } },
+                        { GGML_TYPE_Q4_1, { 16, 32, 0 } },
+                        { GGML_TYPE_Q5_0, { 16, 32, 0 } },
+                        { GGML_TYPE_Q5_1, { 16, 32, 0 } },
+                        { GGML_TYPE_Q8_0, { 16, 32, 0 } },
+                        { GGML_TYPE_IQ4_NL, { 8, 32, 64 } },
+                        { GGML_TYPE_MXFP4, { 8, 32, 64 } },
+                        { GGML_TYPE_Q2_K, { 8, 0, 64 } },
+                        { GGML_TYPE_Q4_K, { 8, 256, 64 } },
+                        { GGML_TYPE_Q5_K, { 8, 256, 0 } },
+                        { GGML_TYPE_Q6_K, { 8, 256, 0 } },
+                } },
         { "AVX2", { "AVX2", "LLAMAFILE" },
                 { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4,
                         GGML_TYPE_NVFP4, GGML_TYPE_Q2_0 },
-                SIMPLE },
+                {
+                        { GGML_TYPE_Q4_0, { 16, 32, 0 } },
+                        { GGML_TYPE_Q4_1, { 16, 32, 0 } },
+                        { GGML_TYPE_Q5_0, { 16, 32, 0 } },
+                        { GGML_TYPE_Q5_1, { 16, 32, 0 } },
+                        { GGML_TYPE_Q8_0, { 16, 32, 0 } },
+                } },
     };
     return rows;
 }
@@ -78,22 +101,48 @@ static bool has_fast_kernel() {
     return result;
 }
 
-static bool packs(const measured_row & row, ggml_type type) {
-    return row.packs.count(type) > 0 && has_fast_kernel();
+// NULL: it does not pay, or cannot be done here
+static const measured_packing * find_packing(const measured_row * row, ggml_type type) {
+    const auto found = row ? row->packs.find(type) : std::map<ggml_type, measured_packing>::const_iterator();
+    return row && found != row->packs.end() && has_fast_kernel() ? &found->second : nullptr;
 }
 
-asl_held asl_choose_held(asl_dequant mode, ggml_type type, bool can_pack) {
-    if (mode == ASL_DEQUANT_OFF || !ggml_is_quantized(type)) {
+// Activations of so many bits.
+static asl_held packed_for(int act_bits) { return act_bits == 8 ? asl_held::int8 : asl_held::int16; }
+
+asl_held asl_choose_held(asl_dequant mode, const asl_weight_use & use) {
+    if (mode == ASL_DEQUANT_OFF || !ggml_is_quantized(use.type) || use.n_tokens < ASL_PACK_TOKENS_MIN) {
         return asl_held::stored;
+    }
+    if (mode == ASL_DEQUANT_INT8 || mode == ASL_DEQUANT_INT16) {
+        if (use.can_pack && has_fast_kernel()) {
+            return packed_for(mode == ASL_DEQUANT_INT8 ? 8 : 16);
+        }
+    }
+    if (use.repacked) {
+        const measured_packing * packing = use.can_pack ? find_packing(row_in_force(), use.type) : nullptr;
+        const bool pays = mode == ASL_DEQUANT_AUTO && packing && packing->repacked_from > 0 && use.n_tokens >= packing->repacked_from;
+        return pays ? packed_for(packing->act_bits) : asl_held::stored;
     }
     if (mode == ASL_DEQUANT_ALL) {
         return asl_held::f16;
     }
-    const measured_row * row = row_in_force();
-    if (can_pack && (mode == ASL_DEQUANT_AUTO ? row && packs(*row, type) : has_fast_kernel())) {
-        return mode == ASL_DEQUANT_INT8 ? asl_held::int8 : asl_held::int16;
+    const measured_packing * packing = use.can_pack ? find_packing(row_in_force(), use.type) : nullptr;
+    if (packing && packing->stored_from > 0) {
+        return use.n_tokens >= packing->stored_from ? packed_for(packing->act_bits) : asl_held::stored;
     }
-    return expands(row, type) ? asl_held::f16 : asl_held::stored;
+    return expands(row_in_force(), use.type) ? asl_held::f16 : asl_held::stored;
+}
+
+static std::string describe(const measured_packing & p) {
+    std::string result = "packed for activations of " + std::to_string(p.act_bits) + " bits (";
+    if (p.stored_from > 0) {
+        result += "in host memory from " + std::to_string(p.stored_from) + " tokens on";
+    }
+    if (p.repacked_from > 0) {
+        result += (p.stored_from > 0 ? ", " : "") + std::string("where llama.cpp repacks them from ") + std::to_string(p.repacked_from);
+    }
+    return result + ")";
 }
 
 std::string asl_kernel_reason(ggml_type type) {
@@ -104,8 +153,8 @@ std::string asl_kernel_reason(ggml_type type) {
     if (!row) {
         return "as stored: not measured on this CPU";
     }
-    if (packs(*row, type)) {
-        return std::string("packed for activations of 16 bits in host memory, as stored elsewhere: faster on ") + row->name;
+    if (const measured_packing * packing = find_packing(row, type)) {
+        return describe(*packing) + ", as stored elsewhere: faster on " + row->name;
     }
     return std::string(expands(row, type) ? "expanded to F16 in host memory, as stored elsewhere: F16 was faster on "
                                           : "as stored: F16 was no faster on ") +
@@ -118,16 +167,35 @@ const std::string & asl_kernel_rule_line() {
         if (!row) {
             return std::string("nothing is expanded: no measurements for this CPU");
         }
-        std::string packed, expanded;
+        std::string packed, repacked, expanded;
         for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
             const ggml_type type = (ggml_type) i;
-            if (packs(*row, type) || expands(row, type)) {
-                std::string & names = packs(*row, type) ? packed : expanded;
-                names += (names.empty() ? "" : ", ") + std::string(ggml_type_name(type));
+            const measured_packing * packing = find_packing(row, type);
+            const bool packs = packing && packing->stored_from > 0;
+            const std::string name = ggml_type_name(type) ? ggml_type_name(type) : "";
+            if (packs || expands(row, type)) {
+                std::string & names = packs ? packed : expanded;
+                names += (names.empty() ? "" : ", ") + name;
+            }
+            if (packing && packing->repacked_from > 0) {
+                repacked += (repacked.empty() ? "" : ", ") + name;
             }
         }
-        packed += packed.empty() ? "" : " are packed, ";
-        return std::string(row->name) + ": " + packed + expanded + " are expanded to F16, if they lie in host memory";
+        std::vector<std::string> parts;
+        if (!packed.empty()) {
+            parts.push_back(packed + " are packed");
+        }
+        if (!expanded.empty()) {
+            parts.push_back(expanded + " are expanded to F16");
+        }
+        if (!repacked.empty()) {
+            parts.push_back("of those that llama.cpp repacks " + repacked + " are packed");
+        }
+        std::string result = std::string(row->name) + ": in host memory ";
+        for (size_t i = 0; i < parts.size(); ++i) {
+            result += (i > 0 ? "; " : "") + parts[i];
+        }
+        return result;
     }();
     return line;
 }
@@ -214,7 +282,8 @@ static double time_graph(ggml_backend_t backend, ggml_cgraph * gf) {
     return best / 1e6;
 }
 
-double asl_measure_product(const asl_product & p, std::string & buffer_name) {
+asl_measured asl_measure_product(const asl_product & p) {
+    asl_measured result;
     if (!asl_is_weight_type(p.type) || p.n_out < 1 || p.n_tokens < 1 || p.n_in < 1 || p.n_in % ggml_blck_size(p.type) != 0) {
         throw std::runtime_error("expected sizes of at least 1, and rows of whole blocks of " +
                                  std::to_string(asl_is_weight_type(p.type) ? ggml_blck_size(p.type) : 1) + " weights");
@@ -235,9 +304,9 @@ double asl_measure_product(const asl_product & p, std::string & buffer_name) {
 
     ggml_backend_buffer_type_t buft = p.held == 1 ? find_repacked(y) : ggml_backend_cpu_buffer_type();
     if (!buft || (p.held > 1 && !asl_packed_weights::can_pack(y))) {
-        return 0;
+        return result;
     }
-    buffer_name = ggml_backend_buft_name(buft);
+    result.buffer_name = ggml_backend_buft_name(buft);
     const ggml_backend_buffer_ptr weights = place(buft, w);
     const std::vector<uint8_t> drawn = draw_weights(p.type, p.n_out, p.n_in);
     ggml_backend_tensor_set(w, drawn.data(), 0, ggml_nbytes(w));
@@ -247,14 +316,36 @@ double asl_measure_product(const asl_product & p, std::string & buffer_name) {
     ggml_backend_tensor_set(x, activations.data(), 0, ggml_nbytes(x));
 
     asl_packed_weights packed;
+    if (asl_packed_weights::can_pack(y) && (p.held == 0 || (p.held == 1 && asl_find_repacked_form(w).rows > 0))) {
+        for (int i = 0; i < 4; ++i) { // the first one takes the memory
+            const int64_t begin = ggml_time_us();
+            packed.prepare({ { w, 8 } }, p.n_threads);
+            const double ns = 1e3 * (ggml_time_us() - begin) / ((double) p.n_out * p.n_in);
+            result.pack_ns = i < 2 ? ns : std::min(result.pack_ns, ns);
+        }
+    }
     if (p.held > 1) {
-        packed.prepare({ w }, p.held == 2 ? 8 : 16, p.n_threads);
+        packed.prepare({ { w, p.held == 2 ? 8 : 16 } }, p.n_threads);
         packed.replace({ y }, ctx.get());
-        buffer_name = p.held == 2 ? "packed int8" : "packed int16";
+        result.buffer_name = p.held == 2 ? "packed int8" : "packed int16";
     }
     ggml_cgraph * gf = ggml_new_graph_custom(ctx.get(), 8, false);
     ggml_build_forward_expand(gf, y);
     // the rounded activations
     const ggml_backend_buffer_ptr acts = y->src[1] ? nullptr : place(ggml_backend_cpu_buffer_type(), y->src[0]);
-    return 2e-9 * p.n_out * p.n_tokens * p.n_in / time_graph(backend.get(), gf);
+    result.gflops = 2e-9 * p.n_out * p.n_tokens * p.n_in / time_graph(backend.get(), gf);
+    return result;
+}
+
+asl_repacked_form asl_repacked_here(ggml_type type) {
+    const int64_t N_ROWS = 16;
+    ggml_context_ptr ctx { ggml_init({ 4 * ggml_tensor_overhead(), nullptr, true }) };
+    ggml_tensor * w = ggml_new_tensor_2d(ctx.get(), type, ggml_blck_size(type), N_ROWS);
+    ggml_tensor * x = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, w->ne[0], 1);
+    ggml_backend_buffer_type_t buft = find_repacked(ggml_mul_mat(ctx.get(), w, x));
+    if (!buft) {
+        return {};
+    }
+    const ggml_backend_buffer_ptr buffer = place(buft, w);
+    return asl_find_repacked_form(w);
 }

@@ -3,11 +3,15 @@
 #pragma once
 
 #include "asl.h"
+#include "repacked.h"
 
 #include "ggml.h"
 
 #include <cstdint>
 #include <string>
+
+// below this many tokens nothing is packed or expanded: it costs more than the faster product saves
+const int64_t ASL_PACK_TOKENS_MIN = 32;
 
 // How a weight matrix is held while its layer runs.
 enum class asl_held {
@@ -17,9 +21,15 @@ enum class asl_held {
     int16, // packed, activations of 16 bits
 };
 
-// What a mode does with weights of a type in ordinary host memory. can_pack: whether their product can be computed
-// with packed weights.
-asl_held asl_choose_held(asl_dequant mode, ggml_type type, bool can_pack);
+// A product of weights in memory that the CPU reads.
+struct asl_weight_use {
+    ggml_type type = GGML_TYPE_F16;
+    bool can_pack = false; // it can be computed with packed weights
+    bool repacked = false; // llama.cpp has repacked them (repacked.h)
+    int64_t n_tokens = 0;  // that run through the layer
+};
+
+asl_held asl_choose_held(asl_dequant mode, const asl_weight_use & use);
 
 // What ASL_DEQUANT_AUTO does with weights of a type, and why.
 std::string asl_kernel_reason(ggml_type type);
@@ -40,6 +50,14 @@ struct asl_product {
     int32_t n_threads = 1;
 };
 
-// 1e9 operations per second of the quickest of some runs, and the name of the buffer type that held the weights.
-// 0 if this type is not held so here. Throws std::runtime_error if it cannot be computed at all.
-double asl_measure_product(const asl_product & product, std::string & buffer_name);
+struct asl_measured {
+    double gflops = 0; // 1e9 operations per second of the quickest of some runs. 0 if this type is not held so here
+    double pack_ns = 0; // a weight, where packing is from this form. 0: it cannot be packed
+    std::string buffer_name; // of the buffer type that held the weights
+};
+
+// Throws std::runtime_error if it cannot be computed at all.
+asl_measured asl_measure_product(const asl_product & product);
+
+// How llama.cpp repacks weights of this type here.
+asl_repacked_form asl_repacked_here(ggml_type type);

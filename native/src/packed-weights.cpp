@@ -6,6 +6,7 @@
 #include <cstring>
 #include <new>
 #include <thread>
+#include <tuple>
 
 static const size_t ALIGNMENT = 64; // of packed matrices
 
@@ -16,10 +17,10 @@ bool asl_packed_weights::can_pack(const ggml_tensor * node) {
            x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && node->type == GGML_TYPE_F32 && ggml_is_contiguous(node);
 }
 
-void asl_packed_weights::prepare(const std::vector<const ggml_tensor *> & weights, int act_bits, int n_threads) {
+void asl_packed_weights::prepare(const std::vector<wanted> & list, int n_threads) {
     clear();
     size_t n_bytes = 0;
-    for (const ggml_tensor * w : weights) {
+    for (const auto & [w, act_bits] : list) {
         auto p = std::make_unique<product>();
         p->kernel = &asl_packed_kernel_in_force();
         p->weights.form = asl_find_packed_form(w->type);
@@ -41,10 +42,12 @@ void asl_packed_weights::prepare(const std::vector<const ggml_tensor *> & weight
         base = (uint8_t *) ggml_backend_buffer_get_base(buffer.get());
         base += (ALIGNMENT - (uintptr_t) base % ALIGNMENT) % ALIGNMENT;
     }
-    for (const ggml_tensor * w : weights) {
+    for (const wanted & one : list) {
+        const ggml_tensor * w = one.weights;
         asl_packed_matrix & matrix = products[w]->weights;
         matrix.data = base;
-        auto work = [&, base](int64_t begin, int64_t end) { asl_pack(w->type, w->data, matrix, begin, end, base); };
+        const asl_repacked_form repacked = asl_find_repacked_form(w);
+        auto work = [&, base](int64_t begin, int64_t end) { asl_pack(w->type, w->data, repacked, matrix, begin, end, base); };
         const int64_t n = matrix.n_panels();
         std::vector<std::thread> threads;
         for (int i = 1; i < n_threads; ++i) {
@@ -80,7 +83,7 @@ void asl_packed_weights::multiply(ggml_tensor * dst, int ith, int nth, void * us
 }
 
 void asl_packed_weights::replace(const std::vector<ggml_tensor *> & nodes, ggml_context * ctx) const {
-    std::map<std::pair<const ggml_tensor *, int>, ggml_tensor *> rounded; // by activations and width
+    std::map<std::tuple<const ggml_tensor *, int, int>, ggml_tensor *> rounded; // by activations and form
     for (ggml_tensor * node : nodes) {
         const auto found = node->op == GGML_OP_MUL_MAT ? products.find(node->src[0]) : products.end();
         if (found == products.end() || !can_pack(node)) {
@@ -88,7 +91,7 @@ void asl_packed_weights::replace(const std::vector<ggml_tensor *> & nodes, ggml_
         }
         product * p = found->second.get();
         ggml_tensor * x = node->src[1];
-        ggml_tensor *& acts = rounded[{ x, p->form.width }];
+        ggml_tensor *& acts = rounded[{ x, p->form.n_bits, p->form.width }];
         if (!acts) {
             acts = ggml_custom_4d(ctx, GGML_TYPE_I8, p->form.row_bytes(), ggml_nrows(x), 1, 1, &x, 1, quantise, GGML_N_TASKS_MAX, p);
             ggml_format_name(acts, "%s (rounded)", x->name);

@@ -19,8 +19,13 @@ public:
     // Whether the product of this node can be computed with packed weights.
     static bool can_pack(const ggml_tensor * node);
 
+    struct wanted {
+        const ggml_tensor * weights; // as stored in host memory, or repacked in a form that is known (repacked.h)
+        int act_bits;
+    };
+
     // packs these weights in place of those before, whose memory is used again
-    void prepare(const std::vector<const ggml_tensor *> & weights, int act_bits, int n_threads);
+    void prepare(const std::vector<wanted> & list, int n_threads);
 
     // most tensors that replace makes for as many nodes
     static size_t n_extra(size_t n_nodes) { return 2 * n_nodes; }

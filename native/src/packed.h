@@ -6,6 +6,8 @@
 
 #pragma once
 
+#include "repacked.h"
+
 #include "ggml.h"
 
 #include <cstddef>
@@ -40,9 +42,10 @@ struct asl_packed_matrix {
     size_t n_bytes() const { return n_panels() * panel_bytes(); }
 };
 
-// Packs panels begin..end-1 of a matrix of this type, rows of n_in weights one after another, into dst, where the
-// whole packed matrix lies.
-void asl_pack(ggml_type type, const void * src, const asl_packed_matrix & matrix, int64_t begin, int64_t end, uint8_t * dst);
+// Packs panels begin..end-1 of a matrix of this type, rows of n_in weights one after another as stored, or repacked in this
+// form, into dst, where the whole packed matrix lies.
+void asl_pack(ggml_type type, const void * src, asl_repacked_form repacked, const asl_packed_matrix & matrix, int64_t begin,
+        int64_t end, uint8_t * dst);
 
 // Activations of one token: n_in integers of n_bits, then f32 d[n_in/32], then f32 s[n_in/width]: a value is d*q, and s
 // is d times the sum of a block's integers. Of 16 bits, the integers of each four lie in the order 0, 2, 1, 3.
@@ -73,10 +76,10 @@ const asl_packed_kernel * asl_find_packed_kernel(const char * name);
 // The fastest one that runs here and gives the scalar one's bits on a small product, which is computed once.
 const asl_packed_kernel & asl_packed_kernel_in_force();
 
-// One product from weights as stored to outputs y[n_tokens][n_out]. Returns false if the type cannot be packed, or n_in is
-// not a number of whole blocks.
-bool asl_compute_packed(const asl_packed_kernel & kernel, ggml_type type, const void * weights, int64_t n_out, int64_t n_in,
-        int act_bits, const float * x, int64_t n_tokens, float * y);
+// One product from weights as stored, or repacked in this form, to outputs y[n_tokens][n_out]. Returns false if the type
+// cannot be packed, n_in is not a number of whole blocks, or n_out not one of whole groups.
+bool asl_compute_packed(const asl_packed_kernel & kernel, ggml_type type, const void * weights, asl_repacked_form repacked,
+        int64_t n_out, int64_t n_in, int act_bits, const float * x, int64_t n_tokens, float * y);
 
 // defined by packed-avx2.cpp and packed-avx512.cpp. NULL where they were not compiled, or the processor lacks something
 const asl_packed_kernel * asl_packed_kernel_avx2();

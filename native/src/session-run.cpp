@@ -90,7 +90,7 @@ void asl_session::begin_layer() {
     queries.clear();
 
     prefill->get_memory()->clear(false);
-    dequantiser.next_layer();
+    dequantiser.next_layer((int64_t) positions.size() - n_past);
     if (past.exists()) {
         asl_load_past(past, ctx, *prefill, next_layer);
         asl_mark_past(past, *prefill);
