@@ -113,11 +113,21 @@ void asl_restore_blocks(ggml_type type, asl_repacked_form form, const uint8_t * 
     const repacked_type & t = *find_type(type);
     for (const block_field & field : t.fields) {
         switch (field.unit == CHUNK ? form.chunk : field.unit) {
-            case SCALES: restore_scales(field, t.block_size, src, dst); break;
-            case 1: restore_units<1>(field, t.block_size, form.rows, src, dst); break;
-            case 2: restore_units<2>(field, t.block_size, form.rows, src, dst); break;
-            case 4: restore_units<4>(field, t.block_size, form.rows, src, dst); break;
-            default: restore_units<8>(field, t.block_size, form.rows, src, dst); break;
+        case SCALES:
+            restore_scales(field, t.block_size, src, dst);
+            break;
+        case 1:
+            restore_units<1>(field, t.block_size, form.rows, src, dst);
+            break;
+        case 2:
+            restore_units<2>(field, t.block_size, form.rows, src, dst);
+            break;
+        case 4:
+            restore_units<4>(field, t.block_size, form.rows, src, dst);
+            break;
+        default:
+            restore_units<8>(field, t.block_size, form.rows, src, dst);
+            break;
         }
         src += form.rows * field.n_bytes;
     }
@@ -177,5 +187,5 @@ asl_repacked_form asl_find_repacked_form(const ggml_tensor * w) {
     }
     // another kernel, of another number of rows, would want another form
     return w->extra == found->second.kernel && w->ne[1] % std::max(1, found->second.form.rows) == 0 ? found->second.form
-                                                                                                     : asl_repacked_form();
+                                                                                                    : asl_repacked_form();
 }

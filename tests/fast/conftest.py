@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,8 @@ from fake_pip import GGUF, MEMBER, NAME, FakePip, set_manifest, write_wheel
 
 if TYPE_CHECKING:
     from tiny_llama import Make
+
+SCRIPT = Path(__file__).parents[2] / "bench" / "gpu" / "write_model.py"
 
 # Only the fixtures that need llama.cpp import it: laws in NumPy run without a built library.
 
@@ -88,3 +92,13 @@ def pip(wheel, monkeypatch) -> FakePip:
     fake = FakePip(wheel)
     monkeypatch.setattr(named, "_run_pip", fake)
     return fake
+
+
+@pytest.fixture(scope="module")
+def script():
+    """bench/gpu/write_model.py as a module."""
+    spec = importlib.util.spec_from_file_location("bench_gpu_write_model", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
-from test_gate import CALLS, OF_THE_MODEL
 
 from asl_gguf import StateError
 from asl_gguf.policies import SnapKV
 from harness import llama_cpp
+from llama_calls import CALLS, OF_THE_MODEL
 from tiny_llama import DOCUMENT, QUESTIONS, complete, greedy
 
 PRUNED = {"asl_budget": 0.4, "asl_min_prompt": 80}

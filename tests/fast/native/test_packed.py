@@ -170,7 +170,7 @@ FORMS = {
     "iq4_nl": [(8, 8), (4, 4)],
     "mxfp4": [(8, 8), (4, 4)],
     "q2_K": [(8, 8)],
-    **dict.fromkeys(("q4_K", "q5_K", "q6_K"), [(8, 8), (8, 4)]),
+    **{name: [(8, 8), (8, 4)] for name in ("q4_K", "q5_K", "q6_K")},
 }
 """rows that llama.cpp interleaves, and bytes of a row together, on x86 and ARM"""
 
