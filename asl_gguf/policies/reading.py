@@ -48,7 +48,7 @@ def read(scores: LayerScores, n_sink: int) -> Reading | None:
         return None
     queries = scores.queries[-N_QUERIES:]
     weights = np.exp2(-np.arange(len(queries) - 1, -1, -1) / _HALF_LIFE).astype(np.float32)
-    scale = 1 / math.sqrt(queries.shape[-1])
+    scale = 1 / math.sqrt(queries.shape[-1])  # of the models with thresholds; Gemma's is another
     return reading_of(window_scores(queries, scores.keys, scale, weights), n_sink)
 
 
