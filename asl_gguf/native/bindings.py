@@ -81,7 +81,7 @@ class attention_case(ctypes.Structure):
     _fields_ = [
         *((name, c_int32) for name in ("n_tokens", "n_past", "n_head", "n_head_kv", "n_embd_k", "n_embd_v", "n_swa")),
         *((name, c_int32) for name in ("n_queries", "type_k", "type_v", "n_threads")),
-        ("v_transposed", c_bool),
+        *((name, c_bool) for name in ("v_transposed", "is_rounded")),
         *((name, c_float) for name in ("scale", "cap", "cap_scale")),
         *((name, c_void_p) for name in ("q", "k", "v", "sinks", "mask", "weights")),
     ]

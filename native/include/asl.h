@@ -178,6 +178,7 @@ typedef struct asl_attention_case {
     int32_t type_v;
     int32_t n_threads; // parts that are computed one after another
     bool v_transposed; // v is [n_head_kv, n_embd_v, cells], F16 or F32
+    bool is_rounded;   // to integers of 16 bits
     float scale;
     float cap;       // softmax of scale*cap*tanh(cap_scale*kq), 0 for scale*kq
     float cap_scale;
@@ -192,7 +193,7 @@ typedef struct asl_attention_case {
 //   kernel  a name as above, or "plain 16"
 //   y       float [n_tokens, n_head, n_embd_v]
 //   scores  float [n_head_kv, cells]: sum over queries and heads of the group of weight times attention; NULL without queries
-// Returns false if the case is none, or the kernel does not run here.
+// Returns false if the case is none, the kernel does not run here, or it does not round.
 // Twin: attention in tests/twins.py
 ASL_API bool asl_attention_compute(const char * kernel, const asl_attention_case * c, float * y, float * scores);
 

@@ -42,10 +42,11 @@ struct exp_parts {
 struct attend_memory {
     attend_memory(const asl_attend & a, int64_t n_rows, int64_t n_embd_v_padded)
         : n_rows(n_rows), n_embd_v(n_embd_v_padded) {
-        const int64_t n_k = a.k.n_embd, n_temp = std::max(n_k, n_embd_v) * ASL_KEY_TILE;
+        const int64_t n_k = round_up(a.k.n_embd, 16), n_temp = std::max(n_k, n_embd_v) * ASL_KEY_TILE;
         const int64_t sizes[] = { n_rows * n_k, n_rows * n_embd_v, ASL_KEY_TILE * n_k, ASL_KEY_TILE * n_embd_v, n_temp,
-            std::min(N_STAGE, n_rows) * ASL_KEY_TILE, n_rows, n_rows, 2 * n_rows };
-        float ** parts[] = { &q, &o, &k, &v, &temp, &s, &max, &sum, &ranges };
+            std::min(N_STAGE, n_rows) * ASL_KEY_TILE, n_rows, n_rows, 2 * n_rows,
+            a.is_rounded ? n_temp : 0, n_k, n_rows, ASL_KEY_TILE, ASL_KEY_TILE };
+        float ** parts[] = { &q, &o, &k, &v, &temp, &s, &max, &sum, &ranges, &rows, &row, &unit_q, &unit_k, &unit_v };
         int64_t total = 16;
         for (const int64_t n : sizes) {
             total += round_up(n, 16);
@@ -73,6 +74,18 @@ struct attend_memory {
     float * max;
     float * sum;
     float * ranges; // cells of each row, as integers
+
+    // of attention over integers (attend-rounded.h): q, k and v hold two in the place of a number
+    float * rows; // as large as temp
+    float * row;
+    float * unit_q; // [n_rows]
+    float * unit_k; // [ASL_KEY_TILE]
+    float * unit_v;
+};
+
+// Rows of a block, whole groups.
+struct row_range {
+    int64_t begin, end;
 };
 
 } // namespace
@@ -247,16 +260,21 @@ ASL_INLINE void scale_query(const asl_attend & a, int64_t t, int64_t head, float
     }
 }
 
-// Logits of a group of scaled queries for the keys of a tile, before any limit.
 template <class S>
-ASL_INLINE void compute_logits(const asl_attend & a, const float * q, const float * k, float * s) {
-    multiply_panels<S, false>(q, a.k.n_embd, k, a.k.n_embd, ASL_KEY_TILE, s, ASL_KEY_TILE, nullptr);
+ASL_INLINE void cap_logits(const asl_attend & a, float * s) {
     if (a.cap != 0.0f) {
         const auto factor = S::set1(a.cap * a.scale);
         for (int64_t i = 0; i < ASL_ROW_GROUP * ASL_KEY_TILE; i += S::W) {
             S::store(s + i, S::mul(tanh_of<S>(S::load(s + i)), factor));
         }
     }
+}
+
+// Logits of a group of scaled queries for the keys of a tile, before any limit.
+template <class S>
+ASL_INLINE void compute_logits(const asl_attend & a, const float * q, const float * k, float * s) {
+    multiply_panels<S, false>(q, a.k.n_embd, k, a.k.n_embd, ASL_KEY_TILE, s, ASL_KEY_TILE, nullptr);
+    cap_logits<S>(a, s);
 }
 
 // Cells that token t does not attend to get no weight. begin, end: those it may, counted from the tile's first cell.
@@ -272,6 +290,15 @@ ASL_INLINE void limit_keys(const asl_attend & a, int64_t t, int64_t cell, int64_
     }
     std::fill(s, s + std::max<int64_t>(0, std::min(ASL_KEY_TILE, begin)), -INFINITY);
     std::fill(s + std::max<int64_t>(0, std::min(ASL_KEY_TILE, end)), s + ASL_KEY_TILE, -INFINITY);
+}
+
+// The same for the rows of a group.
+template <class S>
+ASL_INLINE void limit_group(const asl_attend & a, int64_t row, int64_t first, int64_t cell, attend_memory & m, float * s) {
+    for (int64_t i = 0; i < ASL_ROW_GROUP; ++i) {
+        const int64_t t = std::min(first + (row + i) / a.n_group(), a.n_tokens - 1);
+        limit_keys<S>(a, t, cell, m.begin(row + i) - cell, m.end(row + i) - cell, s + i * ASL_KEY_TILE);
+    }
 }
 
 // Logits of a group become weights relative to the running maximum of each row. factors: what the sums so far are
@@ -321,10 +348,7 @@ ASL_INLINE void attend_stage(const asl_attend & a, int64_t begin, int64_t end, i
     }
     for (int64_t r = begin; r < end; r += ASL_ROW_GROUP) {
         float * s = m.s + (r - begin) * ASL_KEY_TILE;
-        for (int64_t i = 0; i < ASL_ROW_GROUP; ++i) {
-            const int64_t t = std::min(first + (r + i) / a.n_group(), a.n_tokens - 1);
-            limit_keys<S>(a, t, cell, m.begin(r + i) - cell, m.end(r + i) - cell, s + i * ASL_KEY_TILE);
-        }
+        limit_group<S>(a, r, first, cell, m, s);
         soften<S>(s, m.max + r, m.sum + r, factors + (r - begin));
     }
     for (int64_t r = begin; r < end; r += ASL_ROW_GROUP) {
@@ -356,38 +380,47 @@ ASL_INLINE void end_row(const asl_attend & a, int64_t t, int64_t head, float * o
     }
 }
 
-template <class S>
-ASL_TARGET static void attend_block(const asl_attend & a, int64_t head_kv, int64_t first, int64_t last) {
-    const int64_t n_group = a.n_group(), n_rows = (last - first) * n_group;
-    attend_memory m(a, round_up(n_rows, ASL_ROW_GROUP), round_up(a.v.n_embd, 2 * S::W));
-    std::fill(m.q + n_rows * a.k.n_embd, m.q + m.n_rows * a.k.n_embd, 0.0f);
+// Nothing attended to yet.
+ASL_INLINE void begin_rows(const asl_attend & a, int64_t first, int64_t n_rows, attend_memory & m) {
     std::fill(m.o, m.o + m.n_rows * m.n_embd_v, 0.0f);
     for (int64_t r = 0; r < m.n_rows; ++r) {
         m.max[r] = -INFINITY;
         m.sum[r] = 0.0f;
-        const asl_key_range keys = r < n_rows ? asl_keys_of(a, first + r / n_group) : asl_key_range { 0, 0 };
+        const asl_key_range keys = r < n_rows ? asl_keys_of(a, first + r / a.n_group()) : asl_key_range { 0, 0 };
         m.begin(r) = (int32_t) keys.begin;
         m.end(r) = (int32_t) keys.end;
-        if (r < n_rows) {
-            scale_query<S>(a, first + r / n_group, head_kv * n_group + r % n_group, m.q + r * a.k.n_embd);
-        }
     }
-    // later tokens see later cells, from their windows' beginning on
+}
+
+// Later tokens see later cells, from their windows' beginning on: groups that see a tile lie side by side.
+ASL_INLINE row_range rows_that_see(attend_memory & m, int64_t n_rows, int64_t cell) {
+    row_range rows { 0, n_rows };
+    while (rows.begin < n_rows && m.end(std::min(rows.begin + ASL_ROW_GROUP, n_rows) - 1) <= cell) {
+        rows.begin += ASL_ROW_GROUP;
+    }
+    while (rows.end > rows.begin && m.begin(rows.end - 1) >= cell + ASL_KEY_TILE) {
+        --rows.end;
+    }
+    rows.end = round_up(rows.end, ASL_ROW_GROUP);
+    return rows;
+}
+
+template <class S>
+ASL_TARGET static void attend_block(const asl_attend & a, int64_t head_kv, int64_t first, int64_t last) {
+    const int64_t n_group = a.n_group(), n_rows = (last - first) * n_group;
+    attend_memory m(a, round_up(n_rows, ASL_ROW_GROUP), round_up(a.v.n_embd, 2 * S::W));
+    begin_rows(a, first, n_rows, m);
+    std::fill(m.q + n_rows * a.k.n_embd, m.q + m.n_rows * a.k.n_embd, 0.0f);
+    for (int64_t r = 0; r < n_rows; ++r) {
+        scale_query<S>(a, first + r / n_group, head_kv * n_group + r % n_group, m.q + r * a.k.n_embd);
+    }
     const int64_t begin = m.begin(0) / ASL_KEY_TILE * ASL_KEY_TILE, end = m.end(n_rows - 1);
     for (int64_t cell = begin; cell < end; cell += ASL_KEY_TILE) {
         pack_keys<S>(a, head_kv, cell, m);
         pack_values<S>(a, head_kv, cell, m);
-        // groups that see the tile lie side by side
-        int64_t r = 0, end_row = n_rows;
-        while (r < n_rows && m.end(std::min(r + ASL_ROW_GROUP, n_rows) - 1) <= cell) {
-            r += ASL_ROW_GROUP;
-        }
-        while (end_row > r && m.begin(end_row - 1) >= cell + ASL_KEY_TILE) {
-            --end_row;
-        }
-        end_row = round_up(end_row, ASL_ROW_GROUP);
-        for (; r < end_row; r += N_STAGE) {
-            attend_stage<S>(a, r, std::min(r + N_STAGE, end_row), first, cell, m);
+        const row_range rows = rows_that_see(m, n_rows, cell);
+        for (int64_t r = rows.begin; r < rows.end; r += N_STAGE) {
+            attend_stage<S>(a, r, std::min(r + N_STAGE, rows.end), first, cell, m);
         }
     }
     for (int64_t r = 0; r < n_rows; ++r) {

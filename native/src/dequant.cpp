@@ -84,7 +84,7 @@ void asl_dequantiser::prepare(const std::vector<ggml_tensor *> & nodes) {
         }
     }
     prepare_expanded(weights[0]);
-    packed.prepare(weights[1], mode == ASL_DEQUANT_INT8 ? 8 : 16, n_threads);
+    packed.prepare(weights[1], asl_act_bits(mode), n_threads);
     n_total += (int32_t) (weights[0].size() + weights[1].size());
 }
 

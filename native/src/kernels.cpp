@@ -19,7 +19,8 @@ struct measured_row {
     const char * name;
     std::vector<const char *> features; // as ggml_backend_get_features names them
     std::set<ggml_type> expands; // to F16
-    std::set<ggml_type> packs;   // for activations of 16 bits, where the product can be computed so
+    std::set<ggml_type> packs;   // where the product can be computed so
+    int act_bits; // of activations of packed weights: the most exact that is fast enough
 };
 
 // Types whose products as stored are slow, and which can be packed.
@@ -28,11 +29,11 @@ static const std::set<ggml_type> SIMPLE = { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML
 static const std::vector<measured_row> & table() {
     static const std::vector<measured_row> rows = {
         { "AVX-512 VNNI", { "AVX512_VNNI", "LLAMAFILE" },
-                { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4 }, SIMPLE },
+                { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4 }, SIMPLE, 8 },
         { "AVX2", { "AVX2", "LLAMAFILE" },
                 { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4,
                         GGML_TYPE_NVFP4, GGML_TYPE_Q2_0 },
-                SIMPLE },
+                SIMPLE, 16 },
     };
     return rows;
 }
@@ -82,6 +83,11 @@ static bool packs(const measured_row & row, ggml_type type) {
     return row.packs.count(type) > 0 && has_fast_kernel();
 }
 
+int asl_act_bits(asl_dequant mode) {
+    const measured_row * row = row_in_force();
+    return mode == ASL_DEQUANT_INT8 || (mode == ASL_DEQUANT_AUTO && row && row->act_bits == 8) ? 8 : 16;
+}
+
 asl_held asl_choose_held(asl_dequant mode, ggml_type type, bool can_pack) {
     if (mode == ASL_DEQUANT_OFF || !ggml_is_quantized(type)) {
         return asl_held::stored;
@@ -91,7 +97,7 @@ asl_held asl_choose_held(asl_dequant mode, ggml_type type, bool can_pack) {
     }
     const measured_row * row = row_in_force();
     if (can_pack && (mode == ASL_DEQUANT_AUTO ? row && packs(*row, type) : has_fast_kernel())) {
-        return mode == ASL_DEQUANT_INT8 ? asl_held::int8 : asl_held::int16;
+        return asl_act_bits(mode) == 8 ? asl_held::int8 : asl_held::int16;
     }
     return expands(row, type) ? asl_held::f16 : asl_held::stored;
 }
@@ -105,7 +111,7 @@ std::string asl_kernel_reason(ggml_type type) {
         return "as stored: not measured on this CPU";
     }
     if (packs(*row, type)) {
-        return std::string("packed for activations of 16 bits in host memory, as stored elsewhere: faster on ") + row->name;
+        return "packed for activations of " + std::to_string(row->act_bits) + " bits in host memory, as stored elsewhere: faster on " + row->name;
     }
     return std::string(expands(row, type) ? "expanded to F16 in host memory, as stored elsewhere: F16 was faster on "
                                           : "as stored: F16 was no faster on ") +
@@ -126,7 +132,7 @@ const std::string & asl_kernel_rule_line() {
                 names += (names.empty() ? "" : ", ") + std::string(ggml_type_name(type));
             }
         }
-        packed += packed.empty() ? "" : " are packed, ";
+        packed += packed.empty() ? "" : " are packed for activations of " + std::to_string(row->act_bits) + " bits, ";
         return std::string(row->name) + ": " + packed + expanded + " are expanded to F16, if they lie in host memory";
     }();
     return line;

@@ -21,6 +21,9 @@ enum class asl_held {
 // with packed weights.
 asl_held asl_choose_held(asl_dequant mode, ggml_type type, bool can_pack);
 
+// Bits that activations are rounded to for packed weights: 8 or 16.
+int asl_act_bits(asl_dequant mode);
+
 // What ASL_DEQUANT_AUTO does with weights of a type, and why.
 std::string asl_kernel_reason(ggml_type type);
 
