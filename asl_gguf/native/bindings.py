@@ -101,6 +101,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         c_bool,
         [c_int32, c_int32, c_int32, c_int32, c_int32, c_int32, POINTER(c_float), c_char_p, c_size_t],
     ),
+    "asl_kernel_peak": (c_float, [c_int32]),
     "asl_packed_kernel_name": (c_char_p, []),
     "asl_packed_product": (
         c_bool,

@@ -69,11 +69,13 @@ typedef enum asl_dequant {
     ASL_DEQUANT_OFF = 0, // as stored: bit-identical to stock llama.cpp
     // all others: attention is our own, too, where there is a kernel for the processor (asl_attention_kernel_name)
     // types whose products are faster so on this CPU are packed, or expanded to F16, once per layer (asl_kernel_rule):
-    // nearer to F32 arithmetic than stock llama.cpp's products. A model without quantised weights keeps llama.cpp's attention
+    // nearer to F32 arithmetic than stock llama.cpp's products. Activations are rounded to 8 bits on AVX-512 VNNI, where
+    // that is much faster, else to 16. A model without quantised weights keeps llama.cpp's attention
     ASL_DEQUANT_AUTO = 1,
     ASL_DEQUANT_ALL = 2, // every quantised matrix in ordinary host memory is expanded to F16
     // packed, where there is a kernel for the type and the processor (asl_packed_kernel); else as ASL_DEQUANT_AUTO.
-    // Activations are rounded to 8 bits, as stock llama.cpp does, or 16
+    // Activations are rounded to 8 bits, as stock llama.cpp does, and attention computes with integers of 16 on AVX-512
+    // VNNI; or to 16 bits, and attention computes in F32
     ASL_DEQUANT_INT8 = 3,
     ASL_DEQUANT_INT16 = 4,
 } asl_dequant;
@@ -145,6 +147,10 @@ ASL_API bool asl_kernel_expands(int32_t type, char * reason, size_t n_reason);
 // Returns false if the type is not held so here, or the product cannot be computed.
 ASL_API bool asl_kernel_measure(int32_t type, int32_t held, int32_t n_out, int32_t n_tokens, int32_t n_in, int32_t n_threads,
         float * gflops, char * buffer, size_t n_buffer);
+
+// What one core of this CPU can do at most, in 1e9 operations per CPU second: n_bits 32 for F32, 16 and 8 for integers.
+// Measured at each call, some ms. 0 where that is not known.
+ASL_API float asl_kernel_peak(int32_t n_bits);
 
 // The kernel of products with packed weights that is in force here: "scalar", "AVX2" or "AVX-512 VNNI".
 ASL_API const char * asl_packed_kernel_name(void);

@@ -6,6 +6,7 @@
 #include "error.h"
 #include "kernels.h"
 #include "packed.h"
+#include "peak.h"
 
 #include <stdexcept>
 #include <string>
@@ -39,6 +40,10 @@ bool asl_kernel_measure(int32_t type, int32_t held, int32_t n_out, int32_t n_tok
         asl_copy_message(buffer, n_buffer, err.what());
         return false;
     }
+}
+
+float asl_kernel_peak(int32_t n_bits) {
+    return (float) asl_measure_peak(n_bits);
 }
 
 const char * asl_packed_kernel_name(void) {
