@@ -47,6 +47,11 @@ def expands(type_: int) -> tuple[bool, str]:
     return bool(lib.kernel_expands(type_, reason, len(reason))), reason.value.decode()
 
 
+def peak(n_bits: int) -> float:
+    """1e9 operations per CPU second that one core can do: F32 (32), integers of 16 or 8 bits. 0: not known."""
+    return float(lib.kernel_peak(n_bits))
+
+
 def packed_kernel() -> str:
     """The kernel of products with packed weights that is in force: `scalar`, `AVX2` or `AVX-512 VNNI`."""
     return str(lib.packed_kernel_name().decode())

@@ -14,6 +14,7 @@ from ..native.bindings import llama_cpp
 from ..native.model import Model, Timing, stock_prefill, timed
 from ..policies import Full, make_policy
 from ..report import PrefillReport
+from .kernels import peak
 from .limit import full_limit, layer_parameters, linear_limit
 
 
@@ -35,13 +36,13 @@ def bench_prefill(
     """Alternates stock, unpruned and pruned prefills of one prompt; medians and ratios over the runs.
 
     Args:
-        dequant: "off": weights as stored alone; else this mode and int8, too.
+        dequant: "off": weights as stored alone; else this mode, int8 and int16, too.
 
     Returns:
         Seconds by variant (with the mode's name, unless weights are as stored), their ratios to stock run by run (wall
         and CPU: median, and [min, max] in spreads), the ratio of the fastest runs (best), seconds by phase of the last
-        pruned run, the arithmetic limit of selection, 1e9 operations per CPU second where nothing is pruned, and what was
-        kept.
+        pruned run, the arithmetic limit of selection, 1e9 operations per CPU second where nothing is pruned, the CPU seconds
+        that this machine's arithmetic takes at least and the share of that speed that was reached, and what was kept.
     """
     tokens = make_prompt(model, n_tokens)
     chosen = make_policy(policy)
@@ -58,7 +59,7 @@ def bench_prefill(
 
         for _run in range(runs + 1):  # the first one warms up
             measure("stock", partial(stock_prefill, stock_ctx, tokens, model.options.n_ubatch))
-            for mode in dict.fromkeys(("off",) if dequant == "off" else ("off", dequant, "int8")):
+            for mode in dict.fromkeys(("off",) if dequant == "off" else ("off", dequant, "int8", "int16")):
                 suffix = "" if mode == "off" else f"_{mode}"
                 with model.session(ctx, n_cells, len(tokens), mode) as session:
                     measure(f"unpruned{suffix}", partial(prefill, session, tokens, Full(), len(tokens)))
@@ -67,15 +68,31 @@ def bench_prefill(
     return _summary(model, report, {name: values[1:] for name, values in timings.items()}, runs)
 
 
-def operations(model: Model, n_tokens: int) -> float:
-    """Of a prefill that prunes nothing: 2 for each weight and token, and causal attention's."""
+def operations(model: Model, n_tokens: int) -> tuple[float, float]:
+    """Of a prefill that prunes nothing: of products, 2 for each weight and token, and of causal attention."""
     n_embd_attn = llama_cpp.llama_model_n_embd(model.handle)
-    per_layer = 2 * layer_parameters(model.path, model.n_layer) * n_tokens + 2 * n_embd_attn * n_tokens * (n_tokens + 1)
-    return model.n_layer * per_layer
+    products = 2 * layer_parameters(model.path, model.n_layer) * n_tokens
+    return model.n_layer * products, model.n_layer * 2.0 * n_embd_attn * n_tokens * (n_tokens + 1)
+
+
+def limits(products: float, attention: float) -> dict[str, float]:
+    """CPU seconds that this machine's arithmetic takes at least: all in F32, and products of 8 bits beside attention in F32
+    and in integers of 16 bits. Empty where its peaks are not known."""
+    f32, int16, int8 = (1e9 * peak(n_bits) for n_bits in (32, 16, 8))
+    if not (f32 and int16 and int8):
+        return {}
+    return {
+        "f32": (products + attention) / f32,
+        "int8": products / int8 + attention / f32,
+        "int8_int16": products / int8 + attention / int16,
+    }
 
 
 def _summary(model: Model, report: PrefillReport, timings: dict[str, list[Timing]], runs: int) -> dict[str, Any]:
     shape = (model.n_layer, report.selection_layer, report.prompt_tokens, report.kept_tokens)
+    products, attention = operations(model, report.prompt_tokens)
+    unpruned = {name: min(t.cpu for t in values) for name, values in timings.items() if not name.startswith("pruned")}
+    limit = limits(products, attention)
     result: dict[str, Any] = {
         "model": model.path.rsplit("/", 1)[-1],
         "prompt_tokens": report.prompt_tokens,
@@ -93,10 +110,10 @@ def _summary(model: Model, report: PrefillReport, timings: dict[str, list[Timing
             n_embd_attn=llama_cpp.llama_model_n_embd(model.handle),
             n_ubatch=model.options.n_ubatch,
         ),
-        "gflops": {
-            name: 1e-9 * operations(model, report.prompt_tokens) / min(t.cpu for t in values)
-            for name, values in timings.items()
-            if not name.startswith("pruned")
+        "gflops": {name: 1e-9 * (products + attention) / seconds for name, seconds in unpruned.items()},
+        "limit_cpu_seconds": limit,
+        "share_of_limit": {
+            f"{name}.{kind}": seconds / unpruned[name] for name in unpruned for kind, seconds in limit.items()
         },
         "seconds": {name: median(t.wall for t in values) for name, values in timings.items()},
         "phases": report.seconds,

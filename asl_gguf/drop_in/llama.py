@@ -61,7 +61,8 @@ class Llama(AnsweringLlama):
         asl_room: cells beside the budget, for the answer and later turns (default 1,024).
         asl_min_prompt: prompts up to this many tokens are not pruned by a share or for a time (default 256).
         asl_dequant: on CPUs, weights in another form while their layer runs. True or "auto" (default): packed, or
-            expanded to F16, where that was measured to be faster; "int8", "int16": packed, activations in so many bits;
+            expanded to F16, where that was measured to be faster; "int8", "int16": packed, activations in so many bits
+            ("auto" takes 8 on AVX-512 VNNI, where attention is computed with integers of 16 bits then, else 16);
             "all": F16. All of these compute attention with a kernel of our own (AVX2, AVX-512; `last_prefill.attention`).
             False or "off": weights as stored and llama.cpp's attention, bit-identical to stock.
         asl_protect: keep these tokens whatever their scores: "system", "tools" (all before the first user message),

@@ -94,7 +94,7 @@ class attention_case(ctypes.Structure):
     _fields_ = [
         *((name, c_int32) for name in ("n_tokens", "n_past", "n_head", "n_head_kv", "n_embd_k", "n_embd_v", "n_swa")),
         *((name, c_int32) for name in ("n_queries", "type_k", "type_v", "n_threads")),
-        ("v_transposed", c_bool),
+        *((name, c_bool) for name in ("v_transposed", "is_rounded")),
         *((name, c_float) for name in ("scale", "cap", "cap_scale")),
         *((name, c_void_p) for name in ("q", "k", "v", "sinks", "mask", "weights")),
     ]
@@ -115,6 +115,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [c_int32] * 6 + [POINTER(c_float), POINTER(c_float), c_char_p, c_size_t],
     ),
     "asl_kernel_repacked": (c_bool, [c_int32, POINTER(c_int32), POINTER(c_int32)]),
+    "asl_kernel_peak": (c_float, [c_int32]),
     "asl_packed_kernel_name": (c_char_p, []),
     "asl_packed_product": (
         c_bool,

@@ -69,11 +69,13 @@ typedef enum asl_dequant {
     ASL_DEQUANT_OFF = 0, // as stored: bit-identical to stock llama.cpp
     // all others: attention is our own, too, where there is a kernel for the processor (asl_attention_kernel_name)
     // types whose products are faster so on this CPU are packed, or expanded to F16, once per layer (asl_kernel_rule):
-    // nearer to F32 arithmetic than stock llama.cpp's products. A model without quantised weights keeps llama.cpp's attention
+    // nearer to F32 arithmetic than stock llama.cpp's products. Activations are rounded to 8 bits on AVX-512 VNNI, where
+    // that is much faster, else to 16. A model without quantised weights keeps llama.cpp's attention
     ASL_DEQUANT_AUTO = 1,
     ASL_DEQUANT_ALL = 2, // every quantised matrix in ordinary host memory is expanded to F16
     // packed, where there is a kernel for the type and the processor (asl_packed_kernel); else as ASL_DEQUANT_AUTO.
-    // Activations are rounded to 8 bits, as stock llama.cpp does, or 16
+    // Activations are rounded to 8 bits, as stock llama.cpp does, and attention computes with integers of 16 on AVX-512
+    // VNNI; or to 16 bits, and attention computes in F32
     ASL_DEQUANT_INT8 = 3,
     ASL_DEQUANT_INT16 = 4,
 } asl_dequant;
@@ -151,6 +153,10 @@ ASL_API bool asl_kernel_measure(int32_t type, int32_t held, int32_t n_out, int32
 // many bytes of a row together. Returns false if it does not, or in a way that packing does not know.
 ASL_API bool asl_kernel_repacked(int32_t type, int32_t * rows, int32_t * chunk);
 
+// What one core of this CPU can do at most, in 1e9 operations per CPU second: n_bits 32 for F32, 16 and 8 for integers.
+// Measured at each call, some ms. 0 where that is not known.
+ASL_API float asl_kernel_peak(int32_t n_bits);
+
 // The kernel of products with packed weights that is in force here: "scalar", "AVX2" or "AVX-512 VNNI".
 ASL_API const char * asl_packed_kernel_name(void);
 
@@ -184,6 +190,7 @@ typedef struct asl_attention_case {
     int32_t type_v;
     int32_t n_threads; // parts that are computed one after another
     bool v_transposed; // v is [n_head_kv, n_embd_v, cells], F16 or F32
+    bool is_rounded;   // to integers of 16 bits
     float scale;
     float cap;       // softmax of scale*cap*tanh(cap_scale*kq), 0 for scale*kq
     float cap_scale;
@@ -198,7 +205,7 @@ typedef struct asl_attention_case {
 //   kernel  a name as above, or "plain 16"
 //   y       float [n_tokens, n_head, n_embd_v]
 //   scores  float [n_head_kv, cells]: sum over queries and heads of the group of weight times attention; NULL without queries
-// Returns false if the case is none, or the kernel does not run here.
+// Returns false if the case is none, the kernel does not run here, or it does not round.
 // Twin: attention in tests/twins.py
 ASL_API bool asl_attention_compute(const char * kernel, const asl_attention_case * c, float * y, float * scores);
 

@@ -6,6 +6,7 @@
 #include "error.h"
 #include "kernels.h"
 #include "packed.h"
+#include "peak.h"
 
 #include <stdexcept>
 #include <string>
@@ -53,6 +54,10 @@ bool asl_kernel_measure(int32_t type, int32_t held, int32_t n_out, int32_t n_tok
     }
 }
 
+float asl_kernel_peak(int32_t n_bits) {
+    return (float) asl_measure_peak(n_bits);
+}
+
 const char * asl_packed_kernel_name(void) {
     return asl_packed_kernel_in_force().name;
 }
@@ -86,7 +91,7 @@ static asl_head_rows rows_of(const asl_attention_case & c, int32_t type, const v
 
 bool asl_attention_compute(const char * kernel, const asl_attention_case * c, float * y, float * scores) {
     const asl_attend_kernel * k = asl_find_attend_kernel(kernel);
-    if (!k || !asl_is_weight_type(c->type_k) || !asl_is_weight_type(c->type_v) || c->n_tokens < 1 || c->n_past < 0 || c->n_head < 1 ||
+    if (!k || (c->is_rounded && !k->attend_rounded) || !asl_is_weight_type(c->type_k) || !asl_is_weight_type(c->type_v) || c->n_tokens < 1 || c->n_past < 0 || c->n_head < 1 ||
             c->n_head_kv < 1 || c->n_head % c->n_head_kv != 0 || c->n_embd_k < 1 || c->n_embd_v < 1 || c->n_threads < 1 ||
             c->n_queries < 0 || c->n_queries > c->n_tokens || c->n_embd_k % ggml_blck_size((ggml_type) c->type_k) != 0 ||
             c->n_embd_v % ggml_blck_size((ggml_type) c->type_v) != 0) {
@@ -110,6 +115,7 @@ bool asl_attention_compute(const char * kernel, const asl_attention_case * c, fl
     a.sinks = c->sinks;
     a.mask = (const char *) c->mask;
     a.nb_mask = a.n_keys() * sizeof(float);
+    a.is_rounded = c->is_rounded;
     a.y = y;
     a.n_queries = c->n_queries;
     a.softmax = softmax.data();

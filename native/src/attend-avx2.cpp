@@ -82,7 +82,7 @@ struct simd8 {
 } // namespace
 
 const asl_attend_kernel * asl_attend_kernel_avx2() {
-    static const asl_attend_kernel kernel = { "AVX2", attend_block<simd8>, score_tile<simd8> };
+    static const asl_attend_kernel kernel = { "AVX2", attend_block<simd8>, nullptr, score_tile<simd8> };
     const bool runs = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     return runs ? &kernel : nullptr;
 }

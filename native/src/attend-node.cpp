@@ -14,7 +14,7 @@ std::string asl_attention_use::describe() const {
     if (n_own == 0) {
         return reason.empty() ? "" : "llama.cpp's: " + reason;
     }
-    std::string text = std::string("own, ") + asl_attend_kernel_in_force().name;
+    std::string text = std::string("own, ") + asl_attend_kernel_in_force().name + (is_rounded ? ", integers of 16 bits" : "");
     return n_stock == 0 ? text : text + "; in " + std::to_string(n_stock) + " layers llama.cpp's: " + reason;
 }
 

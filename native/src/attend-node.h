@@ -16,13 +16,15 @@ struct asl_attention;
 // What the layers of a prefill attended with.
 struct asl_attention_use {
     bool enabled = false; // our kernel may take the place of llama.cpp's
+    bool is_rounded = false; // it computes with integers
     int32_t n_own = 0;  // layers
     int32_t n_stock = 0;
     std::string reason;   // of the last one that kept llama.cpp's
 
-    void reset(bool enabled) {
+    void reset(bool enabled, bool may_round) {
         *this = asl_attention_use();
         this->enabled = enabled;
+        is_rounded = may_round && asl_attend_kernel_in_force().attend_rounded;
     }
     std::string describe() const;
 };
@@ -33,6 +35,9 @@ public:
     // Looks at the nodes of the part, which stay as they are. "" if their attention can be replaced, else why not.
     //   has_own_mask: llama.cpp's mask is needed, for the order of the cells does not tell what a token attends to
     std::string find(const asl_attention & att, const std::vector<ggml_tensor *> & nodes, int64_t n_past, int64_t n_swa, bool has_own_mask);
+
+    // with integers of 16 bits
+    void round() { a.is_rounded = true; }
 
     // After a find that succeeded: the attention becomes one custom node, and what only it read is taken off the list.
     void replace(std::vector<ggml_tensor *> & nodes, ggml_context * ctx);

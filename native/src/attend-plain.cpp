@@ -4,10 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #define ASL_TARGET
 
-#include "attend-tile.h"
+#include "attend-rounded.h"
 
 namespace {
 
@@ -17,6 +18,41 @@ struct plain16 {
     struct vec {
         float x[W];
     };
+
+    struct ivec {
+        int32_t x[W];
+    };
+
+    static ivec zero() { return ivec(); }
+    static ivec dot2(const ivec & sum, const vec & a, const vec & b) {
+        int16_t p[2 * W], q[2 * W];
+        memcpy(p, a.x, sizeof(p));
+        memcpy(q, b.x, sizeof(q));
+        ivec result;
+        for (int64_t i = 0; i < W; ++i) {
+            result.x[i] = sum.x[i] + p[2 * i] * q[2 * i] + p[2 * i + 1] * q[2 * i + 1];
+        }
+        return result;
+    }
+    static vec to_float(const ivec & v) {
+        return each([&](int64_t i) { return (float) v.x[i]; });
+    }
+    static void store16(char * dst, const vec & v) {
+        for (int64_t i = 0; i < W; ++i) {
+            const int16_t value = v.x[i] == v.x[i] ? (int16_t) std::nearbyint(std::min(32767.0f, std::max(-32768.0f, v.x[i]))) : 0;
+            memcpy(dst + i * sizeof(value), &value, sizeof(value));
+        }
+    }
+    static vec pairs(const char * lower, const char * upper) {
+        int16_t both[2 * W];
+        for (int64_t i = 0; i < W; ++i) {
+            memcpy(both + 2 * i, lower + i * sizeof(int16_t), sizeof(int16_t));
+            memcpy(both + 2 * i + 1, upper + i * sizeof(int16_t), sizeof(int16_t));
+        }
+        vec result;
+        memcpy(result.x, both, sizeof(both));
+        return result;
+    }
 
     template <class F>
     static vec each(F f) {
@@ -94,6 +130,6 @@ struct plain16 {
 } // namespace
 
 const asl_attend_kernel * asl_attend_kernel_plain() {
-    static const asl_attend_kernel kernel = { "plain 16", attend_block<plain16>, score_tile<plain16> };
+    static const asl_attend_kernel kernel = { "plain 16", attend_block<plain16>, attend_block_rounded<plain16>, score_tile<plain16> };
     return &kernel;
 }

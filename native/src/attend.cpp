@@ -90,18 +90,23 @@ static void compute_logits(const asl_attend & a, int64_t t, int64_t head, int64_
     }
 }
 
-// Sixteen sums, each of every sixteenth number, then halves added to halves.
-static float sum_of(const float * x) {
-    float lanes[16] = {};
-    for (int64_t i = 0; i < ASL_KEY_TILE; ++i) {
-        lanes[i % 16] += x[i];
-    }
+// Halves added to halves.
+static float sum_of_lanes(float * lanes) {
     for (int half = 8; half > 0; half /= 2) {
         for (int i = 0; i < half; ++i) {
             lanes[i] += lanes[i + half];
         }
     }
     return lanes[0];
+}
+
+// Sixteen sums, each of every sixteenth number, then all of them.
+static float sum_of(const float * x) {
+    float lanes[16] = {};
+    for (int64_t i = 0; i < ASL_KEY_TILE; ++i) {
+        lanes[i % 16] += x[i];
+    }
+    return sum_of_lanes(lanes);
 }
 
 // Logits of a row become weights relative to its running maximum. Returns what the sums so far are multiplied by.
@@ -120,22 +125,108 @@ static float soften(float * s, float & max, float & sum) {
     return factor;
 }
 
+// A row of numbers as integers, filled up with zeros to a multiple of 16.
+struct rounded_row {
+    rounded_row(std::vector<float> x, bool is_value) : q((x.size() + 15) / 16 * 16) {
+        x.resize(q.size());
+        float largest = 0.0f, lanes[16] = {};
+        for (size_t i = 0; i < x.size(); ++i) {
+            largest = std::max(largest, std::fabs(x[i]));
+            lanes[i % 16] = std::fma(x[i], x[i], lanes[i % 16]);
+        }
+        const asl_rounding r = asl_round_to(largest, sum_of_lanes(lanes), is_value);
+        unit = r.unit;
+        for (size_t i = 0; i < x.size(); ++i) {
+            q[i] = round(x[i] * r.inverse);
+        }
+    }
+
+    static int32_t round(float x) { return x == x ? (int32_t) std::nearbyint(std::min(ASL_INT_MAX, std::max(-ASL_INT_MAX, x))) : 0; }
+
+    std::vector<int32_t> q;
+    float unit;
+};
+
+// The same of integers: what compute_logits computes, to s.
+static void compute_logits_rounded(const asl_attend & a, int64_t t, int64_t head, int64_t tile, float * s) {
+    const float * q = (const float *) (a.q + t * a.nb_q_token + head * a.nb_q_head);
+    const float factor = a.cap != 0.0f ? a.cap_scale : a.scale;
+    const asl_key_range range = asl_keys_of(a, t);
+    std::vector<float> query(q, q + a.k.n_embd), key(a.k.n_embd);
+    for (float & x : query) {
+        x *= factor;
+    }
+    const rounded_row rounded_query(query, false);
+    for (int64_t i = 0; i < ASL_KEY_TILE; ++i) {
+        const int64_t cell = tile * ASL_KEY_TILE + i;
+        if (cell < range.begin || cell >= range.end) {
+            s[i] = -INFINITY;
+            continue;
+        }
+        read_cell(a.k, cell, head / a.n_group(), key);
+        const rounded_row rounded_key(key, false);
+        int32_t sum = 0;
+        for (size_t d = 0; d < key.size(); ++d) {
+            sum += rounded_query.q[d] * rounded_key.q[d];
+        }
+        s[i] = (float) sum * rounded_key.unit * rounded_query.unit;
+        s[i] = a.cap != 0.0f ? tanh_of(s[i]) * (a.cap * a.scale) : s[i];
+        s[i] += a.mask ? asl_mask_value(a, t, cell) : 0.0f;
+    }
+}
+
+// o = o*factor + the weights s times the values of a tile
+static void add_values_rounded(const asl_attend & a, int64_t head, int64_t tile, float * s, float factor, std::vector<float> & o) {
+    std::vector<float> value(a.v.n_embd);
+    std::vector<rounded_row> values;
+    float largest = 0.0f;
+    for (int64_t i = 0; i < ASL_KEY_TILE; ++i) {
+        std::fill(value.begin(), value.end(), 0.0f);
+        if (tile * ASL_KEY_TILE + i < a.n_keys()) {
+            read_cell(a.v, tile * ASL_KEY_TILE + i, head / a.n_group(), value);
+        }
+        values.emplace_back(value, true);
+        s[i] *= values[i].unit;
+        largest = std::max(largest, s[i]);
+    }
+    const float total = sum_of(s), scale = std::min(ASL_INT_MAX / largest, ASL_WEIGHTS_MAX / total);
+    const float inverse = largest < ASL_UNIT_MIN ? 0.0f : scale;
+    const float unit = std::fma(total, 0.0f, largest < ASL_UNIT_MIN ? 0.0f : 1.0f / scale);
+    for (size_t d = 0; d < o.size(); ++d) {
+        int32_t sum = 0;
+        for (int64_t i = 0; i < ASL_KEY_TILE; ++i) {
+            sum += rounded_row::round(s[i] * inverse) * values[i].q[d];
+        }
+        o[d] = std::fma((float) sum, unit, o[d] * factor);
+    }
+}
+
+// o = o*factor + the weights s times the values of a tile
+static void add_values(const asl_attend & a, int64_t head, int64_t tile, const float * s, float factor, std::vector<float> & o) {
+    std::vector<float> value(a.v.n_embd);
+    for (float & x : o) {
+        x *= factor;
+    }
+    for (int64_t i = 0; i < ASL_KEY_TILE && tile * ASL_KEY_TILE + i < a.n_keys(); ++i) {
+        read_cell(a.v, tile * ASL_KEY_TILE + i, head / a.n_group(), value);
+        for (int64_t d = 0; d < a.v.n_embd; ++d) {
+            o[d] = std::fma(s[i], value[d], o[d]);
+        }
+    }
+}
+
 static void attend_row(const asl_attend & a, int64_t t, int64_t head) {
     const asl_key_range range = asl_keys_of(a, t);
-    std::vector<float> o(a.v.n_embd), value(a.v.n_embd);
+    std::vector<float> o(a.v.n_embd);
     float max = -INFINITY, sum = 0.0f;
     for (int64_t tile = range.begin / ASL_KEY_TILE; tile * ASL_KEY_TILE < range.end; ++tile) {
         float s[ASL_KEY_TILE];
-        compute_logits(a, t, head, tile, s);
+        (a.is_rounded ? compute_logits_rounded : compute_logits)(a, t, head, tile, s);
         const float factor = soften(s, max, sum);
-        for (float & x : o) {
-            x *= factor;
-        }
-        for (int64_t i = 0; i < ASL_KEY_TILE && tile * ASL_KEY_TILE + i < a.n_keys(); ++i) {
-            read_cell(a.v, tile * ASL_KEY_TILE + i, head / a.n_group(), value);
-            for (int64_t d = 0; d < a.v.n_embd; ++d) {
-                o[d] = std::fma(s[i], value[d], o[d]);
-            }
+        if (a.is_rounded) {
+            add_values_rounded(a, head, tile, s, factor, o);
+        } else {
+            add_values(a, head, tile, s, factor, o);
         }
     }
     float factor = 1.0f;
@@ -183,7 +274,7 @@ static void score_scalar(const asl_attend & a, int64_t head_kv, int64_t tile, fl
     }
 }
 
-static const asl_attend_kernel SCALAR = { "scalar", attend_scalar, score_scalar };
+static const asl_attend_kernel SCALAR = { "scalar", attend_scalar, attend_scalar, score_scalar };
 
 const asl_attend_kernel * asl_find_attend_kernel(const char * name) {
     for (const asl_attend_kernel * kernel : { &SCALAR, asl_attend_kernel_plain(), asl_attend_kernel_avx2(), asl_attend_kernel_avx512() }) {
@@ -205,7 +296,7 @@ void asl_attend_part(const asl_attend_kernel & kernel, const asl_attend & a, int
     }
     for (int64_t i = ith; i < n_parts(); i += nth) {
         const int64_t end = a.n_tokens - i / a.n_head_kv * n_block;
-        kernel.attend(a, i % a.n_head_kv, std::max<int64_t>(0, end - n_block), end);
+        (a.is_rounded ? kernel.attend_rounded : kernel.attend)(a, i % a.n_head_kv, std::max<int64_t>(0, end - n_block), end);
     }
 }
 
@@ -215,93 +306,4 @@ void asl_score_part(const asl_attend_kernel & kernel, const asl_attend & a, floa
         const int64_t head = i % a.n_head_kv, tile = i / a.n_head_kv;
         kernel.score(a, head, tile, scores + head * n_row + tile * ASL_KEY_TILE);
     }
-}
-
-// Small cases that kernels are compared on at first use.
-
-// A chunk of some form, over numbers that are the same in every run.
-struct attend_case {
-    attend_case(int64_t n_embd, int64_t n_swa, float cap, bool transposed);
-
-    // y, then softmax, then scores
-    std::vector<float> run(const asl_attend_kernel & kernel);
-
-    asl_attend a;
-    std::vector<float> q, sinks;
-    std::vector<ggml_fp16_t> k, v;
-};
-
-static std::vector<float> draw(size_t n, uint32_t seed) {
-    std::vector<float> values(n);
-    uint32_t state = seed;
-    for (float & x : values) {
-        state = state * 1664525u + 1013904223u;
-        x = ((int) (state >> 8) % 20001 - 10000) / 3000.0f;
-    }
-    return values;
-}
-
-attend_case::attend_case(int64_t n_embd, int64_t n_swa, float cap, bool transposed) {
-    a.n_tokens = 9;
-    a.n_past = 121;
-    a.n_head = 6;
-    a.n_head_kv = 2;
-    a.n_swa = n_swa;
-    a.n_queries = 4;
-    a.scale = 0.3f;
-    a.cap = cap;
-    q = draw(a.n_tokens * a.n_head * n_embd, 1);
-    sinks = draw(a.n_head, 2);
-    const std::vector<float> drawn_k = draw(a.n_keys() * a.n_head_kv * n_embd, 3);
-    const std::vector<float> drawn_v = draw(a.n_keys() * a.n_head_kv * n_embd, 4);
-    k.resize(drawn_k.size());
-    v.resize(drawn_v.size());
-    ggml_fp32_to_fp16_row(drawn_k.data(), k.data(), k.size());
-    ggml_fp32_to_fp16_row(drawn_v.data(), v.data(), v.size());
-
-    const size_t n_bytes = sizeof(ggml_fp16_t), n_row = a.n_head_kv * n_embd * n_bytes;
-    a.q = (const char *) q.data();
-    a.nb_q_head = n_embd * sizeof(float);
-    a.nb_q_token = a.n_head * a.nb_q_head;
-    a.k = { GGML_TYPE_F16, (const char *) k.data(), n_embd, n_row, n_embd * n_bytes, 0, false };
-    a.v = { GGML_TYPE_F16, (const char *) v.data(), n_embd, n_row, n_embd * n_bytes, 0, false };
-    if (transposed) {
-        a.v.nb_cell = n_bytes;
-        a.v.nb_embd = a.n_keys() * n_bytes;
-        a.v.nb_head = n_embd * a.v.nb_embd;
-        a.v.transposed = true;
-    }
-    a.sinks = n_swa > 0 ? sinks.data() : nullptr;
-}
-
-std::vector<float> attend_case::run(const asl_attend_kernel & kernel) {
-    const size_t n_y = a.n_tokens * a.n_head * a.v.n_embd, n_softmax = a.n_queries * a.n_head * 2;
-    std::vector<float> result(n_y + n_softmax + a.n_head_kv * a.n_keys());
-    a.y = result.data();
-    a.softmax = result.data() + n_y;
-    asl_attend_part(kernel, a, 0, 1);
-    asl_score_part(kernel, a, a.softmax + n_softmax, a.n_keys(), 0, 1);
-    return result;
-}
-
-static bool is_right(const asl_attend_kernel & kernel) {
-    for (attend_case c : { attend_case(64, 0, 0.0f, false), attend_case(40, 70, 0.0f, true), attend_case(96, 20, 5.0f, false) }) {
-        const std::vector<float> want = c.run(SCALAR), got = c.run(kernel);
-        if (memcmp(want.data(), got.data(), want.size() * sizeof(float)) != 0) {
-            return false;
-        }
-    }
-    return true;
-}
-
-const asl_attend_kernel & asl_attend_kernel_in_force() {
-    static const asl_attend_kernel & kernel = []() -> const asl_attend_kernel & {
-        for (const asl_attend_kernel * k : { asl_attend_kernel_avx512(), asl_attend_kernel_avx2() }) {
-            if (k && is_right(*k)) {
-                return *k;
-            }
-        }
-        return SCALAR;
-    }();
-    return kernel;
 }

@@ -8,6 +8,8 @@
 
 #include "ggml.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -17,6 +19,29 @@ static const int64_t ASL_KEY_TILE = 64;
 static const int64_t ASL_ROW_GROUP = 6;
 // where the exponential is 0
 static const float ASL_EXP_MIN = -87.0f;
+
+// Rounded attention. Queries (scaled), keys and values become integers of 16 bits times a unit for each row, which is such
+// that the largest is at most this, and the root of the sum of squares of a query and a key at most that: no sum of their
+// products leaves 32 bits.
+static const float ASL_INT_MAX = 32767.0f;
+static const float ASL_NORM_MAX = 46000.0f;
+// Values are integers of 14 bits. The weights of a row for the keys of a tile, each times the unit of its value, become
+// integers whose largest is ASL_INT_MAX at most and whose sum is this: times a value again below 2^31.
+static const float ASL_VALUE_MAX = 8191.0f;
+static const float ASL_WEIGHTS_MAX = 262000.0f;
+// a row whose unit would be less counts as 0
+static const float ASL_UNIT_MIN = 1e-20f;
+
+struct asl_rounding {
+    float unit, inverse;
+};
+
+// Of a row with this largest absolute value and sum of squares (sixteen sums, as those of weights: attend.cpp).
+inline asl_rounding asl_round_to(float largest, float squares, bool is_value) {
+    const float unit = is_value ? largest / ASL_VALUE_MAX : std::max(largest / ASL_INT_MAX, std::sqrt(squares) / ASL_NORM_MAX);
+    const bool is_zero = !(unit > ASL_UNIT_MIN);
+    return { std::fma(squares, 0.0f, is_zero ? 0.0f : unit), is_zero ? 0.0f : 1.0f / unit }; // what is no number stays none
+}
 
 // K or V of all KV heads: rows of a head's elements, or, transposed, rows of cells.
 struct asl_head_rows {
@@ -53,6 +78,8 @@ struct asl_attend {
     ggml_type mask_type = GGML_TYPE_F32;
     size_t nb_mask = 0;
 
+    bool is_rounded = false; // queries, keys, values and weights: a kernel's attend_rounded
+
     float * y = nullptr; // [n_tokens, n_head, v.n_embd]
 
     // of the last tokens' queries, whose attention is summed for each key
@@ -69,6 +96,9 @@ struct asl_attend_kernel {
 
     // Tokens begin..end-1 of the query heads of one KV head: y, and softmax where they belong to n_queries.
     void (*attend)(const asl_attend & a, int64_t head_kv, int64_t begin, int64_t end);
+
+    // The same over integers of 16 bits, NULL where that is no faster.
+    void (*attend_rounded)(const asl_attend & a, int64_t head_kv, int64_t begin, int64_t end);
 
     // dst[i] = sum over queries and heads of the group of weight times attention to cell tile*ASL_KEY_TILE + i. After
     // attend for all of them.
@@ -107,5 +137,7 @@ void asl_score_part(const asl_attend_kernel & kernel, const asl_attend & a, floa
 // defined by attend-avx2.cpp and attend-avx512.cpp. NULL where they were not compiled, or the processor lacks something
 const asl_attend_kernel * asl_attend_kernel_avx2();
 const asl_attend_kernel * asl_attend_kernel_avx512();
+// attend-vnni.cpp: attend_rounded on AVX-512 with VNNI, or NULL
+decltype(asl_attend_kernel::attend_rounded) asl_attend_rounded_vnni();
 // attend-plain.cpp
 const asl_attend_kernel * asl_attend_kernel_plain();

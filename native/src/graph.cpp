@@ -290,6 +290,9 @@ bool asl_layer_cutter::find_own_attention(const asl_attention & att, int32_t il,
         attention.reason = reason.empty() ? attention.reason : reason;
     }
     if (reason.empty()) {
+        if (attention.is_rounded) {
+            node->round();
+        }
         own[il] = std::move(node);
     }
     return reason.empty();

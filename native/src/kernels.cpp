@@ -15,7 +15,6 @@
 
 // A type whose products are faster packed.
 struct measured_packing {
-    int act_bits;
     int stored_from;   // tokens of a layer from which it pays to pack weights as stored in host memory. 0: it never does
     int repacked_from; // the same for weights that llama.cpp has repacked
 };
@@ -27,6 +26,7 @@ struct measured_row {
     std::vector<const char *> features; // as ggml_backend_get_features names them
     std::set<ggml_type> expands; // to F16
     std::map<ggml_type, measured_packing> packs; // where the product can be computed so
+    int act_bits;                                // of activations of packed weights: the most exact that is fast enough
 };
 
 static const std::vector<measured_row> & table() {
@@ -34,28 +34,30 @@ static const std::vector<measured_row> & table() {
         { "AVX-512 VNNI", { "AVX512_VNNI", "LLAMAFILE" },
                 { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4 },
                 {
-                        { GGML_TYPE_Q4_0, { 16, 32, 64 } },
-                        { GGML_TYPE_Q4_1, { 16, 32, 0 } },
-                        { GGML_TYPE_Q5_0, { 16, 32, 0 } },
-                        { GGML_TYPE_Q5_1, { 16, 32, 0 } },
-                        { GGML_TYPE_Q8_0, { 16, 32, 0 } },
-                        { GGML_TYPE_IQ4_NL, { 8, 32, 64 } },
-                        { GGML_TYPE_MXFP4, { 8, 32, 64 } },
-                        { GGML_TYPE_Q2_K, { 8, 0, 64 } },
-                        { GGML_TYPE_Q4_K, { 8, 256, 64 } },
-                        { GGML_TYPE_Q5_K, { 8, 256, 0 } },
-                        { GGML_TYPE_Q6_K, { 8, 256, 0 } },
-                } },
+                        { GGML_TYPE_Q4_0, { 32, 64 } },
+                        { GGML_TYPE_Q4_1, { 32, 0 } },
+                        { GGML_TYPE_Q5_0, { 32, 0 } },
+                        { GGML_TYPE_Q5_1, { 32, 0 } },
+                        { GGML_TYPE_Q8_0, { 32, 0 } },
+                        { GGML_TYPE_IQ4_NL, { 32, 64 } },
+                        { GGML_TYPE_MXFP4, { 32, 64 } },
+                        { GGML_TYPE_Q2_K, { 0, 64 } },
+                        { GGML_TYPE_Q4_K, { 256, 64 } },
+                        { GGML_TYPE_Q5_K, { 256, 0 } },
+                        { GGML_TYPE_Q6_K, { 256, 0 } },
+                },
+                8 },
         { "AVX2", { "AVX2", "LLAMAFILE" },
                 { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4,
                         GGML_TYPE_NVFP4, GGML_TYPE_Q2_0 },
                 {
-                        { GGML_TYPE_Q4_0, { 16, 32, 0 } },
-                        { GGML_TYPE_Q4_1, { 16, 32, 0 } },
-                        { GGML_TYPE_Q5_0, { 16, 32, 0 } },
-                        { GGML_TYPE_Q5_1, { 16, 32, 0 } },
-                        { GGML_TYPE_Q8_0, { 16, 32, 0 } },
-                } },
+                        { GGML_TYPE_Q4_0, { 32, 0 } },
+                        { GGML_TYPE_Q4_1, { 32, 0 } },
+                        { GGML_TYPE_Q5_0, { 32, 0 } },
+                        { GGML_TYPE_Q5_1, { 32, 0 } },
+                        { GGML_TYPE_Q8_0, { 32, 0 } },
+                },
+                16 },
     };
     return rows;
 }
@@ -107,35 +109,36 @@ static const measured_packing * find_packing(const measured_row * row, ggml_type
     return row && found != row->packs.end() && has_fast_kernel() ? &found->second : nullptr;
 }
 
-// Activations of so many bits.
-static asl_held packed_for(int act_bits) { return act_bits == 8 ? asl_held::int8 : asl_held::int16; }
+int asl_act_bits(asl_dequant mode) {
+    const measured_row * row = row_in_force();
+    return mode == ASL_DEQUANT_INT8 || (mode == ASL_DEQUANT_AUTO && row && row->act_bits == 8) ? 8 : 16;
+}
 
 asl_held asl_choose_held(asl_dequant mode, const asl_weight_use & use) {
     if (mode == ASL_DEQUANT_OFF || !ggml_is_quantized(use.type) || use.n_tokens < ASL_PACK_TOKENS_MIN) {
         return asl_held::stored;
     }
-    if (mode == ASL_DEQUANT_INT8 || mode == ASL_DEQUANT_INT16) {
-        if (use.can_pack && has_fast_kernel()) {
-            return packed_for(mode == ASL_DEQUANT_INT8 ? 8 : 16);
-        }
+    const asl_held packed = asl_act_bits(mode) == 8 ? asl_held::int8 : asl_held::int16;
+    const bool by_name = mode == ASL_DEQUANT_INT8 || mode == ASL_DEQUANT_INT16;
+    if (by_name && use.can_pack && has_fast_kernel()) {
+        return packed;
     }
+    const measured_packing * packing = use.can_pack ? find_packing(row_in_force(), use.type) : nullptr;
     if (use.repacked) {
-        const measured_packing * packing = use.can_pack ? find_packing(row_in_force(), use.type) : nullptr;
         const bool pays = mode == ASL_DEQUANT_AUTO && packing && packing->repacked_from > 0 && use.n_tokens >= packing->repacked_from;
-        return pays ? packed_for(packing->act_bits) : asl_held::stored;
+        return pays ? packed : asl_held::stored;
     }
     if (mode == ASL_DEQUANT_ALL) {
         return asl_held::f16;
     }
-    const measured_packing * packing = use.can_pack ? find_packing(row_in_force(), use.type) : nullptr;
     if (packing && packing->stored_from > 0) {
-        return use.n_tokens >= packing->stored_from ? packed_for(packing->act_bits) : asl_held::stored;
+        return use.n_tokens >= packing->stored_from ? packed : asl_held::stored;
     }
     return expands(row_in_force(), use.type) ? asl_held::f16 : asl_held::stored;
 }
 
-static std::string describe(const measured_packing & p) {
-    std::string result = "packed for activations of " + std::to_string(p.act_bits) + " bits (";
+static std::string describe(const measured_packing & p, int act_bits) {
+    std::string result = "packed for activations of " + std::to_string(act_bits) + " bits (";
     if (p.stored_from > 0) {
         result += "in host memory from " + std::to_string(p.stored_from) + " tokens on";
     }
@@ -154,7 +157,7 @@ std::string asl_kernel_reason(ggml_type type) {
         return "as stored: not measured on this CPU";
     }
     if (const measured_packing * packing = find_packing(row, type)) {
-        return describe(*packing) + ", as stored elsewhere: faster on " + row->name;
+        return describe(*packing, row->act_bits) + ", as stored elsewhere: faster on " + row->name;
     }
     return std::string(expands(row, type) ? "expanded to F16 in host memory, as stored elsewhere: F16 was faster on "
                                           : "as stored: F16 was no faster on ") +
@@ -183,7 +186,7 @@ const std::string & asl_kernel_rule_line() {
         }
         std::vector<std::string> parts;
         if (!packed.empty()) {
-            parts.push_back(packed + " are packed");
+            parts.push_back(packed + " are packed for activations of " + std::to_string(row->act_bits) + " bits");
         }
         if (!expanded.empty()) {
             parts.push_back(expanded + " are expanded to F16");

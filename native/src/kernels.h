@@ -31,6 +31,9 @@ struct asl_weight_use {
 
 asl_held asl_choose_held(asl_dequant mode, const asl_weight_use & use);
 
+// Bits that activations are rounded to for packed weights: 8 or 16.
+int asl_act_bits(asl_dequant mode);
+
 // What ASL_DEQUANT_AUTO does with weights of a type, and why.
 std::string asl_kernel_reason(ggml_type type);
 

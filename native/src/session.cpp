@@ -110,7 +110,8 @@ void asl_session::open(std::vector<int32_t> tokens, int32_t n_window, int32_t fi
     dequantiser.set_mode(on_cpu ? dequant : ASL_DEQUANT_OFF, ctx.n_threads_batch());
     // where no weight is rounded, the default gives llama.cpp's bits; the other modes are asked for by name
     const bool is_exact = dequant == ASL_DEQUANT_AUTO && !has_quantised_weights(ctx.get_model());
-    attention.reset(on_cpu && dequant != ASL_DEQUANT_OFF && !is_exact);
+    // where activations have 8 bits, integers of 16 in attention are no further from F32
+    attention.reset(on_cpu && dequant != ASL_DEQUANT_OFF && !is_exact, asl_act_bits(dequant) == 8);
     attention.reason = !on_cpu ? "on another device" : is_exact ? "no weight is quantised"
                                                                 : "weights are as stored";
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -15,6 +16,8 @@ from twins import attention
 
 TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "Q4_0": 2}
 IN_FORCE = lib.attention_kernel_name().decode()
+VNNI = "avx512_vnni" in Path("/proc/cpuinfo").read_text()
+ROUNDING = {"plain 16"} | ({"AVX-512"} if VNNI else set())
 KERNELS = sorted({"plain 16", IN_FORCE} - {"scalar"})
 
 
@@ -40,6 +43,7 @@ class Case:
     masked: bool = False
     weighted: bool = False
     n_threads: int = 1
+    rounded: bool = False
 
 
 CASES = [
@@ -111,7 +115,7 @@ class Drawn:
         arrays |= {"sinks": self.sinks, "mask": self.mask, "weights": self.weights}
         given = bindings.attention_case(
             *(case.n_tokens, case.n_past, case.n_head, case.n_head_kv, case.n_embd, self.v.shape[-1], case.n_swa),
-            *(case.n_queries, TYPES[case.k], TYPES[case.v], case.n_threads, case.v_transposed),
+            *(case.n_queries, TYPES[case.k], TYPES[case.v], case.n_threads, case.v_transposed, case.rounded),
             *(case.scale, case.cap, case.scale / case.cap if case.cap else 1.0),
             *(None if array is None else array.ctypes.data for array in arrays.values()),
         )
@@ -147,9 +151,22 @@ def test_the_scalar_kernel_is_the_twin(case):
     assert case.masked or np.any(y)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("case", CASES, ids=str)
+def test_rounded_attention_is_near_the_twin(case):
+    """Numbers of 14 bits and more, whose errors are independent."""
+    drawn = Drawn(replace(case, rounded=True))
+    y, _ = drawn.run("scalar")
+    expected, _ = drawn.twin()
+    tolerance = max(1.0, case.scale * 8)
+    assert np.allclose(y, expected, rtol=0, atol=6e-4 * tolerance)
+    assert np.sqrt(np.mean((y - expected) ** 2)) < 1e-4 * tolerance
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("case", [*CASES, *(replace(case, rounded=True) for case in CASES)], ids=str)
 def test_every_kernel_gives_the_same_bits(case, kernel):
+    if case.rounded and kernel not in ROUNDING:
+        pytest.skip("rounds nothing")
     drawn = Drawn(case, seed=1)
     for got, expected in zip(drawn.run(kernel), drawn.run("scalar"), strict=True):
         assert np.array_equal(got.view(np.uint32), expected.view(np.uint32))
@@ -163,28 +180,32 @@ def test_the_kernel_of_this_processor_is_in_force():
     assert expected == IN_FORCE
 
 
-def test_chunks_change_no_bit():
-    """The same tokens in chunks of 50, 1 and 79: each row is summed over tiles that begin at fixed cells."""
-    whole = Drawn(Case(n_tokens=130, n_past=0, n_queries=130))
-    y, _ = whole.run(IN_FORCE)
+@pytest.mark.parametrize("rounded", [False, True])
+def test_chunks_change_no_bit(rounded):
+    """The same tokens in chunks of 50, 1 and 79: each row is summed over tiles that begin at fixed cells, and K and V
+    are rounded by the row."""
+    kernel = "plain 16" if rounded else IN_FORCE
+    whole = Drawn(Case(n_tokens=130, n_past=0, n_queries=130, rounded=rounded))
+    y, _ = whole.run(kernel)
     for begin, end in ((0, 50), (50, 51), (51, 130)):
         part = Drawn(replace(whole.case, n_tokens=end - begin, n_past=begin, n_queries=1))
         part.q, part.k_stored, part.v_stored = whole.q[begin:end].copy(), whole.k_stored[:end], whole.v_stored[:end]
-        assert np.array_equal(part.run(IN_FORCE)[0], y[begin:end])
+        assert np.array_equal(part.run(kernel)[0], y[begin:end])
 
 
-def test_cells_that_hold_no_number():
+@pytest.mark.parametrize("rounded", [False, True])
+def test_cells_that_hold_no_number(rounded):
     """What a token may not attend to does not reach it, beyond its tile; a key that is no number makes its row none."""
-    drawn = Drawn(Case(n_tokens=70, n_past=0, n_queries=1))
+    drawn = Drawn(Case(n_tokens=70, n_past=0, n_queries=1, rounded=rounded))
     drawn.k_stored[64:], drawn.v_stored[64:] = np.nan, np.nan
-    y, _ = drawn.run(IN_FORCE)
+    y, _ = drawn.run("plain 16" if rounded else IN_FORCE)
     assert np.isfinite(y[:64]).all() and np.isnan(y[64:]).all()
     assert np.array_equal(np.isnan(y), np.isnan(drawn.run("scalar")[0]))
 
 
 def test_what_is_no_case():
     drawn = Drawn(Case())
-    given = bindings.attention_case(7, 66, 6, 4, 64, 64, 0, 3, 1, 1, 1, False, 0.1, 0.0, 1.0)
+    given = bindings.attention_case(7, 66, 6, 4, 64, 64, 0, 3, 1, 1, 1, False, False, 0.1, 0.0, 1.0)
     assert not lib.attention_compute(b"scalar", ctypes.byref(given), None, None)  # 6 heads, 4 of K/V
     assert drawn.run("scalar")[0].any()
     given.n_head_kv = 2
