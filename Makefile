@@ -24,7 +24,7 @@ NATIVE := LLAMA_CPP_VERSION CMakeLists.txt models/manifest.json \
 # one more CMake option, which later builds keep
 serve test-server: override CMAKE_ARGS += -DASL_BUILD_SERVER=ON
 
-.PHONY: help demo serve test test-server test-fast bench small conformance lint types docs build wheel test-wheel patch clean FORCE
+.PHONY: help demo serve ui test test-server test-fast bench small conformance lint types docs build wheel test-wheel patch clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -34,6 +34,11 @@ demo: build ## a long prompt with and without pruning, on a small model (downloa
 
 serve: build ## an endpoint on port 8080 whose prompts are pruned: llama.cpp's server (compiles some minutes more, once)
 	$(VENV)/bin/asl-gguf serve -m $(MODEL) --asl-budget 0.2 -np 4 $(SERVE_ARGS)
+
+ui: build ## build/ui/dist: llama.cpp's own web page, for `asl-gguf serve --path build/ui/dist` (needs npm: 1,060 packages)
+	@command -v npm >/dev/null || { echo "expected npm, found none. On Debian and Ubuntu: apt-get install npm" >&2; exit 1; }
+	rm -rf build/ui && cp -R $(SOURCE)/llama_cpp_python-*/vendor/llama.cpp/tools/ui build/ui
+	cd build/ui && npm ci --ignore-scripts --no-fund --no-audit && npx svelte-kit sync && npm run build
 
 test: build ## all tests: the fast ones, those of a GPU or what stands for one, the slow ones
 	$(PY) -m pytest -n auto tests/fast

@@ -114,24 +114,28 @@ def main() -> int:
     tests = find_tests()
     if tests is None:
         parser.error("expected llama.cpp's tests in the source tree below build/; run make serve first")
-    found = {}
+    totals, differing = dict.fromkeys(RUNS, 0), []
+    n_tests = 0
+    print("| file | tests | " + " | ".join(f"{name} passes" for name in RUNS) + " |\n|---|---|" + "---|" * len(RUNS))
     with tempfile.TemporaryDirectory() as folder:
         model = resolve(args.model)
         if args.layers is not None:
             whole, model = model, Path(folder) / "cut.gguf"
             cut(whole, model, args.layers)
-        for name, budget in RUNS.items():
-            found[name] = run(tests, args.files, model, budget, Path(folder))
-            passed = sum(outcome == "PASSED" for outcome in found[name].values())
-            print(f"{name}: {passed} of {len(found[name])} pass", flush=True)
-    names = sorted(set(found["stock"]) | set(found["engine"]))
-    differing = [name for name in names if found["stock"].get(name) != found["engine"].get(name)]
-    for file in args.files:
-        outcomes = {name: [found[name].get(test) for test in names if test.startswith(f"unit/{file}")] for name in RUNS}
-        passed = ", ".join(f"{name} {of_file.count('PASSED')}" for name, of_file in outcomes.items())
-        print(f"{file}: {len(outcomes['stock'])} tests, passed: {passed}")
-    for name in differing:
-        print(f"{name}: stock {found['stock'].get(name)}, engine {found['engine'].get(name)}")
+        for file in args.files:
+            found = {name: run(tests, [file], model, budget, Path(folder)) for name, budget in RUNS.items()}
+            names = sorted(set().union(*found.values()))
+            passed = {
+                name: sum(outcome == "PASSED" for outcome in outcomes.values()) for name, outcomes in found.items()
+            }
+            print(f"| {file} | {len(names)} | " + " | ".join(map(str, passed.values())) + " |", flush=True)
+            n_tests += len(names)
+            totals = {name: totals[name] + n for name, n in passed.items()}
+            lines = {name: ", ".join(f"{run_} {found[run_].get(name)}" for run_ in RUNS) for name in names}
+            differing += [
+                f"{name}: {lines[name]}" for name in names if len({of.get(name) for of in found.values()}) > 1
+            ]
+    print(f"| all | {n_tests} | " + " | ".join(map(str, totals.values())) + " |", *differing, sep="\n")
     return bool(differing)
 
 

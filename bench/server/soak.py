@@ -2,14 +2,15 @@
 
     .venv/bin/python bench/server/soak.py --requests 500 --disconnects 1000
 
-Prints what each part found. Exit code 1 if memory grew by more than a tenth over the second half of the requests, if a slot is at
-work, keeps cells once it is erased or answers differently from before, if an `asl` object made a server error, or if a signal under
-load did not end the server.
+Prints what each part found. Exit code 1 if memory grew by more than a tenth over the second half of the requests or of the clients that
+leave, if a slot is at work, keeps cells once it is erased or answers differently from before, if an `asl` object made a server error,
+or if a signal under load did not end the server. What is no JSON at all is llama-server's to answer: with 500.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import http.client
 import json
@@ -50,7 +51,7 @@ for one in open_ones:
 """a process that asks several things at once"""
 
 VALUES: list[Any] = [
-    None, True, -1, 0, 1, 7.5, -0.5, 1e300, 2**63, "", "auto", "auto:0.9-0.1", "fit:1GiB", "none", "\x00", "\ud800", "x" * 10_000,
+    None, True, -1, 0, 1, 7.5, -0.5, 1e300, 2**63, "", "auto", "auto:0.9-0.1", "fit:1GiB", "none", "\x00", "\uffff", "x" * 10_000,
     [], [[]], {}, {"budget": {}}, ["system", 3], ["system"], "snapkv", "pyramidinfer", "asl-span:window=-3", "asl-span:tau=nan",
     "gemfilter", "full", 0.3, 1.0, 512,
 ]  # fmt: skip
@@ -77,15 +78,15 @@ def make_body(rng: random.Random, n_predict: int = 20) -> dict[str, Any]:
     return {"prompt": text(rng, rng.randrange(5, 400)), "n_predict": n_predict, "stream": rng.random() < 0.5}
 
 
-def in_threads(n: int, work: Callable[[random.Random], None]) -> None:
+def in_threads(n: int, work: Callable[[random.Random], None], seed: int = 0) -> None:
     """n times, some at once."""
 
-    def part(seed: int) -> None:
-        rng = random.Random(seed)
+    def part(i: int) -> None:
+        rng = random.Random(seed * THREADS + i)
         for _ in range(n // THREADS):
             work(rng)
 
-    threads = [threading.Thread(target=part, args=(seed,)) for seed in range(THREADS)]
+    threads = [threading.Thread(target=part, args=(i,)) for i in range(THREADS)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -100,6 +101,11 @@ def send_requests(server: Server, n_requests: int, words: tuple[int, int]) -> bo
         if i % max(1, n_requests // 10) == 0 or i == n_requests - 1:
             found.append(resident_mib(server))
             print(f"after {i + 1} requests: {found[-1]:.1f} MiB", flush=True)
+    return steady(found)
+
+
+def steady(found: list[float]) -> bool:
+    """Memory after equal parts of the work."""
     return len(found) < 2 or found[-1] <= 1.1 * found[len(found) // 2]
 
 
@@ -109,6 +115,17 @@ def leave(server: Server, rng: random.Random, seconds: float) -> None:
     connection.request("POST", "/completion", json.dumps(make_body(rng)), {"Content-Type": "application/json"})
     time.sleep(rng.uniform(0, seconds))
     connection.close()
+
+
+def send_leaving(server: Server, n_clients: int, seconds: float) -> bool:
+    """Whether memory stays as it is."""
+    found = []
+    for tenth in range(10):
+        in_threads(n_clients // 10, lambda rng: leave(server, rng, seconds), tenth)
+        server.wait_until_idle()
+        found.append(resident_mib(server))
+        print(f"after {(tenth + 1) * n_clients // 10} clients that left: {found[-1]:.1f} MiB", flush=True)
+    return steady(found)
 
 
 def kill(server: Server, rng: random.Random, seconds: float) -> None:
@@ -137,10 +154,10 @@ def raw_status(server: Server, path: str, data: bytes) -> int:
 
 def send_hostile(server: Server, n_requests: int) -> bool:
     """Whether no `asl` object made a server error, and the server is there."""
-    rng, statuses, wrong = random.Random(11), dict.fromkeys(range(2, 6), 0), []
-    for path in PATHS:
-        for data in RAW:
-            statuses[raw_status(server, path, data) // 100] += 1
+    rng, wrong = random.Random(11), []
+    statuses = collections.Counter(raw_status(server, path, data) // 100 for path in PATHS for data in RAW)
+    print("malformed: " + ", ".join(f"{n} of {kind}xx" for kind, n in sorted(statuses.items())), flush=True)
+    statuses.clear()
     for _ in range(n_requests):
         options = {rng.choice(NAMES[:4] if rng.random() < 0.8 else NAMES): rng.choice(VALUES) for _ in range(2)}
         body = {"prompt": text(rng, rng.choice((3, 300))), "n_predict": 1, "asl": options}
@@ -151,8 +168,8 @@ def send_hostile(server: Server, n_requests: int) -> bool:
         if status >= 500:
             wrong.append((status, repr(body["asl"])[:200]))
     alive = server.get("/health")[0] == 200
-    counts = ", ".join(f"{n} of {kind}xx" for kind, n in statuses.items() if n)
-    print(f"malformed and hostile: {counts}; server errors for asl objects: {wrong[:5]}; alive: {alive}", flush=True)
+    counts = ", ".join(f"{n} of {kind}xx" for kind, n in sorted(statuses.items()))
+    print(f"hostile: {counts}; server errors: {wrong[:5]}; alive: {alive}", flush=True)
     return alive and not wrong
 
 
@@ -202,8 +219,7 @@ def soak(args: argparse.Namespace, model: Path) -> bool:
         question = {"prompt": text(random.Random(9), 300), "n_predict": 8, "cache_prompt": False}
         before = server.complete(**question)["content"]
         good = send_requests(server, args.requests, tuple(args.words))
-        print(f"{args.disconnects} clients leave at random times", flush=True)
-        in_threads(args.disconnects, lambda rng: leave(server, rng, args.seconds))
+        good &= send_leaving(server, args.disconnects, args.seconds)
         good &= is_clean(server, question, before)
         print(f"{args.kills} processes of clients are killed", flush=True)
         in_threads(args.kills, lambda rng: kill(server, rng, args.seconds))

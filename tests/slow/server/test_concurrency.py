@@ -1,4 +1,9 @@
-"""Many clients at once: each gets the answer that it would get alone."""
+"""Many clients at once: each gets the answer that it would get alone.
+
+To the last bit, where as many tokens run at once as alone. Tokens that others decode make no difference, nor do slices of a prompt.
+Prompts that llama.cpp evaluates itself do, where they do not fit into the batch that is left beside answers (`asl_limit_batch`): with
+fewer tokens at once, attention adds up in another order. Here they are shorter than that.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +19,8 @@ from serving import Server, serving
 N_STREAMS, N_LONG = 8, 2
 N_CTX, N_PREDICT = 1024, 100
 BODY = {"temperature": 0, "ignore_eos": True, "cache_prompt": False, "n_probs": 2}
-NEAR = 0.05
-"""logarithms of two tokens' probabilities that lie as close together change places with the order of sums"""
+N_WHOLE = 8
+"""tokens of a prompt that no batch cuts (`Pace.n_whole`)"""
 
 
 @pytest.fixture(scope="module")
@@ -50,41 +55,37 @@ def alone(server: Server, prompt: Any, n_predict: int, slot: int) -> Asked:
     return asked
 
 
-def assert_same_answers(found: Asked, expected: Asked) -> None:
-    """Up to the first token that was as good as another one."""
-    assert found.asl.get("kept_tokens") == expected.asl.get("kept_tokens")
-    assert len(found.tokens) == len(expected.tokens)
-    for i, ((token, _), (wanted, margin)) in enumerate(zip(found.tokens, expected.tokens)):
-        if token != wanted:
-            assert margin < NEAR, f"token {i}: {token} instead of {wanted}, which was better by {margin:.3f}"
-            return
+def start(asked: Asked, others_prefill: threading.Event) -> threading.Thread:
+    """Returns once its answer has begun: no other prompt takes its part of the batch."""
+    thread = threading.Thread(target=asked.listen, args=(others_prefill,))
+    thread.start()
+    while not asked.tokens:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    return thread
 
 
 def test_eight_stream_while_long_prompts_prefill(many, document):
-    short = [[*document[20 * i : 20 * i + 30], 28] for i in range(N_STREAMS)]
+    short = [document[20 * i : 20 * i + N_WHOLE] for i in range(N_STREAMS)]
     long = [[*document[i + 1 :], *document[: i + 1]] for i in range(N_LONG)]
     expected = [alone(many, tokens, N_PREDICT, i) for i, tokens in enumerate(short)]
     expected += [alone(many, tokens, 16, N_STREAMS + i) for i, tokens in enumerate(long)]
-    prefilling = threading.Event()
-    found = [Asked(many, tokens, N_PREDICT, i) for i, tokens in enumerate(short)]
-    threads = [threading.Thread(target=asked.listen, args=(prefilling,)) for asked in found]
-    for thread in threads:
-        thread.start()
-    while not all(asked.tokens for asked in found):
-        assert any(thread.is_alive() for thread in threads)
-        time.sleep(0.01)
+    prefilling, found, threads = threading.Event(), [], []
+    for i, tokens in enumerate(short):
+        found.append(Asked(many, tokens, N_PREDICT, i))
+        threads.append(start(found[-1], prefilling))
     prefilling.set()
     late = [Asked(many, tokens, 16, N_STREAMS + i) for i, tokens in enumerate(long)]
     threads += [threading.Thread(target=asked.listen, args=(threading.Event(),)) for asked in late]
     for thread in threads[N_STREAMS:]:
         thread.start()
     while not any(asked.tokens for asked in late):
-        assert any(thread.is_alive() for thread in threads[N_STREAMS:])
+        assert threads[-1].is_alive()
         time.sleep(0.01)
     prefilling.clear()
     for thread in threads:
         thread.join()
     assert all(asked.n_while_others_prefill > 5 for asked in found)
     assert all(asked.asl["pruned"] for asked in late)
-    for one, other in zip([*found, *late], expected, strict=True):
-        assert_same_answers(one, other)
+    for i, (one, other) in enumerate(zip([*found, *late], expected, strict=True)):
+        assert one.tokens == other.tokens, f"request {i}"
