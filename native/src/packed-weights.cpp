@@ -1,5 +1,7 @@
 #include "packed-weights.h"
 
+#include "pages.h"
+
 #include "ggml-backend.h"
 
 #include <algorithm>
@@ -36,6 +38,7 @@ void asl_packed_weights::prepare(const std::vector<wanted> & list, int n_threads
         if (!buffer) {
             throw std::bad_alloc();
         }
+        asl_prefer_large_pages(ggml_backend_buffer_get_base(buffer.get()), size_bytes());
     }
     uint8_t * base = nullptr; // each matrix is a multiple of the alignment
     if (buffer) {

@@ -51,7 +51,17 @@ static int64_t resident_bytes(const ggml_tensor * t) {
     }
     return n_bytes;
 }
+
+void asl_prefer_large_pages(void * data, size_t n_bytes) {
+    const uintptr_t first = GGML_PAD((uintptr_t) data, page_size());
+    const uintptr_t last = ((uintptr_t) data + n_bytes) / page_size() * page_size();
+    if (first < last) {
+        madvise((void *) first, last - first, MADV_HUGEPAGE); // a kernel without them refuses
+    }
+}
 #else
+void asl_prefer_large_pages(void *, size_t) {}
+
 static void release(const ggml_tensor *, size_t, size_t) {}
 
 static int64_t resident_bytes(const ggml_tensor * t) { return ggml_nbytes(t); }

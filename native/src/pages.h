@@ -1,8 +1,9 @@
-// Physical memory behind a KV cache in ordinary host memory. A cell takes pages once it is written, so that a layer
+// Physical memory behind buffers in ordinary host memory. A cell of a KV cache takes pages once it is written, so that a layer
 // with fewer rows takes less than one with more, though their tensors are of one size.
 
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 struct ggml_tensor;
@@ -14,3 +15,7 @@ void asl_release_unused(llama_context & ctx);
 
 // Bytes of a layer's K and V that take physical memory now; all of them where asl_release_unused does nothing.
 int64_t asl_resident_bytes(llama_context & ctx, int32_t il);
+
+// Asks for large pages behind memory that was allocated and not touched yet, and is read and written from end to end again and
+// again. Does nothing outside Linux.
+void asl_prefer_large_pages(void * data, size_t n_bytes);

@@ -20,7 +20,9 @@ TYPES = kernels.type_names()
 MEASURED = "no measurements" not in kernels.rule()
 """a row of the table holds on this machine"""
 K_AND_IQ = [name for name in TYPES if name.lower().endswith("_k") or name.startswith("iq")]
-FASTER_AS_STORED = [name for name in K_AND_IQ if name != "iq4_nl"]
+PACKED_ON_AVX512 = ("q4_K", "q5_K", "q6_K")
+FASTER_AS_STORED = [name for name in K_AND_IQ if name not in ("iq4_nl", *PACKED_ON_AVX512)]
+ON_AVX512 = kernels.rule().startswith("AVX-512 VNNI") and kernels.packed_kernel() != "scalar"
 PACKS = kernels.packed_kernel() != "scalar"
 
 
@@ -34,6 +36,13 @@ def test_k_and_iq_types_stay_as_stored(name):
     assert not kernels.expands(TYPES[name])[0]
 
 
+@pytest.mark.parametrize("name", PACKED_ON_AVX512)
+def test_k_types_are_packed_where_that_was_measured(name):
+    packs, reason = kernels.expands(TYPES[name])
+    assert packs == ON_AVX512
+    assert reason.startswith("packed for activations of 8 bits" if ON_AVX512 else "as stored")
+
+
 @pytest.mark.skipif(not MEASURED, reason="nothing is known of this CPU, so nothing is expanded")
 @pytest.mark.parametrize("name", ["q4_1", "q5_1"])
 def test_types_without_a_fast_product_are_expanded(name):
@@ -41,11 +50,11 @@ def test_types_without_a_fast_product_are_expanded(name):
     assert name in kernels.rule()
 
 
-def count_expanded(model: Model, mode: str) -> int:
+def count_expanded(model: Model, mode: str, n_tokens: int = 110) -> int:
     with model.context() as ours:
         session = ours.session()
         session.set_dequant(mode)
-        return prefill(session, prompt(110), make_policy("none"), 110).n_dequantised
+        return prefill(session, prompt(n_tokens), make_policy("none"), n_tokens).n_dequantised
 
 
 @pytest.mark.skipif(not MEASURED, reason="nothing is known of this CPU, so nothing is expanded")
@@ -55,10 +64,20 @@ def test_auto_expands_q4_1(tiny_model):
 
 
 @pytest.mark.parametrize("mix", ["q4_k", "q6_k"])
-def test_auto_leaves_k_types_alone(script, tmp_path, mix):
+def test_auto_leaves_k_types_of_short_prompts_alone(script, tmp_path, mix):
     script.write_model(str(tmp_path / "k.gguf"), script.SHAPES["tiny"], mix)
     with closing(Model(tmp_path / "k.gguf", repack=False)) as model:
         assert count_expanded(model, "auto") == 0 < count_expanded(model, "all")
+        assert count_expanded(model, "auto", 300) == (count_expanded(model, "all", 300) if ON_AVX512 else 0)
+
+
+def test_auto_packs_what_llama_cpp_repacks(script, tmp_path):
+    script.write_model(str(tmp_path / "k.gguf"), script.SHAPES["tiny"], "q4_k")
+    with closing(Model(tmp_path / "k.gguf")) as model:
+        assert count_expanded(model, "auto", 63) == 0 == count_expanded(model, "all")
+        assert count_expanded(model, "auto", 64) == (
+            7 * model.n_layer - 3 if ON_AVX512 else 0
+        )  # the last FFN has one token
 
 
 def test_weights_in_six_bits_keep_the_scale_of_their_input(script):
@@ -80,10 +99,12 @@ def test_every_type_is_measured():
     assert set(stored) == set(TYPES)
     assert [row.gflops for row in rows] == sorted((row.gflops for row in rows), reverse=True)
     assert all(0.001 < row.gflops < 1e5 for row in rows)
-    assert stored["q6_K"].auto.startswith("as stored")
+    assert stored["q3_K"].auto.startswith("as stored")
     assert not MEASURED or stored["q4_1"].auto.startswith("packed" if PACKS else "expanded")
     assert {row.held for row in rows if row.type == "q4_1"} >= {"packed int8", "packed int16"}
-    assert not [row for row in rows if row.type.startswith("iq") and row.held.startswith("packed")]
+    assert not [row for row in rows if row.type.startswith(("iq2", "iq3")) and row.held.startswith("packed")]
+    packed = {row.type for row in rows if row.held.startswith("packed")}
+    assert all((row.pack_ns > 0) == (row.type in packed) for row in stored.values())
 
 
 def test_a_longer_product_takes_longer():
@@ -115,7 +136,10 @@ def test_the_command(capsys):
     assert printed["rule"] == kernels.rule() and {row["type"] for row in printed["kernels"]} == {"q4_1", "f16"}
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["type", "held", "GF/s", "auto"] and lines[-1] == f"auto here: {kernels.rule()}"
+    assert (
+        lines[0].split() == ["type", "held", "GF/s", "pack", "ns", "auto"]
+        and lines[-1] == f"auto here: {kernels.rule()}"
+    )
 
 
 def test_a_shape_that_is_none(capsys):

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 from contextlib import closing
-from typing import Any
 
 import gguf
 import llama_cpp
 import numpy as np
 import pytest
 
-from asl_gguf.bench.kernels import REPACKED, measure, packed_kernel, repacked_form, type_names
+from asl_gguf.bench.kernels import packed_kernel, type_names
 from asl_gguf.engine.prefill import prefill
 from asl_gguf.native.bindings import lib
 from asl_gguf.policies import make_policy
 from harness import Model, prompt
-from twins import packed_product, repacked
+from twins import packed_product
+from weights import draw, floats, places_of_scales, product
 
 SIMPLE = dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "mxfp4"), 32)
 TYPES = {**SIMPLE, **dict.fromkeys(("q2_K", "q4_K", "q5_K", "q6_K"), 256)}
@@ -24,46 +23,6 @@ TYPES = {**SIMPLE, **dict.fromkeys(("q2_K", "q4_K", "q5_K", "q6_K"), 256)}
 FAST = packed_kernel() != "scalar"
 SHAPES = [(n_tokens, n_out, n_in) for n_tokens in (1, 3, 4, 5, 7) for n_out, n_in in ((1, 256), (16, 512), (37, 768))]
 """tokens, outputs, inputs: whole tiles, and what does not fill one"""
-
-
-def places_of_scales(name: str) -> list[int]:
-    """Bytes of a block where numbers of f16 begin."""
-    two = {"q2_K": [80, 82], "q4_1": [0, 2], "q5_1": [0, 2], "q4_K": [0, 2], "q5_K": [0, 2]}
-    return {**two, "q6_K": [208], "mxfp4": []}.get(name, [0])
-
-
-def draw_weights(rng: np.random.Generator, name: str, n_out: int, n_in: int) -> np.ndarray:
-    """Random bytes, but for scales, which are numbers: f16 at the places where blocks of the type have them."""
-    kind = gguf.GGMLQuantizationType[name.upper()]
-    n_block, n_bytes = gguf.GGML_QUANT_SIZES[kind]
-    blocks = rng.integers(0, 256, (n_out, n_in // n_block, n_bytes), dtype=np.uint8)
-    if name == "mxfp4":
-        blocks[..., 0] = rng.integers(117, 123, blocks.shape[:2])  # an exponent
-    for place in places_of_scales(name):
-        scales = rng.uniform(-0.02, 0.02, blocks.shape[:2]).astype(np.float16)
-        blocks[..., place : place + 2] = scales[..., None].view(np.uint8)
-    return blocks.reshape(n_out, -1)
-
-
-def floats(array: np.ndarray) -> Any:
-    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-
-
-def product(
-    kernel: str, name: str, weights: np.ndarray, x: np.ndarray, bits: int, form: tuple[int, int] = (0, 0)
-) -> np.ndarray:
-    n_tokens, n_in = x.shape
-    y = np.full((n_tokens, len(weights)), np.nan, np.float32)
-    arguments = (len(weights), n_in, bits, floats(x), n_tokens, floats(y))
-    assert lib.packed_product(kernel.encode(), type_names()[name], weights.ctypes.data, *form, *arguments)
-    return y
-
-
-def draw(seed: int, name: str, n_tokens: int, n_out: int, n_in: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((n_tokens, n_in)).astype(np.float32)
-    x *= np.exp(rng.standard_normal((1, n_in))).astype(np.float32)  # some inputs are much larger than others
-    return draw_weights(rng, name, n_out, n_in), x
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -162,67 +121,6 @@ def test_a_whole_prefill(tiny_model, weight_type, budget):
             packed, n_packed = logits(model, mode, budget)
             assert n_packed == n > 0
             assert 0 < np.sqrt(np.mean((packed - expanded) ** 2)) < tolerance * spread
-
-
-FORMS = {
-    "q4_0": [(8, 8), (4, 8), (4, 4)],
-    "q8_0": [(4, 8), (4, 4)],
-    "iq4_nl": [(8, 8), (4, 4)],
-    "mxfp4": [(8, 8), (4, 4)],
-    "q2_K": [(8, 8)],
-    **{name: [(8, 8), (8, 4)] for name in ("q4_K", "q5_K", "q6_K")},
-}
-"""rows that llama.cpp interleaves, and bytes of a row together, on x86 and ARM"""
-
-
-@pytest.mark.parametrize(("name", "form"), [(name, form) for name, forms in FORMS.items() for form in forms])
-def test_weights_that_llama_cpp_repacked(name, form):
-    """They are packed to the bytes of the stored ones: products have the same bits."""
-    for n_out, n_in in ((8, 256), (16, 512), (40, 768)):
-        weights, x = draw(n_out, name, 3, n_out, n_in)
-        expected = product("scalar", name, weights, x, 16)
-        assert np.array_equal(product("scalar", name, repacked(name, weights, *form), x, 16, form), expected)
-        assert not np.array_equal(product("scalar", name, weights, x, 16, form), expected)
-
-
-@pytest.mark.parametrize("form", [(8, 2), (16, 1), (3, 8), (-8, 8), (8, -8), (0, 8)])
-def test_forms_that_are_not_known(form):
-    weights, x = draw(0, "q4_0", 1, 48, 64)
-    arguments = (weights.ctypes.data, *form, 48, 64, 8, floats(x), 1, floats(np.empty(48, np.float32)))
-    assert lib.packed_product(b"scalar", type_names()["q4_0"], *arguments) == (form[0] == 0)
-
-
-def test_rows_that_are_no_whole_group():
-    weights, x = draw(0, "q4_0", 1, 12, 64)
-    arguments = (weights.ctypes.data, 8, 8, 12, 64, 8, floats(x), 1, floats(np.empty(12, np.float32)))
-    assert not lib.packed_product(b"scalar", type_names()["q4_0"], *arguments)
-
-
-@pytest.mark.parametrize("name", type_names())
-def test_what_llama_cpp_repacks_here_is_known(name):
-    """Found by trial: weights that it repacks must come back."""
-    form = repacked_form(type_names()[name])
-    measured = measure(type_names()[name], REPACKED, (64, 4, 256), 1)
-    assert (form is not None) == (measured is not None and measured[1] == "CPU_REPACK")
-    assert form is None or form in FORMS[name]
-
-
-def cells(path: Any, repack: bool, mode: str) -> np.ndarray:
-    with closing(Model(path, repack=repack)) as model, model.context() as ours:
-        session = ours.session()
-        session.set_dequant(mode)
-        report = prefill(session, prompt(110), make_policy("none"), 110)
-        assert report.n_dequantised == 7 * model.n_layer
-        return np.concatenate([np.ravel(rows) for rows in (*ours.cells().keys, *ours.cells().values)])
-
-
-@pytest.mark.skipif(not FAST, reason="this processor has no kernel beside the scalar one")
-@pytest.mark.parametrize("mix", ["q4_k", "q4_k_m"])
-def test_a_prefill_of_repacked_weights(script, tmp_path, mix):
-    """The same K/V, bit for bit, whether llama.cpp has repacked the weights or not."""
-    script.write_model(str(tmp_path / "k.gguf"), script.SHAPES["tiny"], mix)
-    for mode in ("int8", "int16"):
-        assert np.array_equal(*(cells(tmp_path / "k.gguf", repack, mode) for repack in (False, True)))
 
 
 def test_threads_do_not_change_a_bit(tiny_model):
