@@ -58,12 +58,13 @@ class AnsweringLlama(StatefulLlama):
         chunks = self._completion(known_to(super()._create_completion(*args, **kwargs), call))
         stop = kwargs["stop"]
         if not kwargs.get("stream"):
-            results = ended_at_first_stop(chunks, stop, kwargs.get("suffix") or "", self._last_bytes)
-            return logprobs.of_plain(results, len(kwargs["prompt"])) if logprobs else results
+            echoed = kwargs["prompt"] if kwargs.get("echo") and isinstance(kwargs["prompt"], str) else ""
+            results = ended_at_first_stop(chunks, stop, echoed, kwargs.get("suffix") or "", self._last_bytes)
+            return logprobs.of_plain(results, len(kwargs["prompt"]), stop) if logprobs else results
         if kwargs.get("logprobs") is not None:
             return chunks
         chunks = whole_characters(chunks, lambda: (self.n_tokens, self._text.sampled), lambda: self._answer(stop))
-        return logprobs.of_stream(chunks, len(kwargs["prompt"])) if logprobs else chunks
+        return logprobs.of_stream(chunks, len(kwargs["prompt"]), stop) if logprobs else chunks
 
     def _answer(self, stop: list[str]) -> str:
         """The text after the last prompt, up to a stop string."""
