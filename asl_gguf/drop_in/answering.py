@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import PromptError
+from ..errors import PromptError, StateError
 from ..native.bindings import llama_cpp
 from . import generation
 from .completion import as_called, check_response_format, ended_at_first_stop, up_to_stop, whole_characters
@@ -29,7 +29,12 @@ class AnsweringLlama(StatefulLlama):
 
         @functools.wraps(llama_cpp.Llama.sample)
         def sample(self, *args: Any, **kwargs: Any) -> int:
-            given, processors = generation.as_given(self._gate, _SAMPLE.bind(self, *args, **kwargs).arguments)
+            bound = _SAMPLE.bind(self, *args, **kwargs).arguments
+            if self._generating:  # generate has checked the rest
+                self._check_logits(bound.get("idx"))
+                return super().sample(*args, **kwargs)
+            given, processors = generation.as_given(self._gate, bound)
+            self._check_logits(given.get("idx"))
             token = super().sample(**given)
             processors.check()
             return token
@@ -44,6 +49,15 @@ class AnsweringLlama(StatefulLlama):
                     return super().create_chat_completion(messages, *args, **kwargs)
             except UnicodeEncodeError as err:
                 raise no_unicode("messages", err) from None
+
+    def _check_logits(self, idx: int | None) -> None:
+        """Raises StateError where llama.cpp has no logits to sample from: it would end the process."""
+        row = -1 if idx is None else idx - self.n_tokens
+        if self.n_tokens == 0 or not llama_cpp.llama_get_logits_ith(self.ctx, row):
+            raise StateError(
+                f"expected logits of an evaluated token to sample from, got none after {self.n_tokens} tokens"
+                f"{'' if idx is None else f' for idx {idx}'}; evaluate a token first"
+            )
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         kwargs = as_called(kwargs, self._n_vocab)

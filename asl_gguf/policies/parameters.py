@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from .contract import Prompt
 
 
-_LARGEST = sys.float_info.max
+_LARGEST = float(np.finfo(np.float64).max)
 
 
 def scaled_layer(depth: float, n_layer: int) -> int:
