@@ -8,9 +8,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
 from ._version import __version__
 from .errors import (
     AdapterError,
@@ -30,8 +27,9 @@ from .errors import (
     UnaskedWarning,
     UnsupportedModelError,
 )
-from .native import loading
+from .native import selecting
 
+TYPE_CHECKING = False  # typing's, without importing it: the command starts sooner
 if TYPE_CHECKING:
     from .drop_in.llama import Llama
     from .drop_in.pruned import pruned
@@ -39,13 +37,15 @@ if TYPE_CHECKING:
 
 # `import llama_cpp` finds our library from now on. It is loaded on first use, so that models and docs
 # work without it.
-loading.select(__path__)
+selecting.select(__path__)
 
 _LAZY = {"Llama": "drop_in.llama", "PrefillReport": "report", "pruned": "drop_in.pruned"}
 
 
 def __getattr__(name: str) -> object:
     if name in _LAZY:
+        from importlib import import_module
+
         return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

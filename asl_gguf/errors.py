@@ -6,6 +6,17 @@ class also derives from the built-in that callers of `llama_cpp` already handle.
 
 from __future__ import annotations
 
+_MOST_BITS = 200  # of an integer that messages write out
+_MOST_LETTERS = 80
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: no longer than a line. Python itself writes no integer of more than 4,300 digits."""
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 3]}..."
+
 
 class AslError(Exception):
     """Base of every error raised by asl_gguf."""

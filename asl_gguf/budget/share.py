@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import OptionError
+from ..errors import OptionError, shown
 
 _CELL_STEP = 256  # llama.cpp rounds n_ctx up to it
 
@@ -23,21 +23,21 @@ class Budget:
         value = self.value
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise OptionError(
-                f"asl_budget: expected a float in (0, 1], an int of at least 1 token, or None, got {value!r}"
+                f"asl_budget: expected a float in (0, 1], an int of at least 1 token, or None, got {shown(value)}"
             )
         if isinstance(value, float) and not 0.0 < value <= 1.0:
-            raise OptionError(f"asl_budget: expected a share in (0, 1] or an int number of tokens, got {value!r}")
+            raise OptionError(f"asl_budget: expected a share in (0, 1] or an int number of tokens, got {shown(value)}")
         if isinstance(value, int) and value < 1:
-            raise OptionError(f"asl_budget: expected at least 1 token, got {value}")
+            raise OptionError(f"asl_budget: expected at least 1 token, got {shown(value)}")
         if isinstance(self.min_prompt, bool) or not isinstance(self.min_prompt, int) or self.min_prompt < 0:
-            raise OptionError(f"asl_min_prompt: expected a number of tokens, 0 or more, got {self.min_prompt!r}")
+            raise OptionError(f"asl_min_prompt: expected a number of tokens, 0 or more, got {shown(self.min_prompt)}")
 
     def check(self, at_least: int) -> None:
         """Raises OptionError if a budget in tokens is smaller than at_least."""
         if isinstance(self.value, int) and self.value < at_least:
             raise OptionError(
                 f"asl_budget: expected at least {at_least} tokens (the policy always keeps its window and sinks "
-                f"and needs one more), got {self.value}; raise asl_budget or use a policy with a smaller window"
+                f"and needs one more), got {shown(self.value)}; raise asl_budget or use a policy with a smaller window"
             )
 
     def kept(self, n_tokens: int, at_least: int) -> int:

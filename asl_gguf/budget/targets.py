@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from ..errors import OptionError
+from ..errors import OptionError, shown
 from ..policies import Policy
 from .share import Budget
 
@@ -48,7 +48,7 @@ class Auto:
         number = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
         match = re.fullmatch(rf"auto:{number}-{number}", text, re.IGNORECASE | re.ASCII)
         if match is None or not 0 < float(match[1]) <= float(match[2]) <= 1:
-            raise OptionError(f"{option}: expected {FORMS}, with 0 < LEAST <= MOST <= 1, got {text!r}")
+            raise OptionError(f"{option}: expected {FORMS}, with 0 < LEAST <= MOST <= 1, got {shown(text)}")
         return cls(text, float(match[1]), float(match[2]), min_prompt)
 
     def check(self, policy: Policy) -> None:
@@ -80,13 +80,13 @@ class Target:
             OptionError: it is neither; the message begins with the option's name.
         """
         Budget(1, min_prompt)  # refuses a wrong min_prompt
-        match = re.fullmatch(r"(fit|ttft):([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([a-z]+)", text, re.IGNORECASE)
+        match = re.fullmatch(r"(fit|ttft):([0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})([a-z]+)", text, re.IGNORECASE)
         if match is not None:
             kind: Literal["fit", "ttft"] = "fit" if match[1].lower() == "fit" else "ttft"
             unit = _UNITS[kind].get(match[3].lower())
             if unit is not None and (amount := Fraction(match[2]) * unit) > 0:
                 return cls(text, kind, int(amount) if kind == "fit" else float(amount), min_prompt)
-        raise OptionError(f"{option}: expected {FORMS}, got {text!r}")
+        raise OptionError(f"{option}: expected {FORMS}, got {shown(text)}")
 
 
 def parse_target(text: str, min_prompt: int = Budget.min_prompt, option: str = "asl_budget") -> Auto | Target:
@@ -107,7 +107,9 @@ def make_budget(value: BudgetValue, min_prompt: int) -> Budget | Auto | Target:
     if not isinstance(value, str):
         return Budget(value, min_prompt)
     if not is_target(value):
-        raise OptionError(f"asl_budget: expected a float in (0, 1], an int of at least 1 token, {FORMS}, got {value!r}")
+        raise OptionError(
+            f"asl_budget: expected a float in (0, 1], an int of at least 1 token, {FORMS}, got {shown(value)}"
+        )
     return parse_target(value, min_prompt)
 
 

@@ -99,6 +99,8 @@ def describe(value: object, depth: int = 4) -> str:
         return f"{value.dtype}{list(value.shape)} {digest}"
     if isinstance(value, re.Pattern):
         return f"{value.pattern!r} with flags {value.flags}"
+    if isinstance(value, int) and value.bit_length() > 1024:  # Python writes no decimals of 4,300 digits
+        return hex(value)
     if isinstance(value, (str, bytes, int, float, type(None))):
         return repr(value)
     if isinstance(value, type) or inspect.isroutine(value):

@@ -12,7 +12,7 @@ from .._version import __version__
 from ..errors import AslError, OptionError, PromptError
 from . import bench, calibrate, chat, compare, demo, doctor, evaluate, inspect, models, run, serve
 from .options import check_numbers
-from .parser import Parser
+from .parser import Parser, shortened
 from .streams import drop_output, open_streams
 
 
@@ -63,5 +63,5 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _failed(why: object, code: int) -> int:
     with contextlib.suppress(OSError):  # standard error may be as full as standard output
-        print(f"asl-gguf: {why}", file=sys.stderr, flush=True)
+        print(f"asl-gguf: {shortened(str(why))}", file=sys.stderr, flush=True)
     return code

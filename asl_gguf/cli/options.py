@@ -10,7 +10,7 @@ from typing import Any
 
 from ..budget.targets import FORMS, BudgetValue, is_target, parse_target
 from ..cache.packing import KINDS
-from ..errors import OptionError
+from ..errors import OptionError, shown
 from ..policies import DEFAULT, make_policy
 from ..policies.protect import ROLES
 
@@ -67,7 +67,7 @@ def parse_budget(text: str, option: str = "--budget") -> BudgetValue | None:
         return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         raise OptionError(
-            f"{option}: expected a share such as 0.2 or 20%, a number of tokens such as 512, {FORMS}, or none, got {text!r}"
+            f"{option}: expected a share such as 0.2 or 20%, a number of tokens such as 512, {FORMS}, or none, got {shown(text)}"
         ) from None
 
 
@@ -115,7 +115,7 @@ def check_numbers(args: argparse.Namespace) -> None:
                 expected = f"at least {least}" if value < least else f"at most {most}"
             else:
                 expected = f"a number from {least:g} {f'to {most:g}' if most == 1 else 'on'}"
-            raise OptionError(f"--{name.replace('_', '-')}: expected {expected}, got {value}")
+            raise OptionError(f"--{name.replace('_', '-')}: expected {expected}, got {shown(value)}")
     parallel = getattr(args, "parallel", None)
     if parallel is not None and parallel != 1:
         raise OptionError(
@@ -266,7 +266,7 @@ def keeping_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 def _protected(text: str) -> Any:
     if text in ROLES:
         return text
-    if span := re.fullmatch(r"(-?\d+):(-?\d+)", text):
+    if span := re.fullmatch(r"(-?\d{1,18}):(-?\d{1,18})", text):
         return int(span[1]), int(span[2])
     if len(text) > 2 and text.startswith("/") and text.endswith("/"):
         try:
@@ -274,7 +274,7 @@ def _protected(text: str) -> Any:
         except re.error as err:
             raise OptionError(f"--protect: expected a regular expression between slashes, got {text}: {err}") from None
     raise OptionError(
-        f"--protect: expected {', '.join(ROLES)}, BEGIN:END in tokens, or /REGULAR EXPRESSION/, got {text!r}"
+        f"--protect: expected {', '.join(ROLES)}, BEGIN:END in tokens, or /REGULAR EXPRESSION/, got {shown(text)}"
     )
 
 

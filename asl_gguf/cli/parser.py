@@ -8,6 +8,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+_MOST_LETTERS = 1000
+
+
+def shortened(message: str) -> str:
+    """A message without the middle of what fills a screen: arguments of thousands of letters are in it as they came."""
+    return message if len(message) <= _MOST_LETTERS else f"{message[: _MOST_LETTERS - 100]} ... {message[-80:]}"
+
 
 class Parser(argparse.ArgumentParser):
     """Names the nearest option of its own command where one is unknown. Subcommands get the same class."""
@@ -20,6 +27,9 @@ class Parser(argparse.ArgumentParser):
         if left:  # of a subcommand: argparse would leave them to the command's parser, which knows none of its options
             self.refuse(left)
         return parsed, left
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shortened(message))
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if message and file is sys.stdout:  # its help on a full disk is an error, which argparse would drop

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import PromptError
+from ..errors import PromptError, StateError
 from ..native.bindings import llama_cpp
 from . import generation
 from .completion import as_called, check_response_format, ended_at_first_stop, up_to_stop, whole_characters
@@ -29,7 +29,12 @@ class AnsweringLlama(StatefulLlama):
 
         @functools.wraps(llama_cpp.Llama.sample)
         def sample(self, *args: Any, **kwargs: Any) -> int:
-            given, processors = generation.as_given(self._gate, _SAMPLE.bind(self, *args, **kwargs).arguments)
+            bound = _SAMPLE.bind(self, *args, **kwargs).arguments
+            if self._generating:  # generate has checked the rest
+                self._check_logits(bound.get("idx"))
+                return super().sample(*args, **kwargs)
+            given, processors = generation.as_given(self._gate, bound)
+            self._check_logits(given.get("idx"))
             token = super().sample(**given)
             processors.check()
             return token
@@ -45,6 +50,15 @@ class AnsweringLlama(StatefulLlama):
             except UnicodeEncodeError as err:
                 raise no_unicode("messages", err) from None
 
+    def _check_logits(self, idx: int | None) -> None:
+        """Raises StateError where llama.cpp has no logits to sample from: it would end the process."""
+        row = -1 if idx is None else idx - self.n_tokens
+        if self.n_tokens == 0 or not llama_cpp.llama_get_logits_ith(self.ctx, row):
+            raise StateError(
+                f"expected logits of an evaluated token to sample from, got none after {self.n_tokens} tokens"
+                f"{'' if idx is None else f' for idx {idx}'}; evaluate a token first"
+            )
+
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         kwargs = as_called(kwargs, self._n_vocab)
         max_tokens = kwargs.get("max_tokens", 16)
@@ -58,12 +72,13 @@ class AnsweringLlama(StatefulLlama):
         chunks = self._completion(known_to(super()._create_completion(*args, **kwargs), call))
         stop = kwargs["stop"]
         if not kwargs.get("stream"):
-            results = ended_at_first_stop(chunks, stop, kwargs.get("suffix") or "", self._last_bytes)
-            return logprobs.of_plain(results, len(kwargs["prompt"])) if logprobs else results
+            echoed = kwargs["prompt"] if kwargs.get("echo") and isinstance(kwargs["prompt"], str) else ""
+            results = ended_at_first_stop(chunks, stop, echoed, kwargs.get("suffix") or "", self._last_bytes)
+            return logprobs.of_plain(results, len(kwargs["prompt"]), stop) if logprobs else results
         if kwargs.get("logprobs") is not None:
             return chunks
         chunks = whole_characters(chunks, lambda: (self.n_tokens, self._text.sampled), lambda: self._answer(stop))
-        return logprobs.of_stream(chunks, len(kwargs["prompt"])) if logprobs else chunks
+        return logprobs.of_stream(chunks, len(kwargs["prompt"]), stop) if logprobs else chunks
 
     def _answer(self, stop: list[str]) -> str:
         """The text after the last prompt, up to a stop string."""

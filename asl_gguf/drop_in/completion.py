@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,24 +93,34 @@ def whole_characters(
         yield chunk
 
 
-def up_to_stop(text: bytes, stop: list[str]) -> str:
-    """The text before the first of the stop strings."""
+def stop_at(text: bytes, stop: Sequence[str]) -> int:
+    """Where the first of the stop strings begins; the text's end if there is none."""
     begins = [text.index(one) for one in (each.encode("utf-8") for each in stop) if one in text]
-    return text[: min(begins, default=len(text))].decode("utf-8", "ignore")
+    return min(begins, default=len(text))
+
+
+def up_to_stop(text: bytes, stop: Sequence[str]) -> str:
+    """The text before the first of the stop strings."""
+    return text[: stop_at(text, stop)].decode("utf-8", "ignore")
 
 
 def ended_at_first_stop(
-    results: Iterator[dict[str, Any]], stop: list[str], suffix: str, answer: Callable[[int], bytes]
+    results: Iterator[dict[str, Any]], stop: list[str], echoed: str, suffix: str, answer: Callable[[int], bytes]
 ) -> Iterator[dict[str, Any]]:
     """Plain answers, each cut by `end_at_first_stop`.
 
     Args:
+        echoed: what the parent has put before the text.
+        suffix: what it has put behind the text.
         answer: the bytes of the last so many tokens.
     """
     for result in results:
         choice, n_tokens = result["choices"][0], result["usage"]["completion_tokens"]
         if len(stop) > 1 and choice["finish_reason"] == "stop" and n_tokens:
             end_at_first_stop(choice, answer(n_tokens), stop, suffix)
+        if choice["finish_reason"] == "length" and choice["text"] == echoed + suffix and n_tokens:
+            # the parent has no text where the tokens ended within a character
+            choice["text"] = echoed + up_to_stop(answer(n_tokens), stop) + suffix
         yield result
 
 

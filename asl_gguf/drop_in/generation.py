@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .logprobs import AnswerLogprobs
 
 _T = TypeVar("_T")
+_REST_OF_CHARACTER = 3
+"""bytes of UTF-8 after the first one"""
 Tokens = Generator[int, Sequence[int] | None, None]
 
 
@@ -114,7 +116,8 @@ def until_full(tokens: Tokens, n_wanted: int) -> Tokens:
     """The same tokens, up to where the cells end, if that is after n_wanted: as stock's answers end at n_ctx.
 
     Args:
-        n_wanted: max_tokens of the answer, which llama_cpp exceeds to finish a character; 0 without one.
+        n_wanted: max_tokens of the answer, which llama_cpp exceeds to finish a character; 0 without one. Where no
+            character comes of it, llama_cpp would go on.
     """
     n_tokens, sent = 0, None
     with contextlib.closing(tokens):
@@ -129,6 +132,8 @@ def until_full(tokens: Tokens, n_wanted: int) -> Tokens:
                 return
             n_tokens += 1
             sent = yield token
+            if n_wanted and n_tokens >= n_wanted + _REST_OF_CHARACTER:
+                return
 
 
 def undisturbed(tokens: Tokens, turn: Callable[[], int]) -> Tokens:

@@ -16,11 +16,11 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from ..errors import AdapterError, ModelError, OptionError, OptionTypeError
+from ..errors import AdapterError, ModelError, OptionError, OptionTypeError, shown
 from ..models import gguf_header
 from ..native import context
 from ..native.bindings import llama_cpp
-from .values import INT32, SEEDS, checked_float, shown
+from .values import INT32, SEEDS, checked_float
 
 _RANGES = {
     "n_batch": range(1, 2**31), "n_ubatch": range(2**31), "n_threads": range(-(2**31), 513),
@@ -32,7 +32,7 @@ _RANGES = {
 _FLOATS = (
     "rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "lora_scale"
 )  # fmt: skip
-_ROPE_WIDTHS = range(2, 2**16)
+_ROPE_WIDTHS = range(2, 2**16, 2)
 _CACHE_TYPES = (0, 1, 2, 3, 6, 7, 8, 20, 30)
 """ggml types of a cache that llama.cpp's own programs offer; it ends the process under most others"""
 _FEW_CELLS = 2**20
@@ -97,8 +97,7 @@ def _check_override(key: object, value: object) -> None:
         raise OptionError(f"kv_overrides: expected integers of 64 bits, got {shown(value)} for {key}")
     if isinstance(value, float) and not math.isfinite(value):
         raise OptionError(f"kv_overrides: expected finite numbers, got {value} for {key}")
-    is_rope_width = ".rope.dimension_count" in key and isinstance(value, int) and not isinstance(value, bool)
-    if is_rope_width and (value % 2 or value not in _ROPE_WIDTHS):
+    if ".rope.dimension_count" in key and type(value) is int and value not in _ROPE_WIDTHS:
         raise OptionError(
             f"kv_overrides: expected an even number from {_ROPE_WIDTHS[0]} to {_ROPE_WIDTHS[-1]} for {key}, got {value}"
         )

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import OptionError
 from ..native.bindings import llama_cpp
 from ..policies.contract import Floats
+from .completion import stop_at
 from .generation import Tokens
 
 
@@ -42,6 +43,8 @@ class AnswerLogprobs:
     _noted: list[_Noted] = field(default_factory=list)
     _begins: list[int] = field(default_factory=list)
     """where the bytes of each token begin in the answer"""
+    _letters: list[int] = field(default_factory=list)
+    """the same of its text, in characters: of bytes that are none there is no text"""
     _n_bytes: int = 0
     _n_given: int = 0
 
@@ -91,21 +94,32 @@ class AnswerLogprobs:
         order = np.lexsort((ids, logprobs[ids]))[::-1][:n_top]  # of equals the parent names the last one first
         likeliest = tuple((int(i), float(logprobs[i])) for i in ids[order])
         self._begins.append(self._n_bytes)
+        self._letters.append(len(_text(self.detokenize(self._tokens(), []))))
         self._n_bytes += len(self.detokenize([token], self._tokens()))
         self._noted.append(_Noted(token, float(logprobs[token]), likeliest))
 
     def _tokens(self) -> list[int]:
         return [one.token for one in self._noted]
 
-    def of_plain(self, results: Iterator[dict[str, Any]], text_offset: int) -> Iterator[dict[str, Any]]:
-        """The same answer, which has those of all its tokens.
+    def of_plain(
+        self, results: Iterator[dict[str, Any]], text_offset: int, stop: Sequence[str]
+    ) -> Iterator[dict[str, Any]]:
+        """The same answer, which has those of its tokens up to a stop string.
 
         Args:
             text_offset: where the answer begins, in characters after the prompt's begin.
         """
         for result in results:
-            result["choices"][0]["logprobs"] = self._form(0, len(self._noted), text_offset)
+            choice = result["choices"][0]
+            choice["logprobs"] = self._form(0, self._n_before_stop(choice["finish_reason"], stop), text_offset)
             yield result
+
+    def _n_before_stop(self, finish_reason: str, stop: Sequence[str]) -> int:
+        """Tokens that begin before the stop string that ended the answer; all of them, if none did."""
+        if finish_reason != "stop":
+            return len(self._noted)
+        cut = stop_at(self.detokenize(self._tokens(), []), stop)
+        return sum(begin < cut for begin in self._begins)
 
     def _form(self, begin: int, end: int, text_offset: int) -> dict[str, Any]:
         tokens = self._tokens()
@@ -114,28 +128,28 @@ class AnswerLogprobs:
             text = _text(self.detokenize([one.token], tokens[:i]))
             top = {_text(self.detokenize([other], tokens[:i])): logprob for other, logprob in one.likeliest}
             result["tokens"].append(text)
-            result["text_offset"].append(text_offset + len(_text(self.detokenize(tokens[:i], []))))
+            result["text_offset"].append(text_offset + self._letters[i])
             result["token_logprobs"].append(one.logprob)
             result["top_logprobs"].append(top | {text: one.logprob})
         return result
 
-    def of_stream(self, chunks: Iterator[dict[str, Any]], text_offset: int) -> Iterator[dict[str, Any]]:
-        """The same chunks; each has those of the tokens whose text it begins."""
-        n_bytes = 0
+    def of_stream(
+        self, chunks: Iterator[dict[str, Any]], text_offset: int, stop: Sequence[str]
+    ) -> Iterator[dict[str, Any]]:
+        """The same chunks; each has those of the tokens whose text it begins, the last one those that have no text."""
+        n_letters = 0
         for chunk in chunks:
             choice = chunk["choices"][0]
-            n_bytes += len(choice["text"].encode("utf-8"))
+            n_letters += len(choice["text"])
             end = self._n_given
-            while end < len(self._noted) and (self._begins[end] < n_bytes or self._is_whole(choice)):
+            while end < len(self._noted) and self._letters[end] < n_letters:
                 end += 1
+            if choice["finish_reason"] is not None:
+                end = self._n_before_stop(choice["finish_reason"], stop)
             if end > self._n_given:
                 choice["logprobs"] = self._form(self._n_given, end, text_offset)
                 self._n_given = end
             yield chunk
-
-    def _is_whole(self, choice: dict[str, Any]) -> bool:
-        """The answer ended, and no stop string cut it: what is left has no text."""
-        return choice["finish_reason"] == "length"
 
 
 def _text(data: bytes) -> str:

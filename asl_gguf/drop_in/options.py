@@ -13,7 +13,7 @@ from ..budget.rule import BudgetContext, BudgetRule, ShareRule
 from ..budget.share import Budget
 from ..budget.targets import Auto, BudgetValue, Target, check_budget, make_budget
 from ..cache import packing
-from ..errors import OptionError
+from ..errors import OptionError, shown
 from ..models.calibration import calibrated
 from ..native.bindings import llama_cpp
 from ..native.session import DEQUANT_MODES, Progress
@@ -130,20 +130,20 @@ class AslOptions:
 
 def _cells(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        raise OptionError(f"{name}: expected a number of KV cells below 2**31, at least 1, got {value!r}")
+        raise OptionError(f"{name}: expected a number of KV cells below 2**31, at least 1, got {shown(value)}")
     return value
 
 
 def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise OptionError(f"{name}: expected True or False, got {value!r}")
+        raise OptionError(f"{name}: expected True or False, got {shown(value)}")
     return value
 
 
 def _full_kv(value: object, budget: Budget | Auto | Target | None) -> bool | str:
     """Without a budget there is no other selection to make; a time cannot be predicted."""
     if not isinstance(value, bool) and not (isinstance(value, str) and value in packing.KINDS):
-        raise OptionError(f"asl_full_kv: expected True, False or one of {', '.join(packing.KINDS)}, got {value!r}")
+        raise OptionError(f"asl_full_kv: expected True, False or one of {', '.join(packing.KINDS)}, got {shown(value)}")
     if value and budget is None:
         raise OptionError(
             "asl_full_kv: expected asl_budget with it, got None, which keeps the K/V of all tokens in the context "
@@ -161,7 +161,7 @@ def _full_kv(value: object, budget: Budget | Auto | Target | None) -> bool | str
 def _dequant(value: object) -> str:
     mode = {True: "auto", False: "off"}.get(value, value) if isinstance(value, bool) else value
     if not isinstance(mode, str) or mode not in DEQUANT_MODES:
-        raise OptionError(f"asl_dequant: expected a bool or one of {', '.join(DEQUANT_MODES)}, got {value!r}")
+        raise OptionError(f"asl_dequant: expected a bool or one of {', '.join(DEQUANT_MODES)}, got {shown(value)}")
     return mode
 
 
@@ -169,7 +169,7 @@ def _guard(value: Any, policy: Policy) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-        raise OptionError(f"asl_guard: expected a share of the attention in (0, 1], or None, got {value!r}")
+        raise OptionError(f"asl_guard: expected a share of the attention in (0, 1], or None, got {shown(value)}")
     if policy.drops and (policy.two_pass or not policy.scores_kept_rows):
         raise OptionError(
             f"asl_guard: expected a policy that keeps rows by their attention, got {policy.name}; pass asl-span, asl, "
@@ -181,7 +181,7 @@ def _guard(value: Any, policy: Policy) -> float | None:
 def _progress(value: Any) -> Progress | bool | None:
     if value is not None and not isinstance(value, bool) and not callable(value):
         raise OptionError(
-            f"asl_progress: expected a callable (done, total) -> bool, True for a bar, or None, got {value!r}"
+            f"asl_progress: expected a callable (done, total) -> bool, True for a bar, or None, got {shown(value)}"
         )
     return value
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OptionError, OptionTypeError, PromptError
+from ..errors import OptionError, OptionTypeError, PromptError, shown
 
 INT32 = range(-(2**31), 2**31)
 SEEDS = range(-(2**31), 2**32)
@@ -54,16 +54,10 @@ def checked_float(name: str, value: Any) -> float:
     """Raises OptionTypeError for no number, OptionError for NaN and what is none in 32 bits."""
     if not isinstance(value, Real):
         raise OptionTypeError(f"{name}: expected a number, got {value!r:.60}")
-    if not abs(value) <= _LARGEST_FLOAT:
+    number: Any = value
+    if not -_LARGEST_FLOAT <= number <= _LARGEST_FLOAT:
         raise OptionError(f"{name}: expected a finite number of 32 bits, got {shown(value)}")
-    return float(value)
-
-
-def shown(value: object) -> str:
-    """A number as messages show it: Python writes no integer of more than 4,300 digits."""
-    if isinstance(value, Integral) and abs(value) >= 10**60:
-        return f"one of {int(value).bit_length()} bits"
-    return f"{value!r:.60}"
+    return float(number)
 
 
 def check_token_ids(tokens: Sequence[Any], n_vocab: int) -> None:

@@ -16,9 +16,8 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import LibraryError
+from .selecting import ENV, library_in, point_to
 
-_ENV = "LLAMA_CPP_LIB_PATH"
-_ENV_MTMD = "MTMD_CPP_LIB"  # the same for llama_cpp.mtmd_cpp
 _ENV_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _SPINS = "1000"
 """rounds that a thread of libgomp spins at a barrier before it sleeps: enough where the others run, and where another
@@ -30,9 +29,7 @@ waiting = "the library is not loaded"
 
 def library_file(folder: Path) -> Path:
     """Path of libllama in a folder, under the platform's name for it."""
-    names = {"win32": ("llama.dll",), "darwin": ("libllama.dylib", "libllama.so")}
-    candidates = [folder / name for name in names.get(sys.platform, ("libllama.so",))]
-    return next((path for path in candidates if path.exists()), candidates[0])
+    return Path(library_in(str(folder)))
 
 
 def library_folder(package_paths: list[str]) -> Path:
@@ -44,16 +41,16 @@ def library_folder(package_paths: list[str]) -> Path:
     Raises:
         LibraryError: no folder has one.
     """
-    override = os.environ.get(_ENV)
+    override = os.environ.get(ENV)
     folders = [Path(override)] if override else [Path(path) / "lib" for path in package_paths]
     for folder in folders:
         if library_file(folder).exists():
             return folder.resolve()
-    source = f"{_ENV}={override}" if override else "the installed package"
+    source = f"{ENV}={override}" if override else "the installed package"
     raise LibraryError(
         f"expected {library_file(folders[0]).name} in {' or '.join(map(str, folders))} ({source}), found none. "
         + (
-            f"Unset {_ENV}."
+            f"Unset {ENV}."
             if override
             else "Install the package with pip (it builds the library), or run `make build`."
         )
@@ -69,20 +66,6 @@ def pinned_version(folder: Path) -> str:
             f"expected a file LLAMA_CPP_VERSION that says 'llama-cpp-python VERSION' in {folder}; reinstall asl_gguf"
         ) from err
     return version if name == "llama-cpp-python" else f"of {name}"
-
-
-def select(package_paths: list[str]) -> None:
-    """Points a later `import llama_cpp` at our library. Errors are left to `load`."""
-    if "llama_cpp.llama_cpp" not in sys.modules and _ENV not in os.environ:
-        try:
-            _point_to(library_folder(package_paths))
-        except LibraryError:
-            pass
-
-
-def _point_to(folder: Path) -> None:
-    os.environ[_ENV] = str(folder)
-    os.environ.setdefault(_ENV_MTMD, str(folder))
 
 
 def _maps_libgomp() -> bool:
@@ -129,7 +112,7 @@ def load(package_paths: list[str]) -> ModuleType:
             f"llama_cpp was imported before asl_gguf and uses the library in {loaded._base_path}. "
             "Import asl_gguf first; its library serves plain llama_cpp as well."
         )
-    _point_to(folder)
+    point_to(str(folder))
     try:
         with short_spinning():
             import llama_cpp

@@ -6,7 +6,7 @@ from ast import literal_eval
 from dataclasses import fields, replace
 from typing import Any
 
-from ..errors import OptionError
+from ..errors import OptionError, shown
 from .asl import ASL, TwoPassASL
 from .asl_span import SpanASL
 from .contract import Decision, Floats, Indices, LateBudget, LayerScores, Observer, Policy, Prompt
@@ -44,7 +44,7 @@ def make_policy(policy: str | Policy) -> Policy:
     if isinstance(policy, str) and ":" in policy:
         return parse_policy(policy)
     if not isinstance(policy, str) or policy not in REGISTRY:
-        raise OptionError(f"policy: expected one of {', '.join(REGISTRY)} or a Policy object, got {policy!r}")
+        raise OptionError(f"policy: expected one of {', '.join(REGISTRY)} or a Policy object, got {shown(policy)}")
     return REGISTRY[policy]()
 
 
@@ -62,7 +62,7 @@ def parse_policy(text: str) -> Policy:
         parameter, equals, value = setting.partition("=")
         if not equals or parameter not in known or parameter in values:
             raise OptionError(
-                f"policy {name}: expected parameter=value with one of {', '.join(known)}, each at most once, got {setting!r}"
+                f"policy {name}: expected parameter=value with one of {', '.join(known)}, each at most once, got {shown(setting)}"
             )
         try:
             values[parameter] = literal_eval(value)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
-from ..errors import OptionError
+from ..errors import OptionError, shown
 
 if TYPE_CHECKING:
     from .contract import Prompt
+
+
+_LARGEST = float(np.finfo(np.float64).max)
 
 
 def scaled_layer(depth: float, n_layer: int) -> int:
@@ -26,7 +28,7 @@ def require_int(value: object, name: str, at_least: int) -> None:
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether value is a finite int or float."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
 
 
 def require_share(value: object, name: str, *, one: bool = False) -> None:
@@ -46,4 +48,4 @@ def require_layer(value: int | None, name: str, prompt: Prompt) -> None:
 def require(condition: bool, name: str, expected: str, value: object) -> None:
     """Raises OptionError unless the condition holds."""
     if not condition:
-        raise OptionError(f"{name}: expected {expected}, got {value!r}")
+        raise OptionError(f"{name}: expected {expected}, got {shown(value)}")

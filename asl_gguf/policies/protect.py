@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OptionError, PromptError
+from ..errors import OptionError, PromptError, shown
 from .contract import Indices
 
 Place = tuple[int, int]
@@ -54,7 +54,7 @@ class Protection:
             else:
                 raise OptionError(
                     f"asl_protect: expected {', '.join(map(repr, ROLES))}, a (begin, end) pair of token indices, a "
-                    f"compiled regular expression, or a list of these, got {item!r}"
+                    f"compiled regular expression, or a list of these, got {shown(item)}"
                 )
         return cls(tuple(roles), tuple(spans), tuple(patterns))
 

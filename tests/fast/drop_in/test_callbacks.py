@@ -10,11 +10,10 @@ import pytest
 from asl_gguf import StateError
 from asl_gguf.policies import SnapKV
 from harness import llama_cpp
-from llama_calls import CALLS, OF_THE_MODEL
-from tiny_llama import DOCUMENT, QUESTIONS, complete, greedy
+from llama_calls import ASKED, CALLS, OF_THE_MODEL
+from tiny_llama import complete, greedy
 
 PRUNED = {"asl_budget": 0.4, "asl_min_prompt": 80}
-ASKED = DOCUMENT + QUESTIONS[0]
 ENTERING = {name: call for name, call in CALLS.items() if name != "create_chat_completion_openai_v1"} | {
     "close": lambda llm, folder: llm.close()
 }

@@ -136,3 +136,16 @@ def test_a_stream_has_the_characters_of_the_plain_answer(make, options, text):
         assert chunks[-1]["choices"][0]["finish_reason"] == plain["finish_reason"]
         if not stop:
             assert plain["text"] == text and len(chunks) > len(text) // 2
+
+
+@with_budget
+@pytest.mark.parametrize("data, text", [(b"\xe2", ""), (b"ok\xe2", "ok"), (b"ok \xf0", "ok ")])
+def test_an_answer_within_a_character_ends(make, options, data, text):
+    """The parent goes on to the end of the context, and gives out no text at all."""
+    llm = make(**options)
+    given = {"logits_processor": spelling(data), "logit_bias": None}
+    plain = complete(llm, TOKENS, 5, **given)
+    assert plain["choices"][0]["text"] == text and plain["choices"][0]["finish_reason"] == "length"
+    assert 5 <= plain["usage"]["completion_tokens"] <= 8
+    parts = list(complete(llm, TOKENS, 5, stream=True, **given))
+    assert "".join(part["choices"][0]["text"] for part in parts) == text

@@ -21,7 +21,8 @@ GREEDY = {"max_tokens": 6, "temperature": 0.0, "logprobs": 3}
 def joined(parts: list[Any]) -> dict[str, list[Any]]:
     """Those of all chunks of a stream."""
     found = [part["choices"][0]["logprobs"] for part in parts]
-    return {key: [one for each in found if each for one in each[key]] for key in found[0]}
+    keys = ("tokens", "text_offset", "token_logprobs", "top_logprobs")
+    return {key: [one for each in found if each for one in each[key]] for key in keys}
 
 
 def rounded(found: Any) -> Any:
@@ -86,6 +87,32 @@ def test_a_stop_string_ends_them(make):
     given = {"logits_processor": spelling(b"one, two"), "logit_bias": None, "logprobs": 2, "stop": [", "]}
     parts = list(complete(llm, SPELLED_AFTER, 8, stream=True, **given))
     assert joined(parts)["tokens"] == ["o", "n", "e"] and parts[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    "data, stop",
+    [
+        (b"ab\xff, two", [", "]),
+        (b"a\x80\x80b\x80c", ["c"]),
+        (b"\xe2\x80b, ", ["b"]),
+        (b"\xf0\x9f\x98\x80\xffab", ["ab"]),
+        ("a…ü".encode(), ["ü"]),
+        ("\xe2…".encode("latin-1", "replace"), ["?"]),
+        (b"a\xe2", []),
+        (b"\xff\xff", ["x"]),
+    ],
+)
+def test_streams_of_invalid_characters(make, data, stop):
+    """Bytes that are no character have no text; their tokens come where they stand, and none after the stop string."""
+    llm = make(**PRUNED)
+    given = {"logits_processor": spelling(data), "logit_bias": None, "logprobs": 2, "stop": stop}
+    plain = complete(llm, SPELLED_AFTER, len(data), **given)["choices"][0]
+    parts = list(complete(llm, SPELLED_AFTER, len(data), stream=True, **given))
+    assert joined(parts) == plain["logprobs"]
+    assert "".join(part["choices"][0]["text"] for part in parts) == plain["text"]
+    assert parts[-1]["choices"][0]["finish_reason"] == plain["finish_reason"]
+    end = data.index(stop[0].encode()) if plain["finish_reason"] == "stop" else len(plain["logprobs"]["tokens"])
+    assert len(plain["logprobs"]["tokens"]) == end
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asl_gguf import Llama, OptionError, OptionTypeError, PromptError
-from asl_gguf.drop_in.values import check_token_ids, shown
+from asl_gguf import Llama, OptionError, OptionTypeError, PromptError, StateError
+from asl_gguf.drop_in.values import check_token_ids
 from harness import llama_cpp
 from tiny_llama import DOCUMENT, QUESTIONS, chat, greedy
 
@@ -149,9 +149,34 @@ def test_rope_and_shares(tiny_model, budget):
         Llama(path, asl_budget=budget, tensor_split=[1.0, NAN])
 
 
-def test_what_a_stopping_sampler_is_shown():
-    assert shown(12) == "12" and shown(10**5000) == "one of 16610 bits" and shown(2.5) == "2.5"
+def test_no_tokens_at_all():
     check_token_ids([], 4)
     with pytest.raises(PromptError, match="expected token ids, got 5"):
         check_token_ids(5, 4)  # type: ignore[arg-type]
     assert llama_cpp.LLAMA_DEFAULT_SEED == 2**32 - 1
+
+
+@BUDGETS
+def test_a_sample_of_nothing(make, options):
+    """The parent ends the process, or fails an assertion of its own."""
+    llm = make(**options)
+    with pytest.raises(
+        StateError, match="expected logits of an evaluated token to sample from, got none after 0 tokens"
+    ):
+        llm.sample()
+    llm.eval(ASKED[:20])
+    token = llm.sample(temp=0.0)
+    for idx in (0, 5, 20, 30, -7, 2**31 - 1, -(2**31)):
+        with pytest.raises(StateError, match=f"got none after 20 tokens for idx {idx}; evaluate a token first"):
+            llm.sample(idx=idx)
+    for idx in (2**31, 2**70):
+        with pytest.raises(OptionError, match="^idx: expected an integer from"):
+            llm.sample(idx=idx)
+    assert llm.sample(temp=0.0, idx=19) == llm.sample(temp=0.0) == token
+    state = llm.save_state()
+    fresh = make(**options)
+    fresh.load_state(state)
+    try:
+        assert fresh.sample(temp=0.0) == token
+    except StateError:
+        assert not options  # the parent restores no logits
