@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import OptionError
 from ..native.bindings import llama_cpp
-from .values import check_bias, check_text, check_token_ids, checked_sampling, checked_stop
+from .values import check_bias, check_prompt, checked_sampling, checked_stop
 
 
 def as_called(arguments: Mapping[str, Any], n_vocab: int) -> dict[str, Any]:
@@ -22,11 +22,8 @@ def as_called(arguments: Mapping[str, Any], n_vocab: int) -> dict[str, Any]:
         OptionError: a value of the sampler is none that it can use.
     """
     found = {name: copy.copy(value) if isinstance(value, (list, dict)) else value for name, value in arguments.items()}
-    for name in ("prompt", "suffix"):
-        if isinstance(text := found.get(name), str):
-            check_text(name, text)
-    if isinstance(prompt := found.get("prompt"), list):
-        check_token_ids(prompt, n_vocab)
+    echo = bool(found.get("echo")) and not found.get("stream")
+    check_prompt(found["prompt"], found.get("suffix"), n_vocab, echo=echo)
     check_bias(found.get("logit_bias"), n_vocab)
     found["stop"] = checked_stop(found.get("stop"))
     return _with_bias(checked_sampling(found))

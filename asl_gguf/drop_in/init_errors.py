@@ -16,6 +16,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import AdapterError, ModelError, OptionError, OptionTypeError, shown
 from ..models import gguf_header
 from ..native import context
@@ -70,6 +72,14 @@ def check(n_ctx: object, arguments: Mapping[str, Any]) -> None:
         value = arguments.get(name)
         if isinstance(value, Integral) and int(value) not in allowed:
             raise OptionError(f"{name}: expected an integer from {allowed[0]} to {allowed[-1]}, got {shown(value)}")
+    for name in ("last_n_tokens_size", "seed"):  # the parent hands them on as they are, at the first prompt
+        if not isinstance(value := arguments.get(name, 0), (Integral, type(None))) or (
+            value is None and name != "seed"
+        ):
+            raise OptionTypeError(f"{name}: expected an integer, got {shown(value)}")
+    for name in ("vocab_only", "logits_all", "embedding"):
+        if not isinstance(value := arguments.get(name), (bool, Integral, np.bool_, type(None))):
+            raise OptionTypeError(f"{name}: expected True or False, got {shown(value)}")
     for name in _FLOATS:
         if isinstance(arguments.get(name), Real):
             checked_float(name, arguments[name])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OptionError, OptionTypeError, PromptError, shown
+from ..native.bindings import llama_cpp
 
 INT32 = range(-(2**31), 2**31)
 SEEDS = range(-(2**31), 2**32)
@@ -36,9 +37,28 @@ def checked_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in _FLOATS:
         if name in found:
             found[name] = checked_float(name, found[name])
-    if isinstance(max_tokens := found.get("max_tokens"), Real) and math.isnan(max_tokens):
-        raise OptionError(f"max_tokens: expected a number of tokens, got {max_tokens}")
+    _check_max_tokens(found.get("max_tokens"))
+    _check_callbacks(found)
+    if not isinstance(grammar := found.get("grammar"), (llama_cpp.LlamaGrammar, type(None))):
+        raise OptionTypeError(f"grammar: expected a LlamaGrammar or None, got {shown(grammar)}")
     return found
+
+
+def _check_max_tokens(value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Real):
+        raise OptionTypeError(f"max_tokens: expected a number of tokens or None, got {shown(value)}")
+    if math.isnan(value):
+        raise OptionError(f"max_tokens: expected a number of tokens, got {value}")
+
+
+def _check_callbacks(given: Mapping[str, Any]) -> None:
+    for name in ("logits_processor", "stopping_criteria"):
+        value = given.get(name)
+        callbacks = value if isinstance(value, (list, tuple)) else () if value is None else (value,)
+        if not all(map(callable, callbacks)):
+            raise OptionTypeError(f"{name}: expected a callable, a list of them or None, got {shown(value)}")
 
 
 def checked_integer(name: str, value: Any, allowed: range) -> int:
@@ -104,6 +124,29 @@ def checked_stop(stop: Any) -> list[str]:
     if not isinstance(found, (list, tuple, set, frozenset)) or not all(isinstance(one, str) for one in found):
         raise OptionTypeError(f"stop: expected a str or a list of them, got {stop!r:.60}")
     return list(found)
+
+
+def check_prompt(prompt: Any, suffix: Any, n_vocab: int, *, echo: bool) -> None:
+    """What a completion begins with.
+
+    Args:
+        echo: the prompt is given out again, which the parent can do with a text alone.
+
+    Raises:
+        PromptError, OptionTypeError: it is no text that UTF-8 can hold, nor tokens of the vocabulary.
+    """
+    if not isinstance(suffix, (str, type(None))):
+        raise OptionTypeError(f"suffix: expected a str or None, got {shown(suffix)}")
+    for name, text in (("prompt", prompt), ("suffix", suffix)):
+        if isinstance(text, str):
+            check_text(name, text)
+    if isinstance(prompt, str):
+        return
+    if not isinstance(prompt, list):
+        raise PromptError(f"prompt: expected a str or a list of token ids, got {shown(prompt)}")
+    check_token_ids(prompt, n_vocab)
+    if echo:
+        raise OptionTypeError("echo: expected a text as prompt with it, got token ids; detokenize them first")
 
 
 def check_text(name: str, text: str) -> None:

@@ -180,3 +180,30 @@ def test_a_sample_of_nothing(make, options):
         assert fresh.sample(temp=0.0) == token
     except StateError:
         assert not options  # the parent restores no logits
+
+
+@BUDGETS
+@pytest.mark.parametrize(
+    "given",
+    [{"grammar": "root ::= x"}, {"suffix": 5}, {"max_tokens": {}}, {"logits_processor": 5}, {"logits_processor": [5]},
+     {"stopping_criteria": {}}, {"stopping_criteria": [0.5]}, {"echo": True}],
+    ids=str,
+)  # fmt: skip
+def test_types_are_checked_at_the_call(make, options, given):
+    """And not when the answer is there."""
+    llm = make(**options)
+    with pytest.raises(OptionTypeError, match=f"^{next(iter(given))}: expected "):
+        llm.create_completion(ASKED, **given)
+    assert llm.last_prefill is None
+    with pytest.raises(OptionTypeError, match="last_n_tokens_size: expected an integer, got '64'"):
+        make(**options, last_n_tokens_size="64")
+    with pytest.raises(OptionTypeError, match="logits_all: expected True or False, got ''"):
+        make(**options, logits_all="")
+
+
+@BUDGETS
+def test_prompts_that_are_none(make, options):
+    llm = make(**options)
+    for prompt in (5, 0.5, {}, None, (70, 71)):
+        with pytest.raises(PromptError, match="prompt: expected a str or a list of token ids, got "):
+            llm.create_completion(prompt)
