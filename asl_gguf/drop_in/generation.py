@@ -127,7 +127,7 @@ def until_full(tokens: Tokens, n_wanted: int) -> Tokens:
             except StopIteration:
                 return
             except ContextFullError:
-                if n_tokens < n_wanted:
+                if n_tokens < max(n_wanted, 1):
                     raise
                 return
             n_tokens += 1

@@ -21,7 +21,14 @@ from ..engine.plan import Request
 from ..engine.sequence import UNASKED, Sequence
 from ..engine.stock_report import stock_report
 from ..engine.transcript import Transcript
-from ..errors import PromptError, PruningDisabledWarning, UnaskedWarning, UnsupportedModelError
+from ..errors import (
+    ContextFullError,
+    PromptError,
+    PruningDisabledWarning,
+    StateError,
+    UnaskedWarning,
+    UnsupportedModelError,
+)
 from ..models import gguf_header
 from ..models.named import resolve
 from ..native import context, vocabulary
@@ -269,10 +276,20 @@ class Llama(AnsweringLlama):
         check_token_ids(tokens, self._n_vocab)
         if self._sequence is not None:
             self._sequence.check_append(len(tokens))
+        else:
+            self._check_room(len(tokens))
         if not self._generating:
             self._note_adapters()
         super().eval(tokens)
         self._text.sampled = None  # if there was one, it is among the tokens, or they take its place
+
+    def _check_room(self, n_tokens: int) -> None:
+        """What the parent leaves to arrays of NumPy and to llama.cpp, without a budget."""
+        if self.model_params.vocab_only:
+            raise StateError("expected a model with weights, got one loaded with vocab_only=True; load it without")
+        n_most = min(self._n_ctx, len(self.input_ids)) - self.n_tokens
+        if n_tokens > n_most:
+            raise ContextFullError(f"expected at most {n_most} more tokens of n_ctx, got {n_tokens}; raise n_ctx")
 
     def generate(self, tokens: abc.Sequence[int], *args: Any, **kwargs: Any) -> Tokens:
         """`llama_cpp.Llama.generate`; a new prompt is prefilled under the budget first.
@@ -306,7 +323,8 @@ class Llama(AnsweringLlama):
         if call.logprobs is not None:
             answer = call.logprobs.noting(answer)
         answer = generation.timed(answer, self._answer_started, self._answer_goes_on)
-        yield from generation.until_full(answer, call.max_tokens or 0)
+        # the parent cuts max_tokens to what n_ctx has room for
+        yield from generation.until_full(answer, min(call.max_tokens or 0, self._n_ctx - len(tokens)))
 
     def _prefill(self, tokens: list[int], call: Call) -> PrefillReport:
         """Runs a prompt as far as it runs layer by layer; the parent evaluates what is left."""

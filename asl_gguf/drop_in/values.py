@@ -64,7 +64,7 @@ def _check_callbacks(given: Mapping[str, Any]) -> None:
 def checked_integer(name: str, value: Any, allowed: range) -> int:
     """Raises OptionTypeError for no integer, OptionError for one outside the range."""
     if not isinstance(value, Integral):
-        raise OptionTypeError(f"{name}: expected an integer, got {value!r:.60}")
+        raise OptionTypeError(f"{name}: expected an integer, got {shown(value)}")
     if int(value) not in allowed:
         raise OptionError(f"{name}: expected an integer from {allowed[0]} to {allowed[-1]}, got {shown(value)}")
     return int(value)
@@ -73,7 +73,7 @@ def checked_integer(name: str, value: Any, allowed: range) -> int:
 def checked_float(name: str, value: Any) -> float:
     """Raises OptionTypeError for no number, OptionError for NaN and what is none in 32 bits."""
     if not isinstance(value, Real):
-        raise OptionTypeError(f"{name}: expected a number, got {value!r:.60}")
+        raise OptionTypeError(f"{name}: expected a number, got {shown(value)}")
     number: Any = value
     if not -_LARGEST_FLOAT <= number <= _LARGEST_FLOAT:
         raise OptionError(f"{name}: expected a finite number of 32 bits, got {shown(value)}")
@@ -83,10 +83,10 @@ def checked_float(name: str, value: Any) -> float:
 def check_token_ids(tokens: Sequence[Any], n_vocab: int) -> None:
     """Raises PromptError for what is no token of the vocabulary; True is none."""
     if not isinstance(tokens, Iterable):
-        raise PromptError(f"expected token ids, got {tokens!r:.60}")
+        raise PromptError(f"expected token ids, got {shown(tokens)}")
     for token in tokens:
         if isinstance(token, (bool, np.bool_)) or not isinstance(token, (int, np.integer)):
-            raise PromptError(f"expected integers as token ids, got {token!r:.60}")
+            raise PromptError(f"expected integers as token ids, got {shown(token)}")
         if not 0 <= token < n_vocab:
             raise PromptError(f"expected token ids from 0 to {n_vocab - 1}, got {shown(token)}")
 
@@ -106,12 +106,12 @@ def check_bias(bias: Any, n_vocab: int) -> None:
     if bias is None:
         return
     if not isinstance(bias, Mapping):
-        raise OptionTypeError(f"logit_bias: expected a dict of token ids and numbers, got {bias!r:.60}")
+        raise OptionTypeError(f"logit_bias: expected a dict of token ids and numbers, got {shown(bias)}")
     for key, value in bias.items():
         try:
             token, number = int(key), float(value)
         except (TypeError, ValueError, OverflowError):
-            raise OptionError(f"logit_bias: expected token ids and numbers, got {key!r:.60}: {value!r:.60}") from None
+            raise OptionError(f"logit_bias: expected token ids and numbers, got {shown(key)}: {shown(value)}") from None
         if not 0 <= token < n_vocab:
             raise OptionError(f"logit_bias: expected token ids from 0 to {n_vocab - 1}, got {shown(token)}")
         if math.isnan(number) or number > _LARGEST_FLOAT:  # minus infinity is what forbids a token
@@ -122,7 +122,7 @@ def checked_stop(stop: Any) -> list[str]:
     """Stop strings as a list; the parent takes those in a tuple for none."""
     found = [] if stop is None else [stop] if isinstance(stop, str) else stop
     if not isinstance(found, (list, tuple, set, frozenset)) or not all(isinstance(one, str) for one in found):
-        raise OptionTypeError(f"stop: expected a str or a list of them, got {stop!r:.60}")
+        raise OptionTypeError(f"stop: expected a str or a list of them, got {shown(stop)}")
     return list(found)
 
 
