@@ -35,6 +35,9 @@ class Gate:
         self._changed = threading.Condition()
         self._asking: Counter[int] = Counter()
         """threads that ask the model alone, and how deep"""
+        self._depth = 0
+        """calls that run, each within the one before"""
+        self._free: Callable[[], None] | None = None
         self.closed = False
 
     def check_open(self) -> None:
@@ -60,7 +63,14 @@ class Gate:
                 )
             if not closed:
                 self.check_open()
-            yield
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                if self._depth == 0 and self._free is not None:
+                    free, self._free = self._free, None
+                    free()
 
     def entered_for_each(self, values: Iterator[Any]) -> Generator[Any, Any, None]:
         """The same values, each made within a call of its own."""
@@ -79,7 +89,7 @@ class Gate:
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
-        """For the time of a call that asks the model alone: others may run meanwhile, and `closing` waits.
+        """For the time of a call that asks the model alone: others may run meanwhile, and `close` waits.
 
         Raises:
             StateError: the object is closed.
@@ -96,20 +106,17 @@ class Gate:
                 self._asking += Counter()  # drops those at 0
                 self._changed.notify_all()
 
-    @contextlib.contextmanager
-    def closing(self) -> Iterator[None]:
-        """For the time in which the model is freed: nobody asks it any more.
+    def close(self, free: Callable[[], None]) -> None:
+        """Nobody enters or asks any more. The model is freed when nobody does: a signal handler may call this within a call.
 
         Raises:
             StateError: a callback calls it, or the same thread asks the model now.
         """
-        with self.entered(closed=True):
-            with self._changed:
-                if threading.get_ident() in self._asking:
-                    raise StateError("expected tokenize or its like to return, got a call of close within it")
-                self.closed = True
-                self._changed.wait_for(lambda: not self._asking)
-            yield
+        with self.entered(closed=True), self._changed:
+            if threading.get_ident() in self._asking:
+                raise StateError("expected tokenize or its like to return, got a call of close within it")
+            self.closed, self._free = True, free
+            self._changed.wait_for(lambda: not self._asking)
 
     def guarding(self, name: str, callback: Callable[..., _T]) -> Callable[..., _T]:
         """A callback of the user's, during which nobody enters.

@@ -250,8 +250,7 @@ class Llama(AnsweringLlama):
 
     def close(self) -> None:
         """Frees the model and its contexts. Calls that need them are errors from then on."""
-        with self._gate.closing():
-            super().close()
+        self._gate.close(super().close)
 
     def reset(self) -> None:
         """Forgets what was evaluated, and K/V of all tokens on the host too: weights may have changed."""

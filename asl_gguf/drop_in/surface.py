@@ -63,8 +63,8 @@ _OTHER_BY_HAND = f"{_LESS_BY_HAND}, or to more than was evaluated"
 _NO_GPU = works("not checked on a GPU")
 _EMBEDDING = fallback("embedding", "needs embedding=True, as the parent's")
 _LOGPROBS = works(
-    "of the answer's tokens, from the pruned cache, without logits_all, which the parent needs, and the prompt's with echo=True: "
-    "without it an OptionError. One chunk of a stream may have several tokens"
+    "of the answer's tokens up to a stop string, from the pruned cache, without logits_all, which the parent needs, and the "
+    "prompt's with echo=True: without it an OptionError. One chunk of a stream may have several tokens"
 )
 
 METHODS = {
@@ -75,17 +75,17 @@ METHODS = {
     "create_completion": works(),
     "create_embedding": _EMBEDDING,
     "ctx": works("the decode context: `llama_n_ctx` of it is `n_cells`, and the kept tokens are in its cells"),
-    "detokenize": works(),
+    "detokenize": works("", {PromptError: "tokens of no vocabulary"}),
     "embed": _EMBEDDING,
     "eval": works(
         "prunes nothing",
-        {ContextFullError: "more tokens than free KV cells", StateError: _OTHER_BY_HAND},
+        {ContextFullError: "more tokens than free KV cells, or than n_ctx", StateError: _OTHER_BY_HAND},
     ),
     "eval_logits": fallback("logits_all", "means nothing without logits_all=True, as the parent's"),
     "eval_tokens": works("the whole prompt, dropped tokens too"),
     "from_pretrained": works("takes `asl_*` options; needs huggingface_hub, as the parent's; checked with a stand-in"),
     "generate": works("tokens sent into it need logits_all=True, as with the parent"),
-    "load_state": works("", {StateError: "a state of another model file, version or setting"}),
+    "load_state": works("", {StateError: "a state of another model file, version, setting or adapter"}),
     "logits_to_logprobs": works(),
     "longest_token_prefix": works(),
     "model": works(),
@@ -94,7 +94,10 @@ METHODS = {
     "n_vocab": works(),
     "pooling_type": works(),
     "reset": works("forgets the K/V of `asl_full_kv` too"),
-    "sample": works("after generate its sampler counts, not the keywords, as with the parent"),
+    "sample": works(
+        "after generate its sampler counts, not the keywords, as with the parent",
+        {StateError: "there are no logits; the parent ends the process"},
+    ),
     "save_state": works("", {StateError: _LESS_BY_HAND}),
     "set_cache": works(),
     "set_seed": works(),
@@ -102,7 +105,7 @@ METHODS = {
     "token_eos": works(),
     "token_nl": works(),
     "tokenize": works(),
-    "tokenizer": works(),
+    "tokenizer": works("its calls after `close` are a StateError; the parent's end the process"),
 }
 
 INIT = {
@@ -114,7 +117,13 @@ INIT = {
     "vocab_only": fallback("vocab_only"),
     "use_mmap": works(),
     "use_mlock": works(),
-    "kv_overrides": works("", {OptionError: "a key or value that llama_cpp cannot hand on"}),
+    "kv_overrides": works(
+        "tried with one token",
+        {
+            OptionError: "a key or value that llama_cpp cannot hand on",
+            ModelError: "values that the model cannot be computed with; the parent ends the process",
+        },
+    ),
     "seed": works("0 too, which the parent takes for none"),
     "n_ctx": works("longest prompt + answer; the KV cache is smaller", {OptionError: "not a number of tokens"}),
     "n_batch": works("the prefill's chunks, too", {OptionError: "less than 1"}),
@@ -179,7 +188,10 @@ _SAMPLING = {
 _COMPLETION = {
     **_SAMPLING,
     "temperature": works(),
-    "max_tokens": works("", _ANSWER_TOO_LONG),
+    "max_tokens": works(
+        "exceeded by 3 at most to finish a character; the parent goes on where no character comes of it",
+        _ANSWER_TOO_LONG,
+    ),
     "stop": works(
         "the first one in the text ends it, as the parent's streams; its plain answers end at the first of the list"
     ),
@@ -304,13 +316,21 @@ that need a model to be downloaded.
 
 With `asl_budget=None` everything is the parent's, except that `verbose` is False and that the errors of `Llama(...)` are
 typed: `ModelError`, `AdapterError`, `OptionError`, and `OptionTypeError` for an argument of the wrong type. Each is an
-instance of what the parent raises, too. What a row says of `stop`, `seed`, `logit_bias`, `response_format` and `close`
-holds there as well.
+instance of what the parent raises, too. What a row says of `stop`, `seed`, `logit_bias`, `response_format`, `max_tokens`,
+`sample`, `eval` and `close` holds there as well, and so does what is said below of calls, values and adapters.
 
 One call runs at a time: other threads wait for it, and come in between two chunks of a stream, which then ends with a
-`StateError`. A call from within `asl_progress` is a `StateError`; the model's own methods (`tokenize`, `n_vocab` and
-their like) may be called there. Messages, tokens and options are those at the time of the call, whenever a stream's first
+`StateError`. A call from within a callback (`asl_progress`, a logits processor, a stopping criterion, a policy) is a
+`StateError`; the model's own methods (`tokenize`, `n_vocab` and their like) may be called there. `close` waits for other
+threads that tokenise. Messages, tokens and options are those at the time of the call, whenever a stream's first
 chunk is read.
+
+Values are checked at the call: numbers of the sampler, of rope and seeds outside C's types, NaN and infinity are an
+`OptionError`, values of another type an `OptionTypeError`, tokens of no vocabulary and texts that UTF-8 cannot hold a
+`PromptError`. The parent cuts them to size, drops them, or fails when the answer is there. Numbers of NumPy are taken.
+
+K/V belong to the LoRA adapters and control vectors that were set when they were computed, by whatever call: a prompt under
+others begins anew, without a `reset` too, and saved states of others are a `StateError`. The parent reuses them.
 
 One call gives one answer: `n` and `best_of` of OpenAI's interface are no arguments of the parent, whose server drops them
 without a word. Like any unknown argument of a completion they are an `OptionTypeError` (a TypeError, as the parent's). Ask once

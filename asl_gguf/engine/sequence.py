@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections import abc
 from collections.abc import Callable, Generator
@@ -341,6 +342,10 @@ class Sequence:
 
     def cancel(self) -> None:
         """Gives up what is running, if anything. A turn's past stays."""
+        if (
+            self._work is not None and inspect.getgeneratorstate(self._work) == inspect.GEN_RUNNING
+        ):  # a signal handler calls, within a slice
+            raise StateError("expected the prompt that runs to end first, got another call within it")
         work, self._plan, self._work = self._work, None, None
         if work is not None:
             work.close()

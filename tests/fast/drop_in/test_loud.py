@@ -48,6 +48,24 @@ def test_a_signal_handler_that_raises(make, closes):
         assert complete(llm, DOCUMENT)["choices"] == complete(make(**PRUNED), DOCUMENT)["choices"]
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers of this kind")
+@pytest.mark.parametrize("options", [PRUNED, {}], ids=["budget", "no budget"])
+def test_a_signal_handler_that_closes_and_returns(make, options):
+    """What it came within says so, wherever that was."""
+    for seconds in (0.002, 0.01, 0.03):
+        llm = make(**options, n_batch=16, n_ubatch=16)
+        before = signal.signal(signal.SIGALRM, lambda *_, llm=llm: llm.close())
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            with pytest.raises(StateError):
+                while True:
+                    llm.reset()
+                    llm.create_completion(prompt(600), max_tokens=2)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="no signals of this kind")
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGRTMIN"])
 def test_a_signal_handler_that_returns_changes_nothing(make, name):
