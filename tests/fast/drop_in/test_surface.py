@@ -317,10 +317,13 @@ def read_after_a_reset(method: str, *args: Any, **kwargs: Any) -> Callable[[Any]
 REFUSED: dict[tuple[str, str, type[Exception]], Callable[[Any], Any]] = {
     ("", "eval", ContextFullError): call("eval", prompt(257)),
     ("", "eval", StateError): after_fewer_by_hand("eval", prompt(5)),
+    ("", "detokenize", PromptError): call("detokenize", [-1]),
+    ("", "sample", StateError): call("sample"),
     ("", "save_state", StateError): after_fewer_by_hand("save_state"),
     ("__init__", "model_path", ModelError): lambda make: Llama("no such file", **PRUNED),
     ("__init__", "tensor_split", OptionError): lambda make: make(tensor_split=[0.01] * 99),
     ("__init__", "kv_overrides", OptionError): lambda make: make(kv_overrides={"a": None}),
+    ("__init__", "kv_overrides", ModelError): lambda make: make(kv_overrides={"llama.block_count": 0}),
     ("__init__", "n_ctx", OptionError): lambda make: make(n_ctx=-1),
     ("__init__", "n_batch", OptionError): lambda make: make(n_batch=0),
     ("__init__", "lora_path", AdapterError): lambda make: make(lora_path="no such file"),
