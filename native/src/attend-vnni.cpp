@@ -6,8 +6,8 @@
 
 #define ASL_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
 
-#include "attend-simd16.h"
 #include "attend-rounded.h"
+#include "attend-simd16.h"
 
 namespace {
 

@@ -61,12 +61,17 @@ double asl_measure_peak(int n_bits) {
     if (n_bits != 32 && n_bits != 16 && n_bits != 8) {
         return 0;
     }
-    const double operations = n_bits == 32 ? 2 * 16 : n_bits == 16 ? 2 * 32 : 2 * 64;
+    const double operations = n_bits == 32 ? 2 * 16 : n_bits == 16 ? 2 * 32
+                                                                   : 2 * 64;
     if (n_bits == 32 ? __builtin_cpu_supports("avx512f") : __builtin_cpu_supports("avx512vnni")) {
-        return measure(n_bits == 32 ? f32_avx512 : n_bits == 16 ? int16_vnni : int8_vnni, operations);
+        return measure(n_bits == 32 ? f32_avx512 : n_bits == 16 ? int16_vnni
+                                                                : int8_vnni,
+                operations);
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        return measure(n_bits == 32 ? f32_avx2 : n_bits == 16 ? int16_avx2 : int8_avx2, operations / 2);
+        return measure(n_bits == 32 ? f32_avx2 : n_bits == 16 ? int16_avx2
+                                                              : int8_avx2,
+                operations / 2);
     }
     return 0;
 }
