@@ -63,12 +63,16 @@ def compare_rounding(path: str, n_prompts: int, n_tokens: int) -> None:
     exact_model = Model(str(expanded(path)), ContextOptions(n_threads=1, kv_type=F32))
     exact = after_stock(exact_model, prompts)
     exact_model.close()
-    print(f"{'':8} {'rms of log p':>14} {'mean KL':>10}")
+    print(f"{'':8} {'rms of log p':>14} {'mean KL':>10}   KL less stock's, with its standard error")
+    stock: list[float] = []
     for name in ("stock", *MODES):
         rows = after_stock(model, prompts) if name == "stock" else after_ours(model, prompts, name)
         rms = np.sqrt(np.mean([(row - best) ** 2 for row, best in zip(rows, exact, strict=True)]))
-        kl = np.mean([np.sum(np.exp(best) * (best - row)) for row, best in zip(rows, exact, strict=True)])
-        print(f"{name:8} {rms:14.4f} {kl:10.2e}", flush=True)
+        kl = [float(np.sum(np.exp(best) * (best - row))) for row, best in zip(rows, exact, strict=True)]
+        stock = stock or kl
+        more = np.subtract(kl, stock)
+        error = more.std() / len(more) ** 0.5
+        print(f"{name:8} {rms:14.4f} {np.mean(kl):10.2e}   {more.mean():+.1e} +- {error:.1e}", flush=True)
     model.close()
 
 

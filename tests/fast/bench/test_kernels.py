@@ -63,6 +63,28 @@ def test_auto_expands_q4_1(tiny_model):
         assert count_expanded(model, "auto") == count_expanded(model, "all") > 0
 
 
+@pytest.mark.skipif(not (MEASURED and PACKS), reason="nothing is packed here")
+def test_auto_is_the_mode_that_the_rule_names(tiny_model):
+    """8 bits where that is much faster (AVX-512 VNNI), else 16."""
+    bits = 8 if "activations of 8 bits" in kernels.rule() else 16
+    assert f"activations of {bits} bits" in kernels.expands(TYPES["q4_1"])[1]
+    with closing(Model(tiny_model("llama", weight_type="Q4_1"), repack=False)) as model, model.context() as context:
+        logits = {}
+        for mode in ("auto", "int8", "int16"):
+            session = context.session()
+            session.set_dequant(mode)
+            prefill(session, prompt(110), make_policy("none"), 110)
+            logits[mode] = context.logits()
+    assert np.array_equal(logits["auto"], logits[f"int{bits}"])
+    assert not np.array_equal(logits["int8"], logits["int16"])
+
+
+def test_integers_are_no_slower_than_floats():
+    f32, int16, int8 = (kernels.peak(n_bits) for n_bits in (32, 16, 8))
+    assert (f32, int16, int8) == (0, 0, 0) or 1 < f32 < 1.2 * int16 < 1.5 * int8
+    assert kernels.peak(7) == 0
+
+
 @pytest.mark.parametrize("mix", ["q4_k", "q6_k"])
 def test_auto_leaves_k_types_of_short_prompts_alone(script, tmp_path, mix):
     script.write_model(str(tmp_path / "k.gguf"), script.SHAPES["tiny"], mix)

@@ -55,6 +55,8 @@ def test_bench_prefill(capsys, model):
     } <= set(found)
     assert (found["prompt_tokens"], found["kept_tokens"], found["runs"]) == (128, 25, 1)
     assert 0 < found["ratio_limit"] <= 1
+    assert {"f32", "int8", "int8_int16"} >= set(found["limit_cpu_seconds"])
+    assert all(0 < share < 2 for share in found["share_of_limit"].values())
     for name in ("ratio_unpruned", "ratio_pruned", "ratio_unpruned_cpu", "ratio_pruned_cpu"):
         low, high = found["spreads"][name]
         assert 0 < low <= found[name] <= high

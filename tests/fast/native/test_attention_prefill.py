@@ -70,12 +70,15 @@ def test_every_kind_of_attention(tmp_path: Path, kind: str):
     with closing(Model(write_kind(tmp_path / "model.gguf", kind))) as model:
         for flash in (False, True):
             with model.context(Options(flash=flash, kv=F32, **CHUNKS)) as context:
-                (logits, scores, report), (expected, expected_scores, _) = (
-                    run(context, mode, N_TOKENS) for mode in ("all", "off")
+                (logits, scores, report), (rounded, rounded_scores, _), (expected, expected_scores, _) = (
+                    run(context, mode, N_TOKENS) for mode in ("all", "int8", "off")
                 )
             assert report.attention.startswith("own") or "llama.cpp's: " in report.attention
             assert deviation(logits, expected) < (0.02 if flash else 5e-4), report.attention
             assert deviation(scores, expected_scores) < (0.02 if flash else 5e-4), report.attention
+            # weights are F32: the integers are those of attention
+            assert deviation(rounded, expected) < (0.02 if flash else 2e-3), report.attention
+            assert deviation(rounded_scores, expected_scores) < (0.02 if flash else 2e-3), report.attention
 
 
 @needs_kernel
@@ -93,13 +96,14 @@ def test_pruned(tiny_model, architecture, flash):
 
 
 @needs_kernel
-def test_chunk_size_changes_no_bit(tiny_model):
+@pytest.mark.parametrize("mode", ["int8", "int16"])
+def test_chunk_size_changes_no_bit(tiny_model, mode):
     """With packed weights and our own attention, nothing depends on where chunks end."""
     with closing(Model(tiny_model("llama", weight_type="Q8_0"), repack=False)) as model:
         found = []
         for n_ubatch in (512, 70, 35):  # below 32 tokens weights stay as stored
             with model.context(Options(n_batch=512, n_ubatch=n_ubatch)) as context:
-                found.append(run(context, "int16", N_TOKENS)[:2])
+                found.append(run(context, mode, N_TOKENS)[:2])
     for logits, scores in found[1:]:
         assert np.array_equal(logits, found[0][0])
         assert np.allclose(scores, found[0][1], rtol=1e-5)  # sums of chunks are added
