@@ -1,6 +1,7 @@
 """What each mode of asl_dequant costs and how it rounds, against stock llama.cpp and the same weights in F32.
 
     python bench/dequant.py MODEL.gguf --tokens 1024 2048 --runs 5  # CPU seconds of prefills, nothing pruned
+    python bench/dequant.py MODEL.gguf --tokens 512 --modes auto    # of the default alone
     python bench/dequant.py MODEL.gguf --prompts 14                 # log-probabilities of the next token, beside F32's
 
 One thread. The weights are loaded as llama.cpp loads them by default.
@@ -53,7 +54,7 @@ def after_ours(model: Model, prompts: Sequence[list[int]], mode: str) -> list[np
     return result
 
 
-def compare_rounding(path: str, n_prompts: int, n_tokens: int) -> None:
+def compare_rounding(path: str, n_prompts: int, n_tokens: int, modes: Sequence[str]) -> None:
     model = Model(path, ContextOptions(n_threads=1))
     documents = [
         make_document(lambda text: len(model.tokenize(text)), n_tokens, seed=seed, depth=0.1 + 0.8 * seed / n_prompts)
@@ -63,9 +64,14 @@ def compare_rounding(path: str, n_prompts: int, n_tokens: int) -> None:
     exact_model = Model(str(expanded(path)), ContextOptions(n_threads=1, kv_type=F32))
     exact = after_stock(exact_model, prompts)
     exact_model.close()
+<<<<<<< HEAD
     print(f"{'':8} {'rms of log p':>14} {'mean KL':>10}   KL less stock's, with its standard error")
     stock: list[float] = []
     for name in ("stock", *MODES):
+=======
+    print(f"{'':8} {'rms of log p':>14} {'mean KL':>10}")
+    for name in ("stock", *modes):
+>>>>>>> ktypes
         rows = after_stock(model, prompts) if name == "stock" else after_ours(model, prompts, name)
         rms = np.sqrt(np.mean([(row - best) ** 2 for row, best in zip(rows, exact, strict=True)]))
         kl = [float(np.sum(np.exp(best) * (best - row))) for row, best in zip(rows, exact, strict=True)]
@@ -76,7 +82,7 @@ def compare_rounding(path: str, n_prompts: int, n_tokens: int) -> None:
     model.close()
 
 
-def compare_speed(path: str, n_tokens: int, runs: int) -> None:
+def compare_speed(path: str, n_tokens: int, runs: int, modes: Sequence[str]) -> None:
     model = Model(path, ContextOptions(n_threads=1))
     tokens = make_prompt(model, n_tokens)
     n_cells = round_cells(len(tokens))
@@ -85,7 +91,7 @@ def compare_speed(path: str, n_tokens: int, runs: int) -> None:
         for _ in range(runs):
             _, timing = timed(lambda: stock_prefill(stock, tokens, model.options.n_ubatch))
             seconds.setdefault("stock", []).append(timing.cpu)
-            for mode in MODES:
+            for mode in modes:
                 with model.session(ctx, n_cells, len(tokens), mode) as session:
                     _, timing = timed(lambda session=session: prefill(session, tokens, Full(), len(tokens)))
                     seconds.setdefault(mode, []).append(timing.cpu)
@@ -102,11 +108,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="*", default=[], help="lengths of the prompts that are timed")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=0, help="how many prompts of 200 tokens are compared with F32")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="default: all")
     args = parser.parse_args()
     for n_tokens in args.tokens:
-        compare_speed(args.model, n_tokens, args.runs)
+        compare_speed(args.model, n_tokens, args.runs, args.modes)
     if args.prompts:
-        compare_rounding(args.model, args.prompts, 200)
+        compare_rounding(args.model, args.prompts, 200, args.modes)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,11 @@ void asl_dequantiser::release() {
     ctx.reset();
 }
 
+// of a product
+static int64_t n_tokens_of(const ggml_tensor * node) {
+    return node->op == GGML_OP_MUL_MAT ? node->src[1]->ne[1] : node->src[1]->ne[2];
+}
+
 asl_held asl_dequantiser::choose(const ggml_tensor * node) const {
     if (!enabled() || (node->op != GGML_OP_MUL_MAT && node->op != GGML_OP_MUL_MAT_ID)) {
         return asl_held::stored;
@@ -66,7 +71,7 @@ asl_held asl_dequantiser::choose(const ggml_tensor * node) const {
     asl_weight_use use;
     use.type = w->type;
     // a short chunk reads weights as they are: its products are of few rows
-    const int64_t n_tokens = node->op == GGML_OP_MUL_MAT ? x->ne[1] : x->ne[2];
+    const int64_t n_tokens = n_tokens_of(node);
     use.n_tokens = n_tokens < ASL_PACK_TOKENS_MIN ? n_tokens : n_layer_tokens;
     use.can_pack = asl_packed_weights::can_pack(node);
     // repacked weights are not host memory. Of AMX's, and of forms that are not known, nothing can be read
@@ -78,6 +83,7 @@ void asl_dequantiser::prepare(const std::vector<ggml_tensor *> & nodes) {
     std::vector<const ggml_tensor *> to_expand;
     std::vector<asl_packed_weights::wanted> to_pack;
     std::set<const ggml_tensor *> seen;
+    bool once = true; // one chunk has all tokens of the layer
     for (const ggml_tensor * node : nodes) {
         const asl_held held = choose(node);
         if (held == asl_held::stored || !seen.insert(node->src[0]).second) {
@@ -87,10 +93,11 @@ void asl_dequantiser::prepare(const std::vector<ggml_tensor *> & nodes) {
             to_expand.push_back(node->src[0]);
         } else {
             to_pack.push_back({ node->src[0], held == asl_held::int8 ? 8 : 16 });
+            once = once && n_tokens_of(node) >= n_layer_tokens;
         }
     }
     prepare_expanded(to_expand);
-    packed.prepare(to_pack, n_threads);
+    packed.prepare(to_pack, once, n_threads);
     n_total += (int32_t) seen.size();
 }
 

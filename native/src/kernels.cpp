@@ -39,8 +39,8 @@ static const std::vector<measured_row> & table() {
                         { GGML_TYPE_Q5_0, { 32, 0 } },
                         { GGML_TYPE_Q5_1, { 32, 0 } },
                         { GGML_TYPE_Q8_0, { 32, 0 } },
-                        { GGML_TYPE_IQ4_NL, { 32, 64 } },
-                        { GGML_TYPE_MXFP4, { 32, 64 } },
+                        { GGML_TYPE_IQ4_NL, { 64, 128 } },
+                        { GGML_TYPE_MXFP4, { 64, 128 } },
                         { GGML_TYPE_Q2_K, { 0, 64 } },
                         { GGML_TYPE_Q4_K, { 256, 64 } },
                         { GGML_TYPE_Q5_K, { 256, 0 } },
@@ -322,13 +322,13 @@ asl_measured asl_measure_product(const asl_product & p) {
     if (asl_packed_weights::can_pack(y) && (p.held == 0 || (p.held == 1 && asl_find_repacked_form(w).rows > 0))) {
         for (int i = 0; i < 4; ++i) { // the first one takes the memory
             const int64_t begin = ggml_time_us();
-            packed.prepare({ { w, 8 } }, p.n_threads);
+            packed.prepare({ { w, 8 } }, false, p.n_threads);
             const double ns = 1e3 * (ggml_time_us() - begin) / ((double) p.n_out * p.n_in);
             result.pack_ns = i < 2 ? ns : std::min(result.pack_ns, ns);
         }
     }
     if (p.held > 1) {
-        packed.prepare({ { w, p.held == 2 ? 8 : 16 } }, p.n_threads);
+        packed.prepare({ { w, p.held == 2 ? 8 : 16 } }, false, p.n_threads);
         packed.replace({ y }, ctx.get());
         result.buffer_name = p.held == 2 ? "packed int8" : "packed int16";
     }

@@ -11,6 +11,7 @@
 #include <tuple>
 
 static const size_t ALIGNMENT = 64; // of packed matrices
+static const int64_t N_GROUP_BYTES = 512 * 1024; // of panels that are packed and multiplied at a time
 
 bool asl_packed_weights::can_pack(const ggml_tensor * node) {
     const ggml_tensor * w = node->src[0];
@@ -19,9 +20,8 @@ bool asl_packed_weights::can_pack(const ggml_tensor * node) {
            x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && node->type == GGML_TYPE_F32 && ggml_is_contiguous(node);
 }
 
-void asl_packed_weights::prepare(const std::vector<wanted> & list, int n_threads) {
+void asl_packed_weights::prepare(const std::vector<wanted> & list, bool once, int n_threads) {
     clear();
-    size_t n_bytes = 0;
     for (const auto & [w, act_bits] : list) {
         auto p = std::make_unique<product>();
         p->kernel = &asl_packed_kernel_in_force();
@@ -29,10 +29,25 @@ void asl_packed_weights::prepare(const std::vector<wanted> & list, int n_threads
         p->weights.n_in = w->ne[0];
         p->weights.n_out = w->ne[1];
         p->form = { act_bits, p->weights.form.width, w->ne[0] };
-        n_bytes += p->weights.n_bytes();
+        p->source = once ? w : nullptr;
         products[w] = std::move(p);
     }
-    if (n_bytes > 0 && size_bytes() < n_bytes + ALIGNMENT) {
+    if (!once) {
+        pack(list, n_threads);
+    }
+}
+
+static uint8_t * align(void * data) { return (uint8_t *) GGML_PAD((uintptr_t) data, ALIGNMENT); }
+
+void asl_packed_weights::pack(const std::vector<wanted> & list, int n_threads) {
+    size_t n_bytes = 0;
+    for (const wanted & one : list) {
+        n_bytes += products[one.weights]->weights.n_bytes();
+    }
+    if (n_bytes == 0) {
+        return;
+    }
+    if (size_bytes() < n_bytes + ALIGNMENT) {
         buffer.reset();
         buffer.reset(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), n_bytes + ALIGNMENT));
         if (!buffer) {
@@ -40,11 +55,7 @@ void asl_packed_weights::prepare(const std::vector<wanted> & list, int n_threads
         }
         asl_prefer_large_pages(ggml_backend_buffer_get_base(buffer.get()), size_bytes());
     }
-    uint8_t * base = nullptr; // each matrix is a multiple of the alignment
-    if (buffer) {
-        base = (uint8_t *) ggml_backend_buffer_get_base(buffer.get());
-        base += (ALIGNMENT - (uintptr_t) base % ALIGNMENT) % ALIGNMENT;
-    }
+    uint8_t * base = align(ggml_backend_buffer_get_base(buffer.get())); // each matrix is a multiple of the alignment
     for (const wanted & one : list) {
         const ggml_tensor * w = one.weights;
         asl_packed_matrix & matrix = products[w]->weights;
@@ -80,9 +91,34 @@ void asl_packed_weights::quantise(ggml_tensor * dst, int ith, int nth, void * us
 
 void asl_packed_weights::multiply(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const product & p = *(const product *) userdata;
+    const uint8_t * acts = (const uint8_t *) dst->src[0]->data;
     const int64_t n = p.weights.n_panels();
-    p.kernel->product(p.weights, p.form, (const uint8_t *) dst->src[0]->data, ggml_nrows(dst), n * ith / nth, n * (ith + 1) / nth,
-            (float *) dst->data, dst->ne[0]);
+    const int64_t begin = n * ith / nth, end = n * (ith + 1) / nth;
+    if (p.source) {
+        pack_and_multiply(p, acts, begin, end, dst);
+    } else {
+        p.kernel->product(p.weights, p.form, acts, ggml_nrows(dst), begin, end, (float *) dst->data, dst->ne[0]);
+    }
+}
+
+// Some panels at a time, which stay in the second-level cache.
+void asl_packed_weights::pack_and_multiply(const product & p, const uint8_t * acts, int64_t begin, int64_t end, ggml_tensor * dst) {
+    static thread_local std::vector<uint8_t> memory;
+    const asl_repacked_form repacked = asl_find_repacked_form(p.source);
+    const size_t n_row = ggml_row_size(p.source->type, p.source->ne[0]);
+    // pairs, as the kernels have them: each of the groups reads all activations
+    const int64_t n_most = std::max<int64_t>(2, N_GROUP_BYTES / p.weights.panel_bytes() / 2 * 2);
+    for (int64_t first = begin; first < end; first += n_most) {
+        const int64_t n = std::min(n_most, end - first);
+        asl_packed_matrix group = p.weights;
+        group.n_out = std::min(n * ASL_PANEL, p.weights.n_out - first * ASL_PANEL);
+        memory.resize(std::max(memory.size(), group.n_bytes() + ALIGNMENT));
+        uint8_t * data = align(memory.data());
+        group.data = data;
+        // groups of repacked rows never cross a panel: they have 4 or 8 rows
+        asl_pack(p.source->type, (const uint8_t *) p.source->data + first * ASL_PANEL * n_row, repacked, group, 0, n, data);
+        p.kernel->product(group, p.form, acts, ggml_nrows(dst), 0, n, (float *) dst->data + first * ASL_PANEL, dst->ne[0]);
+    }
 }
 
 void asl_packed_weights::replace(const std::vector<ggml_tensor *> & nodes, ggml_context * ctx) const {

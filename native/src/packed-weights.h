@@ -24,8 +24,9 @@ public:
         int act_bits;
     };
 
-    // packs these weights in place of those before, whose memory is used again
-    void prepare(const std::vector<wanted> & list, int n_threads);
+    // Packs these weights in place of those before, whose memory is used again. once: each is multiplied once, so that its
+    // panels are packed where they are multiplied and take no memory.
+    void prepare(const std::vector<wanted> & list, bool once, int n_threads);
 
     // most tensors that replace makes for as many nodes
     static size_t n_extra(size_t n_nodes) { return 2 * n_nodes; }
@@ -45,10 +46,14 @@ private:
         const asl_packed_kernel * kernel;
         asl_packed_matrix weights;
         asl_act_form form;
+        const ggml_tensor * source; // the weights, where they are packed as they are multiplied
     };
+
+    void pack(const std::vector<wanted> & list, int n_threads);
 
     static void quantise(ggml_tensor * dst, int ith, int nth, void * userdata);
     static void multiply(ggml_tensor * dst, int ith, int nth, void * userdata);
+    static void pack_and_multiply(const product & p, const uint8_t * acts, int64_t begin, int64_t end, ggml_tensor * dst);
 
     ggml_backend_buffer_ptr buffer;
     std::unordered_map<const ggml_tensor *, std::unique_ptr<product>> products; // by weight

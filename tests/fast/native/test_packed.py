@@ -13,7 +13,7 @@ from asl_gguf.bench.kernels import packed_kernel, type_names
 from asl_gguf.engine.prefill import prefill
 from asl_gguf.native.bindings import lib
 from asl_gguf.policies import make_policy
-from harness import Model, prompt
+from harness import Model, Options, prompt
 from twins import packed_product
 from weights import draw, floats, places_of_scales, product
 
@@ -126,3 +126,18 @@ def test_a_whole_prefill(tiny_model, weight_type, budget):
 def test_threads_do_not_change_a_bit(tiny_model):
     with closing(Model(tiny_model("llama", weight_type="Q4_1"), repack=False)) as model:
         assert np.array_equal(*(logits(model, "int8", 110, n_threads)[0] for n_threads in (1, 3)))
+
+
+@pytest.mark.skipif(not FAST, reason="this processor has no kernel beside the scalar one")
+@pytest.mark.parametrize("mode", ["int8", "int16"])
+def test_chunks_do_not_change_a_bit(tiny_model, mode):
+    """A layer of one chunk is packed panel by panel as it is multiplied, one of several chunks before."""
+    with closing(Model(tiny_model("llama", weight_type="Q4_1"), repack=False)) as model:
+        results = []
+        for n_chunk in (110, 55):
+            with model.context(Options(n_batch=n_chunk, n_ubatch=n_chunk)) as ours:
+                session = ours.session()
+                session.set_dequant(mode)
+                prefill(session, prompt(110), make_policy("none"), 110)
+                results.append(ours.logits())
+        assert np.array_equal(*results)
