@@ -64,14 +64,9 @@ def compare_rounding(path: str, n_prompts: int, n_tokens: int, modes: Sequence[s
     exact_model = Model(str(expanded(path)), ContextOptions(n_threads=1, kv_type=F32))
     exact = after_stock(exact_model, prompts)
     exact_model.close()
-<<<<<<< HEAD
     print(f"{'':8} {'rms of log p':>14} {'mean KL':>10}   KL less stock's, with its standard error")
     stock: list[float] = []
-    for name in ("stock", *MODES):
-=======
-    print(f"{'':8} {'rms of log p':>14} {'mean KL':>10}")
     for name in ("stock", *modes):
->>>>>>> ktypes
         rows = after_stock(model, prompts) if name == "stock" else after_ours(model, prompts, name)
         rms = np.sqrt(np.mean([(row - best) ** 2 for row, best in zip(rows, exact, strict=True)]))
         kl = [float(np.sum(np.exp(best) * (best - row))) for row, best in zip(rows, exact, strict=True)]
