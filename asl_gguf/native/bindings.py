@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 else:
     llama_cpp = loading.load(list(_package_paths))
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 
 OK = 0
 ERR_ARGUMENT = 1

@@ -50,7 +50,7 @@ struct llama_context_params;
 typedef struct asl_session asl_session;
 
 // Raised with every incompatible change of this header.
-#define ASL_ABI_VERSION 9
+#define ASL_ABI_VERSION 10
 
 typedef enum asl_status {
     ASL_OK = 0,
