@@ -16,9 +16,8 @@ def _cancelled(number: int, frame: "FrameType | None") -> None:
 
 def main() -> int:
     """Runs the command of sys.argv. Returns its exit code."""
-    interruptible = (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )  # of a job in the background it is not
+    # SIGINT of a job in the background is ignored
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if interruptible:
         signal.signal(signal.SIGINT, _cancelled)
     from .cli import main as run
