@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -248,9 +248,7 @@ def _run_layers(
     layers: Layers, policy: Policy, prompt: Prompt, trace: _Trace, guard: float | None
 ) -> Generator[None, None, bool]:
     """Layer after layer, as long as the policy has to be asked. Returns whether the kept tokens start again."""
-    observe = policy.start(prompt)
-    if not callable(observe):
-        raise OptionError(f"policy {policy.name}: expected start to return an observer, got {observe!r:.60}")
+    observe = _observer(policy, prompt)
     held = HeldRows(layers, policy) if prompt.late is not None and policy.decides_late else None
     trace.n_kept = prompt.n_kept
     n_waiting = 0  # layers that nobody looks at run together with the next one
@@ -276,9 +274,6 @@ def _run_layers(
             if prompt.late is not None and read:
                 prompt.late.see(scores)
             decision = observe(scores)
-            if not isinstance(decision, Decision):
-                raise OptionError(f"policy {policy.name}, layer {layer}: expected a Decision, got {decision!r:.60}")
-            decision.check(policy.name, layer, trace.current.size, scores.attention.shape[0])
             trace.add(scores, decision)
         if guard is not None and layer >= prompt.n_layer // 3:
             trace.check(guard)
@@ -307,6 +302,26 @@ def _run_layers(
         if not decision.keep_asking:
             return False
     return False
+
+
+def _observer(policy: Policy, prompt: Prompt) -> Callable[[LayerScores], Decision]:
+    """What the policy answers of each layer, checked.
+
+    Raises:
+        OptionError: it starts with no observer, or that answers with what is no decision about the current tokens.
+    """
+    observe = policy.start(prompt)
+    if not callable(observe):
+        raise OptionError(f"policy {policy.name}: expected start to return an observer, got {observe!r:.60}")
+
+    def checked(scores: LayerScores) -> Decision:
+        decision = observe(scores)
+        if not isinstance(decision, Decision):
+            raise OptionError(f"policy {policy.name}, layer {scores.layer}: expected a Decision, got {decision!r:.60}")
+        decision.check(policy.name, scores.layer, scores.n_current, scores.attention.shape[0])
+        return decision
+
+    return checked
 
 
 def _keep_rows_of(
