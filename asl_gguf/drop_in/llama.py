@@ -153,6 +153,10 @@ class Llama(AnsweringLlama):
         if self._asl.budget is None:
             self._init_parent(path, n_ctx, kwargs)
             return
+        self._init_pruned(path, n_ctx, kwargs)
+
+    def _init_pruned(self, path: str, n_ctx: int, kwargs: dict[str, Any]) -> None:
+        """With cells for the budget; with all of them, and a warning, where nothing can be pruned."""
         self._asl = self._asl.calibrate(path)
         n_ctx = round_cells(n_ctx or gguf_header.n_ctx_train(path, kwargs.get("kv_overrides")))
         self._asl_reason = unprunable_use(kwargs)
@@ -168,7 +172,7 @@ class Llama(AnsweringLlama):
             self.close()
             self._init_parent(path, n_ctx, kwargs)
             self._asl_reason += full_cache_note(self._asl.budget, self.ctx)
-            warnings.warn(f"not pruning: {self._asl_reason}", PruningDisabledWarning, stacklevel=2)
+            warnings.warn(f"not pruning: {self._asl_reason}", PruningDisabledWarning, stacklevel=3)
 
     def _init_parent(self, path: str, n_ctx: int, kwargs: dict[str, Any]) -> None:
         init_errors.check_cells(path, n_ctx, kwargs)
