@@ -68,10 +68,19 @@ static void read_cell(const asl_head_rows & rows, int64_t cell, int64_t head, st
     }
 }
 
-// Of token t and one head for the keys of a tile.
-static void compute_logits(const asl_attend & a, int64_t t, int64_t head, int64_t tile, float * s) {
+// The scaled query of token t and one head.
+static std::vector<float> scaled_query(const asl_attend & a, int64_t t, int64_t head) {
     const float * q = (const float *) (a.q + t * a.nb_q_token + head * a.nb_q_head);
-    const float factor = a.cap != 0.0f ? a.cap_scale : a.scale;
+    std::vector<float> query(q, q + a.k.n_embd);
+    for (float & x : query) {
+        x *= a.cap != 0.0f ? a.cap_scale : a.scale;
+    }
+    return query;
+}
+
+// Of token t and one head for the keys of a tile. product: of the scaled query and a key
+template <class Product>
+static void fill_logits(const asl_attend & a, int64_t t, int64_t head, int64_t tile, Product product, float * s) {
     const asl_key_range range = asl_keys_of(a, t);
     std::vector<float> key(a.k.n_embd);
     for (int64_t i = 0; i < ASL_KEY_TILE; ++i) {
@@ -81,13 +90,22 @@ static void compute_logits(const asl_attend & a, int64_t t, int64_t head, int64_
             continue;
         }
         read_cell(a.k, cell, head / a.n_group(), key);
-        float sum = 0.0f;
-        for (int64_t d = 0; d < a.k.n_embd; ++d) {
-            sum = std::fma(q[d] * factor, key[d], sum);
-        }
-        s[i] = a.cap != 0.0f ? tanh_of(sum) * (a.cap * a.scale) : sum;
+        s[i] = product(key);
+        s[i] = a.cap != 0.0f ? tanh_of(s[i]) * (a.cap * a.scale) : s[i];
         s[i] += a.mask ? asl_mask_value(a, t, cell) : 0.0f;
     }
+}
+
+static void compute_logits(const asl_attend & a, int64_t t, int64_t head, int64_t tile, float * s) {
+    const std::vector<float> query = scaled_query(a, t, head);
+    const auto product = [&](const std::vector<float> & key) {
+        float sum = 0.0f;
+        for (size_t d = 0; d < key.size(); ++d) {
+            sum = std::fma(query[d], key[d], sum);
+        }
+        return sum;
+    };
+    fill_logits(a, t, head, tile, product, s);
 }
 
 // Halves added to halves.
@@ -147,32 +165,18 @@ struct rounded_row {
     float unit;
 };
 
-// The same of integers: what compute_logits computes, to s.
+// The same of integers.
 static void compute_logits_rounded(const asl_attend & a, int64_t t, int64_t head, int64_t tile, float * s) {
-    const float * q = (const float *) (a.q + t * a.nb_q_token + head * a.nb_q_head);
-    const float factor = a.cap != 0.0f ? a.cap_scale : a.scale;
-    const asl_key_range range = asl_keys_of(a, t);
-    std::vector<float> query(q, q + a.k.n_embd), key(a.k.n_embd);
-    for (float & x : query) {
-        x *= factor;
-    }
-    const rounded_row rounded_query(query, false);
-    for (int64_t i = 0; i < ASL_KEY_TILE; ++i) {
-        const int64_t cell = tile * ASL_KEY_TILE + i;
-        if (cell < range.begin || cell >= range.end) {
-            s[i] = -INFINITY;
-            continue;
-        }
-        read_cell(a.k, cell, head / a.n_group(), key);
-        const rounded_row rounded_key(key, false);
+    const rounded_row query(scaled_query(a, t, head), false);
+    const auto product = [&](const std::vector<float> & key) {
+        const rounded_row rounded(key, false);
         int32_t sum = 0;
         for (size_t d = 0; d < key.size(); ++d) {
-            sum += rounded_query.q[d] * rounded_key.q[d];
+            sum += query.q[d] * rounded.q[d];
         }
-        s[i] = (float) sum * rounded_key.unit * rounded_query.unit;
-        s[i] = a.cap != 0.0f ? tanh_of(s[i]) * (a.cap * a.scale) : s[i];
-        s[i] += a.mask ? asl_mask_value(a, t, cell) : 0.0f;
-    }
+        return (float) sum * rounded.unit * query.unit;
+    };
+    fill_logits(a, t, head, tile, product, s);
 }
 
 // o = o*factor + the weights s times the values of a tile
