@@ -66,6 +66,9 @@ def add_parser(commands: Any) -> None:
     report.add_argument("--html", type=Path, metavar="FILE", help="write one page with figures too; needs matplotlib")
     report.add_argument("--figures", type=Path, metavar="FOLDER", help="write the figures as SVG too; needs matplotlib")
     report.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there, with links to --figures")
+    report.add_argument(
+        "--by-task", action="store_true", help="print one line per task instead, with an interval of the whole"
+    )
     report.add_argument("--title", default=TITLE, help="heading (default %(default)s)")
     report.set_defaults(run=run_report)
 
@@ -155,9 +158,12 @@ def _report(done: int, total: int, seconds: float) -> None:
 
 
 def run_report(args: argparse.Namespace) -> int:
+    from ..eval.by_task import by_task
     from ..eval.runner import read_rows
     from ..eval.summary import document
 
+    if args.by_task and args.markdown:
+        raise OptionError("expected --by-task or --markdown, got both: the lines by task are printed")
     rows = [row for folder in args.folders for row in read_rows(folder / "results.jsonl")]
     if not rows:
         raise OptionError(f"expected results of asl-gguf eval in {', '.join(map(str, args.folders))}, found none")
@@ -169,7 +175,8 @@ def run_report(args: argparse.Namespace) -> int:
     except OSError as err:
         raise OptionError(f"expected files and a folder that can be written: {err}") from None
     if not args.markdown:
-        print(document(rows, args.title))
+        lengths = sorted({row["length"] for row in rows})
+        print("\n\n".join(by_task(rows, n) for n in lengths) if args.by_task else document(rows, args.title))
     return 0
 
 

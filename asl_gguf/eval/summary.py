@@ -38,7 +38,7 @@ def table(rows: Sequence[Row], length: int) -> str:
         + " perplexity |" * bool(texts),
         "|---" * (len(tasks) + 8 + len(optional) + bool(texts)) + "|",
     ]  # fmt: skip
-    for (policy, budget), answers in _ordered(rows):
+    for (policy, budget), answers in ordered(rows):
         more = [_number(mean_of(answers, name), 2) for name in optional]
         if texts:
             nll = mean_of([row for row in answers if _is_text(row["task"])], "nll")
@@ -65,7 +65,7 @@ def costs(rows: Sequence[Row], length: int) -> str:
         "| policy | budget | prefill s | of full | decoding tokens/s | K/V MiB | attention kept |",
         "|---|---|---|---|---|---|---|",
     ]
-    for (policy, budget), answers in _ordered(rows):
+    for (policy, budget), answers in ordered(rows):
         seconds = mean_of(answers, "prefill_seconds") or 0.0
         lines.append(
             f"| {policy} | {'' if budget is None else budget} | {seconds:.2f} | {seconds / base:.2f} "
@@ -139,7 +139,7 @@ def _commands(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _ordered(rows: Sequence[Row]) -> list[tuple[tuple, list[Row]]]:
+def ordered(rows: Sequence[Row]) -> list[tuple[tuple, list[Row]]]:
     """By budget, then policy; the full cache first."""
     return sorted(
         group(rows, "policy", "budget").items(),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from asl_gguf.cli import main
+from asl_gguf.eval.by_task import by_task, relative_interval
 from asl_gguf.eval.figures import drawings
 from asl_gguf.eval.results import FULL
 from asl_gguf.eval.statistics import decode_speed, mean_of_tasks, wilson
@@ -91,6 +92,25 @@ def test_what_a_run_took_and_what_sharing_saved():
     assert f"prefills took {n / 2:.0f} s of these; each by itself would have taken {alone:.0f} s" in text
     assert "by itself" not in effort([one | SPENT | {"shared": False} for one in ROWS])
     assert effort(ROWS) == "" and text in document([one | SPENT for one in ROWS])
+
+
+def test_lines_by_task(folder, capsys):
+    """Examples without the full cache's answer do not count; the interval is that of prompts drawn within each task."""
+    lines = by_task([*ROWS, row("vt", 1000, 99, "asl", 0.1)], 1000).splitlines()
+    assert lines[2] == "| task | prompts | full cache | asl, 0.1 | snapkv, 0.1 | asl, 0.2 | snapkv, 0.2 |"
+    assert lines[4].startswith("| passkey | 3 | 1.00, 0.50 | 0.33, +0.00, 0.10, 4, 0.60 | 0.33, +0.00, 0.10, -, 1.00 |")
+    assert lines[-1].startswith("| all | 6 | 1.00, 0.50 | 0.33 (0.33 [0.00-0.67]), +0.00, 0.10, 4, 0.60 |")
+    assert main(["report", str(folder), "--by-task"]) == 0
+    assert capsys.readouterr().out.count("| all |") == 3
+    assert main(["report", str(folder), "--by-task", "--markdown", str(folder / "x.md")]) == 2
+
+
+def test_interval_of_a_share():
+    """No spread where all prompts are alike; about that of a mean where the full cache is always right; none without a base."""
+    right, half = [{"task": "a", "score": 1.0}] * 100, [{"task": "a", "score": i % 2} for i in range(100)]
+    assert relative_interval(right, right) == (1.0, 1.0)
+    assert relative_interval(half, right) == pytest.approx((0.4, 0.6), abs=0.02)
+    assert relative_interval(right, [{"task": "a", "score": 0.0}] * 100) is None
 
 
 def test_perplexity_of_texts():
