@@ -25,7 +25,20 @@ _SAMPLE = inspect.signature(llama_cpp.Llama.sample)
 class AnsweringLlama(StatefulLlama):
     """`StatefulLlama` that checks the arguments of an answer, and mends what the parent makes of it."""
 
+    _draft_model: Any = None
+    """as it was given"""
+
     if not TYPE_CHECKING:  # type checkers and editors see the parent's
+
+        @property
+        def draft_model(self) -> Any:
+            """As it was given; while the parent makes a token, one during which nobody enters."""
+            given = self._draft_model
+            return self._gate.guarding("the draft model", given) if given and self._generating else given
+
+        @draft_model.setter
+        def draft_model(self, given: Any) -> None:
+            self._draft_model = given
 
         @functools.wraps(llama_cpp.Llama.sample)
         def sample(self, *args: Any, **kwargs: Any) -> int:

@@ -179,6 +179,8 @@ class Llama(AnsweringLlama):
         self._gate.closed = False  # where a first try was given up
         # llama.cpp logs every context it makes, and each pruned prompt makes one
         kwargs = {"verbose": False, **kwargs}
+        if kwargs.get("draft_model") is not None:
+            kwargs["logits_all"] = True  # the parent wants them, but has room for those of n_batch tokens alone
         try:
             with context.assertions_caught():
                 super().__init__(path, n_ctx=n_ctx, **init_errors.without_adapter(kwargs))

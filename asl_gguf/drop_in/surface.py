@@ -154,7 +154,7 @@ INIT = {
     "numa": works(),
     "chat_format": works("functionary needs transformers, as the parent's: not checked"),
     "chat_handler": works("one that calls eval itself, as multimodal ones do, has nothing pruned"),
-    "draft_model": fallback("draft_model"),
+    "draft_model": fallback("draft_model", "prompts longer than n_batch work, where the parent raises"),
     "tokenizer": works("LlamaHFTokenizer needs transformers, as the parent's: not checked"),
     "type_k": works("", {OptionError: "none of ggml's types; the parent ends the process"}),
     "type_v": works("", {OptionError: "none of ggml's types, or a quantised one without flash_attn=True"}),

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+from llama_cpp.llama_speculative import LlamaDraftModel
 
 from asl_gguf import StateError
 from asl_gguf.policies import SnapKV
@@ -76,6 +78,31 @@ def test_within_an_answer(make, tmp_path, options, within, given):
     asked = []
     complete(llm, ASKED, 2, **given(lambda: asked.append([call(llm, tmp_path) for call in OF_THE_MODEL.values()])))
     assert asked
+
+
+class Drafting(LlamaDraftModel):
+    """Drafts nothing; calls somebody."""
+
+    call: Any = None
+
+    def __call__(self, input_ids: Any, /, **kwargs: Any) -> Any:
+        if self.call:
+            self.call()
+        return np.empty(0, np.intc)
+
+
+@pytest.mark.parametrize("options", [PRUNED, {}], ids=["budget", "no budget"])
+@pytest.mark.filterwarnings("ignore::asl_gguf.PruningDisabledWarning")
+def test_within_a_draft_model(make, tmp_path, options):
+    draft = Drafting()
+    llm, expected = make(**options, draft_model=draft), greedy(make(), ASKED)
+    assert llm.draft_model is draft
+    for name, call in ENTERING.items():
+        draft.call = lambda call=call: call(llm, tmp_path)
+        with pytest.raises(StateError, match="expected the draft model to return, got a call of the Llama"):
+            complete(llm, ASKED, 4)
+        draft.call = None
+        assert greedy(llm, ASKED) == expected, name
 
 
 @pytest.mark.parametrize(
