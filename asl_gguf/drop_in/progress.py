@@ -25,32 +25,35 @@ class ProgressBar:
         self._on_terminal = self._stream.isatty()
         self._started = time.monotonic()
         self._drawn = float("-inf") if self._on_terminal else self._started
-        self._last = 0
+        self._last, self._begun = 0, 0.0
 
     def __call__(self, done: int, total: int) -> None:
         if total <= 0:
             return
-        now = time.monotonic()
+        now, share = time.monotonic(), min(1.0, done / total)
         if done < self._last:
-            self._started = now  # a new job begins
+            self._started, self._begun = now, share  # a new job, of which this much took no time
         self._last = done
-        share = min(1.0, done / total)
-        left = (now - self._started) * (1 / share - 1) if share > 0 else 0.0
         if self._on_terminal:
-            self._draw(now, share, left)
+            self._draw(now, share)
         elif now - self._drawn >= LINE_SECONDS and share < 1:
             self._drawn = now
-            self._stream.write(f"{self._label}: {share:.0%}, {left:.0f} s left\n")
+            self._stream.write(f"{self._label}: {share:.0%}{self._left(now, share)}\n")
             self._stream.flush()
 
-    def _draw(self, now: float, share: float, left: float) -> None:
+    def _left(self, now: float, share: float) -> str:
+        """The time that is left, at the pace since the job began; nothing as long as there is no pace."""
+        if share <= self._begun:
+            return ""
+        return f", {(now - self._started) * (1 - share) / (share - self._begun):.0f} s left"
+
+    def _draw(self, now: float, share: float) -> None:
         if now - self._drawn < _INTERVAL_SECONDS and share < 1:
             return
         self._drawn = now
         filled = round(share * _WIDTH)
-        self._stream.write(
-            f"\r{self._label} [{'#' * filled}{'.' * (_WIDTH - filled)}] {share:4.0%}  {left:4.0f} s left "
-        )
+        left = self._left(now, share).lstrip(", ").rjust(11)
+        self._stream.write(f"\r{self._label} [{'#' * filled}{'.' * (_WIDTH - filled)}] {share:4.0%}  {left} ")
         if share >= 1:
             self.clear()
         self._stream.flush()

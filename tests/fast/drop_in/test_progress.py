@@ -97,6 +97,16 @@ def test_a_line_now_and_then_off_a_terminal(clock):
     assert stream.getvalue() == "prefill: 31%, 68 s left\nprefill: 60%, 39 s left\nprefill: 90%, 10 s left\n"
 
 
+def test_a_second_job_has_a_pace_of_its_own(clock):
+    """It begins with what it shares with the first one, which took no time."""
+    bar = ProgressBar("prefill", stream := io.StringIO())
+    for clock.now, done in ((0, 1), (20, 100), (40, 50), (75, 60)):
+        bar(done, 100)
+    clock.now = 110
+    bar(50, 100)
+    assert stream.getvalue() == "prefill: 50%\nprefill: 60%, 140 s left\nprefill: 50%\n"
+
+
 def test_short_work_leaves_nothing(clock):
     bar = ProgressBar("prefill", stream := io.StringIO())
     for clock.now in (0, 10, 29):
