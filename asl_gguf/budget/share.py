@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from ..errors import OptionError, shown
 
+ROOM = 1024
+"""KV cells beside the budget, unless told otherwise"""
 _CELL_STEP = 256  # llama.cpp rounds n_ctx up to it
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..errors import OptionError, shown
 from ..policies import Policy
-from .share import Budget
+from .share import ROOM, Budget
 
 _UNITS: dict[str, dict[str, int | Fraction]] = {
     "fit": {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30},
@@ -131,3 +131,13 @@ def check_budget(budget: Budget | Auto | Target, policy: Policy) -> None:
 def is_target(text: str) -> bool:
     """Whether a text is meant as a goal, however wrong the rest of it is."""
     return text.lower().startswith(("fit:", "ttft:", "auto:")) or text.lower() == "auto"
+
+
+def room_of_one(budget: BudgetValue | None, max_tokens: int) -> int:
+    """KV cells beside the budget, for one prompt and its answer.
+
+    At least those of a `Llama`: layers hold more rows there until tokens are selected. What memory limits gets no more than
+    the answer takes.
+    """
+    limited = isinstance(budget, str) and budget.lower().startswith("fit:")
+    return max_tokens if limited else max(ROOM, max_tokens)

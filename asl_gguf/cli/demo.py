@@ -7,7 +7,7 @@ import itertools
 import textwrap
 from typing import Any
 
-from ..budget.targets import BudgetValue
+from ..budget.targets import BudgetValue, room_of_one
 from ..drop_in.progress import ProgressBar
 from ..eval.demo_text import DemoDocument, make_document
 from ..models import named
@@ -78,7 +78,7 @@ def _answer(path: str, document: DemoDocument, args: argparse.Namespace, budget:
         asl_budget=budget,
         asl_policy=args.policy,
         asl_dequant=args.dequant,
-        asl_room=_MAX_TOKENS,
+        asl_room=room_of_one(budget, _MAX_TOKENS),
         asl_progress=bar,
         **llama_kwargs(args),
     )

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ..budget.targets import room_of_one
 from ..drop_in.progress import ProgressBar
 from .options import (
     add_answer_options,
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         asl_policy=args.policy,
         asl_dequant=args.dequant,
         asl_decode_ctx=args.decode_ctx,
-        asl_room=args.max_tokens,
+        asl_room=room_of_one(budget, args.max_tokens),
         asl_full_kv=args.full_kv,
         asl_progress=bar,
         **llama_options,

@@ -10,7 +10,7 @@ from ..budget.auto import AutoRule
 from ..budget.latency import LatencyRule
 from ..budget.memory import MemoryRule
 from ..budget.rule import BudgetContext, BudgetRule, ShareRule
-from ..budget.share import Budget
+from ..budget.share import ROOM, Budget
 from ..budget.targets import Auto, BudgetValue, Target, check_budget, make_budget
 from ..cache import packing
 from ..errors import OptionError, shown
@@ -31,7 +31,7 @@ class AslOptions:
     policy: Policy = field(default_factory=lambda: make_policy(DEFAULT))
     decode_ctx: int | None = None
     """KV cells of the decode context; None: the budget at n_ctx, and room"""
-    room: int = 1024
+    room: int = ROOM
     """KV cells beside the budget, for the answer and later turns, unless decode_ctx says otherwise"""
     dequant: str = "auto"
     progress: Progress | bool | None = None

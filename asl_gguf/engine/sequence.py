@@ -297,7 +297,7 @@ class Sequence:
             n_most = self.guard.largest(plan.n_kept, plan.n_most)
             late = guarded_budget(self.policy, n_tokens, plan.n_kept, n_most, shape)
         if late is not None:  # rows in excess lie in cells of the answer
-            late.n_held = max(plan.n_kept, min(late.n_held, self.place.n_cells))
+            late.n_held = max(plan.n_kept, min(late.n_held, self.place.n_cells, self.rule.n_cells))
         return late
 
     def _layers(self, plan: Plan, n_kept: int) -> Layers:

@@ -11,7 +11,7 @@ from typing import Any
 
 from .._version import __version__
 from ..budget.late import PromptBudget, Shape, auto_budget, fixed_budget
-from ..budget.share import Budget, round_cells
+from ..budget.share import ROOM, Budget, round_cells
 from ..budget.targets import Auto
 from ..engine.prefill import prefill
 from ..engine.replay import Records
@@ -256,7 +256,10 @@ def _late(
         return None
     if isinstance(budget, str):
         return auto_budget(Auto.parse(budget, 0), policy, n_tokens, n_kept, shape)
-    return fixed_budget(policy, n_tokens, n_kept, shape)
+    late = fixed_budget(policy, n_tokens, n_kept, shape)
+    if late is not None:  # in the cells that a `Llama` has
+        late.n_held = max(n_kept, min(late.n_held, round_cells(n_kept + ROOM)))
+    return late
 
 
 def _record_bytes(model: Model, session: Session, n_tokens: int) -> int:

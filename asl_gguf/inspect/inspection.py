@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..budget.targets import BudgetValue
+from ..budget.targets import BudgetValue, room_of_one
 from ..drop_in.llama import Llama
 from ..native import vocabulary
 from ..policies import GemFilter, Policy
@@ -43,7 +43,7 @@ class Question:
             n_ctx=self.n_ctx,
             asl_budget=budget,
             asl_policy=policy,
-            asl_room=self.max_tokens,
+            asl_room=room_of_one(budget, self.max_tokens),
             **self.options,
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from asl_gguf import Llama
+from asl_gguf.budget import late
 from asl_gguf.cli import main
 from asl_gguf.engine import replay
 from asl_gguf.policies import REGISTRY, ScoringPolicy, parse_policy
@@ -95,6 +96,17 @@ def test_replayed_answers_are_those_of_real_runs(run, model, monkeypatch, option
             assert answer[name] == getattr(report, name), (answer["policy"], name)
         assert answer["prefill_seconds"] is None and answer["prefill_share"] == (report.prefill_share or 1.0)
         assert 0 < answer["kv_bytes_prompt"] == report.kv_bytes_prompt <= answer["kv_bytes_prompt_full"]
+
+
+def test_layers_hold_as_many_rows_before_tokens_are_selected_as_in_a_llama(run, model, monkeypatch):
+    """Whatever room the answer takes, and however many cells the replay has."""
+    thresholds = late.Thresholds(2, 3, document=2, found=(2, 3), chained=(2, 3), summary=(2, 3))
+    monkeypatch.setitem(late.CALIBRATED, (6, 2, 128), thresholds)
+    answers = [run_json(run, "--policies", SETTLES, "-b", 200, *more)["answers"][0] for more in ([], ["--measure"])]
+    text, report = real(model, SETTLES, 200)
+    assert report.selection_layer == thresholds.deeper
+    for answer in answers:
+        assert (answer["text"], answer["attention_mass"]) == (text, report.attention_mass)
 
 
 def test_measured_answers_are_the_same(run):
