@@ -1,4 +1,6 @@
-"""Seconds of a prefill, one after another in one run: transformers, kvpress's presses, stock llama.cpp and asl_gguf.
+"""Prefills one after another in one run: transformers, kvpress's presses, stock llama.cpp and asl_gguf.
+
+Wall clock and CPU time of all threads: medians, smallest and largest. Ratios are those of one round.
 
     python bench/peers/speed.py --python PEERS/bin/python
 
@@ -17,8 +19,10 @@ from peer import Peer, open_both, parser, run
 from asl_gguf.bench.prefill import make_prompt
 from asl_gguf.budget.share import Budget, round_cells
 from asl_gguf.engine.prefill import prefill
-from asl_gguf.native.model import Model, stock_prefill, timed
+from asl_gguf.native.model import Model, Timing, stock_prefill, timed
 from asl_gguf.policies import Full, make_policy
+
+_TRANSFORMERS, _STOCK = "transformers, full cache", "llama.cpp"
 
 
 def main() -> None:
@@ -47,30 +51,38 @@ def _measure(model: Model, peer: Peer, args: Any) -> None:
         model.session(ctx, n_cells, n_tokens, "auto") as session,
     ):
 
-        def theirs(press: str | None, rows: int) -> Callable[[], float]:
-            return lambda: peer.ask("time", tokens=tokens, press=press, n_kept=rows)["wall"]
+        def theirs(press: str | None, rows: int) -> Callable[[], Timing]:
+            def call() -> Timing:
+                answer = peer.ask("time", tokens=tokens, press=press, n_kept=rows)
+                return Timing(answer["wall"], answer["cpu"])
 
-        def ours(policy: Any, rows: int) -> Callable[[], float]:
-            return lambda: timed(lambda: prefill(session, tokens, policy, rows))[1].wall
+            return call
+
+        def ours(policy: Any, rows: int) -> Callable[[], Timing]:
+            return lambda: timed(lambda: prefill(session, tokens, policy, rows))[1]
 
         calls = {
-            "transformers, full cache": theirs(None, n_tokens),
+            _TRANSFORMERS: theirs(None, n_tokens),
             f"kvpress {args.press}": theirs(args.press, n_kept),
-            "llama.cpp": lambda: timed(lambda: stock_prefill(stock, tokens, model.options.n_ubatch))[1].wall,
+            _STOCK: lambda: timed(lambda: stock_prefill(stock, tokens, model.options.n_ubatch))[1],
             "asl_gguf, nothing pruned": ours(Full(), n_tokens),
             "asl_gguf, asl-span": ours(make_policy("asl-span"), n_kept),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        rounds: list[dict[str, Timing]] = []
         for i in range(1 + args.runs):
-            for name, call in calls.items():
-                elapsed = call()
-                if i:  # the first round warms up
-                    seconds[name].append(elapsed)
+            found = {name: call() for name, call in calls.items()}
+            rounds += [found] * bool(i)  # the first round warms up
     versions = ", ".join(f"{name} {version}" for name, version in peer.versions.items())
     print(f"{n_tokens} tokens, {n_kept} kept where pruned, {args.threads} thread(s), {args.runs} runs; {versions}\n")
-    print("| prefill | seconds, median | smallest to largest |\n|---|---|---|")
-    for name, values in seconds.items():
-        print(f"| {name} | {median(values):.2f} | {min(values):.2f} to {max(values):.2f} |")
+    print("| prefill | seconds | CPU seconds | CPU time to llama.cpp's | to transformers' |\n|---|---|---|---|---|")
+    for name in calls:
+        wall, cpu = (_spread([getattr(one[name], kind) for one in rounds]) for kind in ("wall", "cpu"))
+        ratios = [_spread([one[name].cpu / one[to].cpu for one in rounds]) for to in (_STOCK, _TRANSFORMERS)]
+        print(f"| {name} | {wall} | {cpu} | {ratios[0]} | {ratios[1]} |")
+
+
+def _spread(values: list[float]) -> str:
+    return f"{median(values):.2f} [{min(values):.2f}-{max(values):.2f}]"
 
 
 if __name__ == "__main__":
