@@ -38,15 +38,15 @@ def test_memory_is_what_was_predicted(make, architecture, type_k, type_v, flash)
     """The header's bytes are llama.cpp's, and the peak of a prompt of nearly n_ctx stays within a size that 256 cells
     more would exceed."""
     options: dict[str, Any] = {"type_k": type_k, "type_v": type_v, "flash_attn": flash}
-    options |= {"architecture": architecture, "n_ctx": 1024, "asl_room": ROOM, "asl_policy": POLICY}
+    options |= {"architecture": architecture, "n_ctx": 512, "asl_room": ROOM, "asl_policy": POLICY}
     memory = KVMemory.of(make(**options).model_path, options)
-    size = 1024 * memory.bytes_slot + 400 * memory.bytes_cell
+    size = 512 * memory.bytes_slot + 400 * memory.bytes_cell
     llm = make(**options, asl_budget=f"fit:{size}B")
-    report = llm.prefill(prompt(1024 - 30))
+    report = llm.prefill(prompt(512 - 30))
     info = llm._asl_session.info()
     assert info.kv_bytes_cell == memory.bytes_cell
     assert report.kv_bytes == llm.n_cells * memory.bytes_cell == info.kv_bytes_decode
-    assert report.kv_bytes_prefill_peak == 1024 * memory.bytes_slot
+    assert report.kv_bytes_prefill_peak == 512 * memory.bytes_slot
     peak = report.kv_bytes + report.kv_bytes_prefill_peak
     assert peak <= size < peak + 256 * memory.bytes_cell
 
