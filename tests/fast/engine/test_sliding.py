@@ -26,7 +26,7 @@ from twins import relative_error
 
 N_LAYER = 6
 FULL_LAYERS = (1, 3, 5)
-N_TOKENS, N_KEPT, WINDOW = 420, 60, 8
+N_TOKENS, N_KEPT, WINDOW = 320, 60, 8
 TOKENS = prompt(N_TOKENS)
 ANSWER = [70, 71, 72]
 N_WINDOW_CELLS = 256
@@ -280,7 +280,7 @@ def test_a_record_of_layers(model, context, policy, swa_full):
 )
 def test_a_past_on_the_host(model, context, policy, swa_full):
     """A question that selects again does as its prompt alone."""
-    kept, document = HostKV(), TOKENS[:384]
+    kept, document = HostKV(), TOKENS[:256]
     for question in (prompt(32, seed=1), prompt(30, seed=2)):
         session = ReusingLayers(context.session(), kept)
         report = session.corrected(prefill(session, document + question, policy, N_KEPT))
