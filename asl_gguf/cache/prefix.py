@@ -77,7 +77,11 @@ class PrunedPrefixCache(llama_cpp.llama_cache.BaseLlamaCache):
         # of a cache of the user's own, objects that share it know only the keys they set
         for pruned in (True, False):
             state = self._look_up(StateKey(settings, pruned, prompt))
-            if isinstance(state, State) and (found := StateKey.of(state)).settings == settings and found.n_shared(prompt):
+            if (
+                isinstance(state, State)
+                and (found := StateKey.of(state)).settings == settings
+                and found.n_shared(prompt)
+            ):
                 return state
         raise KeyError("no state serves this prompt")
 

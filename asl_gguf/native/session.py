@@ -27,8 +27,6 @@ DEQUANT_MODES = {
 }
 
 _SIGNALS = tuple(sorted(signal.valid_signals()))
-_handler_of = _signal.getsignal
-"""what `signal.getsignal` calls, which tries to name each handler: 0.2 ms for all signals, before every slice"""
 
 Progress = Callable[[int, int], bool | None]
 """(done, total) in token-layers; returning False cancels"""
@@ -289,9 +287,9 @@ class Session:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # plain numbers: real-time signals have no name
+        # plain numbers: real-time signals have no name. signal.getsignal would try to name each handler: 0.2 ms a slice
         handlers: dict[int, Any] = {
-            int(number): handler for number in _SIGNALS if callable(handler := _handler_of(number))
+            int(number): handler for number in _SIGNALS if callable(handler := _signal.getsignal(number))
         }
         caught: list[tuple[int, Any]] = []
 
@@ -300,12 +298,12 @@ class Session:
             caught.append((number, frame))
 
         for blocked in handlers:
-            signal.signal(blocked, note)
+            _signal.signal(blocked, note)
         try:
             yield
         finally:
             for blocked, handler in handlers.items():
-                signal.signal(blocked, handler)
+                _signal.signal(blocked, handler)
             self._interrupted = False
             with contextlib.ExitStack() as all_of_them:  # whatever one of them raises
                 for number, frame in reversed(caught):

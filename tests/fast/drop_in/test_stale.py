@@ -70,7 +70,9 @@ class Left:
         for tokens in (LONGER, ASKED):
             self.llm.prefill(tokens)
         self.llm.n_tokens = len(LONGER)
-        with pytest.raises(StateError, match=f"expected n_tokens of at most {len(ASKED)}, .*, got {len(LONGER)}; call reset"):
+        with pytest.raises(
+            StateError, match=f"expected n_tokens of at most {len(ASKED)}, .*, got {len(LONGER)}; call reset"
+        ):
             self.llm.eval(QUESTIONS[2])
 
     def part_of_the_answer_by_hand(self) -> None:
