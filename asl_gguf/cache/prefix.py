@@ -41,7 +41,7 @@ class StateKey:
                     return cls(stored[0].removeprefix(mark), mark == _PRUNED, stored[1:])
         return None
 
-    def stored(self) -> tuple[str | int, ...]:
+    def stored(self) -> tuple[Any, ...]:
         """The key in a cache of llama_cpp's, which compares keys item by item: a text in front equals no token."""
         return (f"{_PRUNED if self.pruned else _WHOLE}{self.settings}", *self.tokens)
 
