@@ -288,9 +288,7 @@ class Session:
             yield
             return
         # plain numbers: real-time signals have no name. signal.getsignal would try to name each handler: 0.2 ms a slice
-        handlers: dict[int, Any] = {
-            int(number): handler for number in _SIGNALS if callable(handler := _signal.getsignal(number))
-        }
+        handlers = {int(number): old for number in _SIGNALS if callable(old := _signal.getsignal(number))}
         caught: list[tuple[int, Any]] = []
 
         def note(number: int, frame: Any) -> None:
