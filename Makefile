@@ -40,7 +40,7 @@ ui: build ## build/ui/dist: llama.cpp's own web page, for `asl-gguf serve --path
 	rm -rf build/ui && cp -R $(SOURCE)/llama_cpp_python-*/vendor/llama.cpp/tools/ui build/ui
 	cd build/ui && npm ci --ignore-scripts --no-fund --no-audit && npx svelte-kit sync && npm run build
 
-test: build ## all tests: the fast ones, those of a GPU or what stands for one, the slow ones
+test: build $(VENV)/.ecosystem ## all tests: the fast ones, those of a GPU or what stands for one, the slow ones
 	$(PY) -m pytest -n auto tests/fast
 	$(PY) -m pytest tests/gpu
 	$(PY) -m pytest tests/slow
@@ -134,6 +134,12 @@ $(VENV)/.cmake-args: FORCE | $(VENV)/.made
 $(VENV)/.lint: $(VENV)/.requirements
 	@# another version of clang-format would format otherwise
 	$(PIP) install --quiet ruff mypy gguf clang-format==19.1.7
+	@touch $@
+
+# after the requirements: pip would build a second llama.cpp for llama-index otherwise
+$(VENV)/.ecosystem: pyproject.toml $(VENV)/.requirements
+	@# packages that docs/INTEGRATIONS.md shows, the hub's and OpenAI's clients: their tests skip without (250 MB)
+	$(PIP) install --quiet 'langchain-community>=0.4.2' 'llama-index-llms-llama-cpp>=0.7.0' huggingface_hub 'openai>=1.40'
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml $(VENV)/.made

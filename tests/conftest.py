@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -23,6 +24,12 @@ os.environ["ASL_GGUF_CONFIG_DIR"] = tempfile.mkdtemp(prefix="asl-gguf-tests-")
 # Every run draws the same examples, however slow the machine is.
 settings.register_profile("fast", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("fast")
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector need not look at thousands of collected tests again and again."""
+    gc.freeze()
+
 
 # Only the fixtures that need llama.cpp import the harness: laws in NumPy run without a built library.
 

@@ -7,7 +7,7 @@ import numpy as np
 from harness import llama_cpp, prompt
 from tiny_gguf import FIRST_BYTE
 
-SPELLED_AFTER = prompt(200)
+SPELLED_AFTER = prompt(100)
 
 
 def spelling(text: bytes) -> llama_cpp.LogitsProcessorList:

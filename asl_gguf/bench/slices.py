@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from statistics import median
 from typing import Any
 
@@ -12,7 +11,7 @@ from ..engine.place import OwnContext
 from ..engine.plan import Request
 from ..engine.sequence import Sequence
 from ..engine.transcript import Transcript
-from ..native.model import Model, timed
+from ..native.model import Model, Timing, timed
 from ..native.session import Session
 from ..policies import make_policy
 from .prefill import make_prompt
@@ -21,45 +20,52 @@ from .prefill import make_prompt
 def bench_slices(
     model: Model, *, n_tokens: int, budget: float | int, policy: str, dequant: str, runs: int
 ) -> dict[str, Any]:
-    """Seconds of the slices of one prefill, and of sliced to unsliced prefills, alternating.
+    """Seconds of the slices of one prefill, and of sliced to unsliced prefills, alternating; by the clock and in CPU time.
 
     A slice is at most one chunk of one layer. Unsliced: the native calls run all chunks of a layer without coming back.
     """
     tokens = make_prompt(model, n_tokens)
     n_ctx = len(tokens) + 256
     rule = ShareRule(Budget(budget), BudgetContext(model.path, n_ctx, make_policy(policy), room=64))
-    ratios, slices = [], []
+    slices: list[list[Timing]] = []
+    whole: list[Timing] = []
     with model.context(rule.n_cells) as ctx, model.session(ctx, rule.n_cells, n_ctx, dequant) as session:
         sequence = Sequence(OwnContext(ctx, session), rule, Transcript(n_ctx), dequant=dequant)
         for run in range(runs + 1):
             sliced = _slices(sequence, tokens)
             _, unsliced = timed(lambda: _run_whole(sequence, tokens))
             if run:  # the first one meets pages and threads that are not there yet
-                ratios.append(sum(sliced) / unsliced.wall)
+                whole.append(unsliced)
                 slices.append(sliced)
-    longest = [max(of_run) for of_run in slices]
-    return {
+    result: dict[str, Any] = {
         "prompt_tokens": len(tokens),
         "chunk_tokens": model.options.n_ubatch,
         "n_threads": model.options.n_threads,
         "slices": len(slices[0]),
-        "longest_slice": median(longest),
-        "median_slice": median(median(of_run) for of_run in slices),
-        "sliced_to_unsliced": median(ratios),
-        "spreads": {"sliced_to_unsliced": [min(ratios), max(ratios)]},
+        "spreads": {},
     }
+    for clock, suffix in (("wall", ""), ("cpu", "_cpu")):
+        seconds = [[getattr(slice_, clock) for slice_ in of_run] for of_run in slices]
+        ratios = [sum(of_run) / getattr(unsliced, clock) for of_run, unsliced in zip(seconds, whole, strict=True)]
+        for name, values in (
+            ("longest_slice", [max(of_run) for of_run in seconds]),
+            ("median_slice", [median(of_run) for of_run in seconds]),
+            ("sliced_to_unsliced", ratios),
+        ):
+            result[name + suffix] = median(values)
+            result["spreads"][name + suffix] = [min(values), max(values)]
+    return result
 
 
-def _slices(sequence: Sequence, tokens: list[int]) -> list[float]:
-    """Seconds of each."""
+def _slices(sequence: Sequence, tokens: list[int]) -> list[Timing]:
+    """The times of each."""
     sequence.clear()
     sequence.start(sequence.plan(Request(tokens)))
-    seconds, more = [], True
+    times, more = [], True
     while more:
-        begin = time.perf_counter()
-        more = sequence.step()
-        seconds.append(time.perf_counter() - begin)
-    return seconds
+        more, timing = timed(sequence.step)
+        times.append(timing)
+    return times
 
 
 class _Whole:

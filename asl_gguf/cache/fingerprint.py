@@ -72,10 +72,9 @@ def check_fingerprint(found: Fingerprint, expected: Fingerprint) -> None:
         raise StateError(f"expected a state with {'; '.join(differing)}. Use those settings, or prefill again")
 
 
-def settings_number(origin: Fingerprint) -> int:
-    """A negative even number that stands for these settings where only tokens can stand."""
-    digest = hashlib.sha256(repr(sorted(origin.items())).encode()).digest()
-    return -2 - 2 * int.from_bytes(digest[:6], "big")
+def settings_digest(origin: Fingerprint) -> str:
+    """A short text that stands for these settings."""
+    return hashlib.sha256(repr(sorted(origin.items())).encode()).hexdigest()[:32]
 
 
 def describe(value: object, depth: int = 4) -> str:

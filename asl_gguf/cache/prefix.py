@@ -5,46 +5,83 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..native.bindings import llama_cpp
+from .fingerprint import Fingerprint, settings_digest
 from .snapshot import State
 
-_Key = tuple[int, ...]
+_WHOLE, _PRUNED = "asl_gguf whole ", "asl_gguf pruned "
+
+
+@dataclass(frozen=True)
+class StateKey:
+    """What a state serves: prompts under its settings, with its tokens at their start.
+
+    Attributes:
+        settings: `settings_digest` of what it was computed with.
+        pruned: it serves what goes on from all its tokens and nothing less; otherwise any common start of tokens.
+    """
+
+    settings: str
+    pruned: bool
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def of(cls, state: State) -> StateKey:
+        return cls(settings_digest(state.origin), state.held.n_pruned > 0, state.held.text_tokens)
+
+    @classmethod
+    def parse(cls, stored: object) -> StateKey | None:
+        """Reads what `stored` made; None: another program's key, such as the plain tokens of a `llama_cpp.Llama`."""
+        if isinstance(stored, tuple) and stored and isinstance(stored[0], str):
+            for mark in (_WHOLE, _PRUNED):
+                if stored[0].startswith(mark):
+                    return cls(stored[0].removeprefix(mark), mark == _PRUNED, stored[1:])
+        return None
+
+    def stored(self) -> tuple[Any, ...]:
+        """The key in a cache of llama_cpp's, which compares keys item by item: a text in front equals no token."""
+        return (f"{_PRUNED if self.pruned else _WHOLE}{self.settings}", *self.tokens)
+
+    def n_shared(self, prompt: Sequence[int]) -> int:
+        """How many of the prompt's first tokens the state serves."""
+        n_shared = llama_cpp.Llama.longest_token_prefix(self.tokens, prompt)
+        return 0 if self.pruned and n_shared < len(self.tokens) else n_shared
 
 
 class PrunedPrefixCache(llama_cpp.llama_cache.BaseLlamaCache):
-    """A user's cache, as one `Llama` sees it.
-
-    llama_cpp's caches are keyed by tokens alone and return what has the longest common start. Here a number for the
-    settings stands in front of the tokens, so that objects may share a cache, and a state of a pruned prompt is found
-    only by a prompt that goes on from the whole of it.
+    """A user's cache, as one `Llama` sees it. States lie under a `StateKey`, so that objects may share a cache.
 
     Args:
-        settings: the settings' number now: even; the odd one after it marks keys of pruned states.
+        origin: what the `Llama` computes K/V with now.
     """
 
-    def __init__(self, cache: Any, settings: Callable[[], int]) -> None:
+    def __init__(self, cache: Any, origin: Callable[[], Fingerprint]) -> None:
         super().__init__(cache.capacity_bytes)
         self.inner = cache
-        self._settings_now = settings
-        self._settings = 0  # as of the look-up that runs
-        self._own_keys: dict[_Key, None] = {}
+        self._origin = origin
+        self._own_keys: dict[StateKey, None] = {}
 
     @property
     def cache_size(self) -> int:
         return int(self.inner.cache_size)
 
     def __getitem__(self, key: Sequence[int]) -> State:
-        prompt, self._settings = tuple(key), self._settings_now()
-        shared = {stored: self._n_shared(stored, prompt) for stored in self._keys()}
+        prompt, settings = tuple(key), settings_digest(self._origin())
+        shared = {stored: stored.n_shared(prompt) for stored in self._keys() if stored.settings == settings}
         for stored in sorted(shared, key=lambda stored: shared[stored], reverse=True):
             if shared[stored] and isinstance(state := self._get(stored), State):
                 return state
         # of a cache of the user's own, objects that share it know only the keys they set
-        for number in (self._settings + 1, self._settings):
-            state = self._look_up((number, *prompt))
-            if isinstance(state, State) and self._n_shared(self._key_of(state), prompt):
+        for pruned in (True, False):
+            state = self._look_up(StateKey(settings, pruned, prompt))
+            if (
+                isinstance(state, State)
+                and (found := StateKey.of(state)).settings == settings
+                and found.n_shared(prompt)
+            ):
                 return state
         raise KeyError("no state serves this prompt")
 
@@ -56,44 +93,33 @@ class PrunedPrefixCache(llama_cpp.llama_cache.BaseLlamaCache):
 
     def __setitem__(self, key: Sequence[int], value: llama_cpp.LlamaState) -> None:
         assert isinstance(value, State)  # what the `Llama` that this cache was made for saves
-        self._settings = self._settings_now()
-        stored = self._key_of(value)
+        ours = StateKey.of(value)
         # LlamaDiskCache reports each step on stderr
         with contextlib.redirect_stderr(io.StringIO()):
-            self.inner[stored] = value
-        self._own_keys[stored] = None
+            self.inner[ours.stored()] = value
+        self._own_keys[ours] = None
 
-    def _key_of(self, state: State) -> _Key:
-        return (self._settings + (state.held.n_pruned > 0), *state.held.text_tokens)
-
-    def _n_shared(self, stored: _Key, prompt: _Key) -> int:
-        """How many of the prompt's first tokens the state under this key serves."""
-        if stored[0] not in (self._settings, self._settings + 1):
-            return 0
-        n_shared = llama_cpp.Llama.longest_token_prefix(stored[1:], prompt)
-        return n_shared if stored[0] == self._settings or n_shared == len(stored) - 1 else 0
-
-    def _keys(self) -> Iterable[_Key]:
+    def _keys(self) -> Iterable[StateKey]:
         if isinstance(self.inner, llama_cpp.LlamaRAMCache):
-            return list(self.inner.cache_state)
+            return filter(None, map(StateKey.parse, list(self.inner.cache_state)))
         if isinstance(self.inner, llama_cpp.LlamaDiskCache):
-            return [key for key in self.inner.cache.iterkeys() if isinstance(key, tuple)]
+            return filter(None, map(StateKey.parse, self.inner.cache.iterkeys()))
         return list(self._own_keys)
 
-    def _get(self, stored: _Key) -> Any:
+    def _get(self, key: StateKey) -> Any:
         """What lies under exactly this key: a cache's own look-up may take a longer one, or drop what it returns."""
         if isinstance(self.inner, llama_cpp.LlamaRAMCache):
-            self.inner.cache_state.move_to_end(stored)
-            return self.inner.cache_state[stored]
+            self.inner.cache_state.move_to_end(key.stored())
+            return self.inner.cache_state[key.stored()]
         if isinstance(self.inner, llama_cpp.LlamaDiskCache):
-            return self.inner.cache.get(stored)
-        state = self._look_up(stored)
-        return state if isinstance(state, State) and self._key_of(state) == stored else None
+            return self.inner.cache.get(key.stored())
+        state = self._look_up(key)
+        return state if isinstance(state, State) and StateKey.of(state) == key else None
 
-    def _look_up(self, stored: _Key) -> Any:
+    def _look_up(self, key: StateKey) -> Any:
         """What a cache of the user's own finds."""
         known = isinstance(self.inner, (llama_cpp.LlamaRAMCache, llama_cpp.LlamaDiskCache))
         try:
-            return None if known else self.inner[stored]
+            return None if known else self.inner[key.stored()]
         except KeyError:
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import ContextFullError, StateError
 from ..native.bindings import llama_cpp
 from ..report import DecodeReport
-from .values import checked_sampling
+from .values import Tokens, checked_sampling
 
 if TYPE_CHECKING:
     from .gate import Gate
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _REST_OF_CHARACTER = 3
 """bytes of UTF-8 after the first one"""
-Tokens = Generator[int, Sequence[int] | None, None]
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,10 @@ from . import generation, init_errors
 from .answering import AnsweringLlama
 from .arguments import LlamaArguments, check_names, joined_signature, refusing_unknown
 from .gate import Gate, Tokenizer, gated
-from .generation import Call, Tokens, current_call
+from .generation import Call, current_call
 from .options import AslOptions, unprunable_use
 from .progress import progress_of
-from .values import SEEDS, check_token_ids, checked_integer
+from .values import SEEDS, Tokens, check_token_ids, checked_integer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

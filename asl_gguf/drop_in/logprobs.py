@@ -12,7 +12,7 @@ from ..errors import OptionError
 from ..native.bindings import llama_cpp
 from ..policies.contract import Floats
 from .completion import stop_at
-from .generation import Tokens
+from .values import Tokens
 
 
 @dataclass(frozen=True)

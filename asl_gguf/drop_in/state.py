@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..cache import prompt_file
-from ..cache.fingerprint import Fingerprint, check_fingerprint, fingerprint_of, settings_number, with_adapters
+from ..cache.fingerprint import Fingerprint, check_fingerprint, fingerprint_of, with_adapters
 from ..cache.form import Form
 from ..cache.prefix import PrunedPrefixCache
 from ..cache.snapshot import Snapshot, State
@@ -83,7 +83,7 @@ class StatefulLlama(llama_cpp.Llama):
         if isinstance(cache, PrunedPrefixCache):  # another object's
             cache = cache.inner
         if cache is not None and self._asl_session is not None:
-            cache = PrunedPrefixCache(cache, lambda: settings_number(self._origin()))
+            cache = PrunedPrefixCache(cache, self._origin)
         self._asl_cache = cache
 
     def _load_cached(self, tokens: abc.Sequence[int]) -> bool:

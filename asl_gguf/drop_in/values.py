@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 from ..errors import OptionError, OptionTypeError, PromptError, shown
 from ..native.bindings import llama_cpp
 
+Tokens = Generator[int, Sequence[int] | None, None]
+"""of an answer, as `llama_cpp.Llama.generate` gives them"""
 INT32 = range(-(2**31), 2**31)
 SEEDS = range(-(2**31), 2**32)
 """of C's uint32_t; -1 and 2**32 - 1 are the same, a random one"""

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from . import ranking
 from .contract import Decision, Indices, LayerScores, Observer, Prompt
-from .parameters import is_number, require, require_int, require_layer, require_share, scaled_layer
+from .parameters import is_number, require, require_int, require_share, scaled_layer
 from .scoring import SelectingPolicy
 
 
@@ -65,7 +65,7 @@ class ASL(SelectingPolicy):
 
     def start(self, prompt: Prompt) -> Observer:
         min_layer = self._first_monitored(prompt.n_layer)
-        require_layer(self.min_layer, "min_layer", prompt)
+        prompt.require_layer(self.min_layer, "min_layer")
         n_best = prompt.n_kept - self.n_sink - self.window_of(prompt.n_tokens, prompt.n_window)
         n_leading = min(self.obs_tokens or n_best, n_best)
         history: deque[Indices] = deque(maxlen=min(self.obs_layers, min_layer + 1))

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import OptionError
-from .parameters import require_int, scaled_layer
+from .parameters import require, require_int, scaled_layer
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
@@ -63,6 +63,12 @@ class Prompt:
     def n_window(self) -> int:
         """Tokens that the window's size follows."""
         return self.n_kept if self.late is None else self.late.n_window
+
+    def require_layer(self, value: int | None, name: str) -> None:
+        """Raises OptionError unless value is None or a layer that a policy is asked about."""
+        last = max(self.full_layers or range(self.n_layer))
+        where = " (deeper ones attend to a sliding window)" if last < self.n_layer - 1 else ""
+        require(value is None or value <= last, name, f"a layer up to {last} of this model{where}", value)
 
 
 @dataclass(frozen=True)

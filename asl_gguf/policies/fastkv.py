@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .contract import Decision, LayerScores, Observer, Prompt
-from .parameters import require_int, require_layer, require_share, scaled_layer
+from .parameters import require_int, require_share, scaled_layer
 from .scoring import SelectingPolicy
 
 
@@ -40,7 +40,7 @@ class FastKV(SelectingPolicy):
 
     def start(self, prompt: Prompt) -> Observer:
         tsp_layer = self._layer(prompt.n_layer)
-        require_layer(self.tsp_layer, "tsp_layer", prompt)
+        prompt.require_layer(self.tsp_layer, "tsp_layer")
         evidence = self.evidence()
         selected = False
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import ranking
 from .contract import Decision, LayerScores, Observer, Policy, Prompt
-from .parameters import require, require_int, require_layer, require_share, scaled_layer
+from .parameters import require, require_int, require_share, scaled_layer
 from .ranking import fixed_tokens, keep_best
 
 
@@ -57,7 +57,7 @@ class GemFilter(Policy):
         return False
 
     def start(self, prompt: Prompt) -> Observer:
-        require_layer(self.select_layer, "select_layer", prompt)
+        prompt.require_layer(self.select_layer, "select_layer")
 
         def observe(scores: LayerScores) -> Decision:
             if scores.queries is None or scores.keys is None:

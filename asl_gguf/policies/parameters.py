@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 
 from ..errors import OptionError, shown
-
-if TYPE_CHECKING:
-    from .contract import Prompt
-
 
 _LARGEST = float(np.finfo(np.float64).max)
 
@@ -35,14 +31,6 @@ def require_share(value: object, name: str, *, one: bool = False) -> None:
     """Raises OptionError unless value is a number in [0, 1), or in [0, 1] if `one` is allowed."""
     valid = is_number(value) and 0 <= value <= 1
     require(valid and (one or value != 1), name, f"a share in [0, 1{']' if one else ')'}", value)
-
-
-def require_layer(value: int | None, name: str, prompt: Prompt) -> None:
-    """Raises OptionError unless value is None or a layer that a policy is asked about."""
-    layers = prompt.full_layers or range(prompt.n_layer)
-    last = max(layers)
-    where = " (deeper ones attend to a sliding window)" if last < prompt.n_layer - 1 else ""
-    require(value is None or value <= last, name, f"a layer up to {last} of this model{where}", value)
 
 
 def require(condition: bool, name: str, expected: str, value: object) -> None:

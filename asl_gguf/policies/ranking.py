@@ -71,11 +71,19 @@ def average_pool(values: Floats, kernel_size: int) -> Floats:
     """
     half = kernel_size // 2
     n = values.shape[-1]
-    padded = np.pad(values.astype(np.float64), [(0, 0)] * (values.ndim - 1) + [(half, half)])
-    total = padded[..., :n].copy()
+    wide = padded(values.astype(np.float64), half, half, 0.0)
+    total = wide[..., :n].copy()
     for shift in range(1, kernel_size):  # many times as fast as a sum over windows, in the same order
-        total += padded[..., shift : shift + n]
+        total += wide[..., shift : shift + n]
     return (total / kernel_size).astype(np.float32)
+
+
+def padded(values: Floats, before: int, after: int, fill: float) -> Floats:
+    """More values at both ends of the last axis. np.pad takes longer than all that is done with them here."""
+    n = values.shape[-1]
+    result = np.full((*values.shape[:-1], before + n + after), fill, dtype=values.dtype)
+    result[..., before : before + n] = values
+    return result
 
 
 def span_maximum(values: Floats, back: int, forward: int, back_share: float = 1.0) -> Floats:
@@ -96,7 +104,7 @@ def span_maximum(values: Floats, back: int, forward: int, back_share: float = 1.
 def _largest_of(values: Floats, before: int, after: int) -> Floats:
     """The largest of each value, the `before` ones before it and the `after` ones after it."""
     width = before + after + 1
-    result = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(before, after)], constant_values=-np.inf)
+    result = padded(values, before, after, -np.inf)
     size = 1  # of the windows whose maxima these are
     while size < width:
         step = min(size, width - size)

@@ -95,9 +95,8 @@ class ScoringPolicy(Policy):
         """
         share = self.back_share_of(n_kept)
         spanned = ranking.span_maximum(competing, self.span_back, self.span_forward, share)
-        around = [(0, 0)] * (spanned.ndim - 1) + [(self.n_sink, scores.window)]
         fixed = fixed_tokens(scores, self.n_sink, scores.window)
-        ranked = np.pad(spanned, around)
+        ranked = ranking.padded(spanned, self.n_sink, scores.window, 0.0)
         if first is not None:
             ranked[..., first] += ranked.max() + 1
         if among is not None:

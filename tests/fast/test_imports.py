@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from pathlib import Path
 
 import asl_gguf
@@ -58,6 +59,15 @@ def test_no_import_goes_back_up():
         if HEIGHT.get(part(name), -1) > HEIGHT[part(module)]
     ]
     assert not back, "\n".join(back)
+
+
+def test_no_modules_import_each_other():
+    """Not for types either."""
+    graph = {
+        module: {other for name in imports(module) for other in (name, name.rpartition(".")[0]) if other in MODULES}
+        for module in MODULES
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # a CycleError names them
 
 
 def test_the_server_does_without_the_drop_in():

@@ -38,15 +38,15 @@ def test_memory_is_what_was_predicted(make, architecture, type_k, type_v, flash)
     """The header's bytes are llama.cpp's, and the peak of a prompt of nearly n_ctx stays within a size that 256 cells
     more would exceed."""
     options: dict[str, Any] = {"type_k": type_k, "type_v": type_v, "flash_attn": flash}
-    options |= {"architecture": architecture, "n_ctx": 1024, "asl_room": ROOM, "asl_policy": POLICY}
+    options |= {"architecture": architecture, "n_ctx": 512, "asl_room": ROOM, "asl_policy": POLICY}
     memory = KVMemory.of(make(**options).model_path, options)
-    size = 1024 * memory.bytes_slot + 400 * memory.bytes_cell
+    size = 512 * memory.bytes_slot + 400 * memory.bytes_cell
     llm = make(**options, asl_budget=f"fit:{size}B")
-    report = llm.prefill(prompt(1024 - 30))
+    report = llm.prefill(prompt(512 - 30))
     info = llm._asl_session.info()
     assert info.kv_bytes_cell == memory.bytes_cell
     assert report.kv_bytes == llm.n_cells * memory.bytes_cell == info.kv_bytes_decode
-    assert report.kv_bytes_prefill_peak == 1024 * memory.bytes_slot
+    assert report.kv_bytes_prefill_peak == 512 * memory.bytes_slot
     peak = report.kv_bytes + report.kv_bytes_prefill_peak
     assert peak <= size < peak + 256 * memory.bytes_cell
 
@@ -146,12 +146,12 @@ def test_a_prompt_near_n_ctx_needs_less_room(make):
 )
 def test_policies_stay_within_the_size(make, policy):
     llm = fitting(make, 512, asl_policy=policy)
-    report = llm.prefill(prompt(900))
-    greedy(llm, prompt(900), ROOM)
+    report = llm.prefill(prompt(640))
+    greedy(llm, prompt(640), ROOM)
     assert report.kv_bytes + report.kv_bytes_prefill_peak <= 512 * CELL + SLOT
     n_kept = report.budget_tokens
-    assert policy.max_rows(900, n_kept) + 64 <= llm.n_cells == 512
-    assert n_kept == 899 or policy.max_rows(900, n_kept + 1) + 64 > 512
+    assert policy.max_rows(640, n_kept) + 64 <= llm.n_cells == 512
+    assert n_kept == 639 or policy.max_rows(640, n_kept + 1) + 64 > 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ class TwiceTheRows(SnapKV):
 
 def test_the_largest_budget_whose_rows_fit():
     use = BudgetContext("", N_CTX, TwiceTheRows(window=8), ROOM)
-    for n_tokens, n_cells in ((900, 512), (449, 512), (448, 512), (2040, 768)):
+    for n_tokens, n_cells in ((640, 512), (449, 512), (448, 512), (2040, 768)):
         n_free = n_cells - min(64, N_CTX - n_tokens)
         n_kept = use.most_kept(n_tokens, n_cells)
         assert n_kept == (n_tokens if n_tokens <= n_free else (n_free - 3) // 2)
@@ -176,13 +176,13 @@ def test_policies_that_need_a_cell_for_each_token(make, policy):
     """They get the full cache, or an error that says its size."""
     with pytest.raises(OptionError, match=r"expected at least fit:3\.5MiB for n_ctx = 2048, .*, got fit:1048576B"):
         make(n_ctx=N_CTX, asl_budget="fit:1048576B", asl_policy=policy)
-    report = make(n_ctx=N_CTX, asl_budget="fit:3.5MiB", asl_policy=policy).prefill(prompt(900))
+    report = make(n_ctx=N_CTX, asl_budget="fit:3.5MiB", asl_policy=policy).prefill(prompt(640))
     assert not report.pruned and report.budget_choice.endswith("all of n_ctx = 2,048, nothing is ever pruned")
 
 
 def test_a_size_for_all_of_n_ctx(make, stock):
     llm = make(n_ctx=N_CTX, asl_budget="fit:1GiB", asl_dequant=False)
-    assert llm.n_cells == N_CTX and greedy(llm, prompt(900)) == greedy(stock(n_ctx=N_CTX), prompt(900))
+    assert llm.n_cells == N_CTX and greedy(llm, prompt(640)) == greedy(stock(n_ctx=N_CTX), prompt(640))
     report = llm.last_prefill
     assert not report.pruned and "nothing is ever pruned" in report.budget_choice
     assert greedy(llm, prompt(N_CTX - 1), 1)
@@ -207,7 +207,7 @@ def test_a_size_that_is_too_small(make, tiny_model):
 
 def test_cells_of_the_users_own(make):
     llm = fitting(make, 1024, asl_decode_ctx=512)
-    assert llm.n_cells == 512 and llm.prefill(prompt(900)).kept_tokens == 448
+    assert llm.n_cells == 512 and llm.prefill(prompt(640)).kept_tokens == 448
     with pytest.raises(
         OptionError, match=r"asl_decode_ctx: expected at most 512 cells, .* holds, got 513; leave it out"
     ):
@@ -222,11 +222,11 @@ def test_cells_of_the_users_own(make):
 def test_an_answer_longer_than_the_room(make):
     llm = fitting(make, 512)
     with pytest.raises(ContextFullError, match="pass asl_room=100 or more .*, raise asl_budget or lower max_tokens"):
-        llm.create_completion(prompt(900), max_tokens=100)
+        llm.create_completion(prompt(640), max_tokens=100)
 
 
 def test_turns_go_on_until_the_cells_are_full(make):
-    llm, text, again = fitting(make, 512), prompt(900), []
+    llm, text, again = fitting(make, 512), prompt(640), []
     for seed in range(1, 9):
         text = [*text, *greedy(llm, text, 8), *prompt(12, seed)]
         report = llm.last_prefill
@@ -252,17 +252,17 @@ def test_unpruned_turns(make):
 def test_the_guard_takes_the_cells_there_are(make):
     llm = fitting(make, 512, asl_guard=1.0)
     assert llm.n_cells == 512
-    report = llm.prefill(prompt(900))
+    report = llm.prefill(prompt(640))
     assert report.guard_attempts[0][0] == 448 and report.kept_tokens == 511
     assert report.kv_bytes + report.kv_bytes_prefill_peak <= 512 * CELL + SLOT
 
 
 def test_protected_tokens_count_towards_the_size(make):
     llm = fitting(make, 512, asl_protect=(100, 400))
-    report = llm.prefill(prompt(900))
+    report = llm.prefill(prompt(640))
     assert report.protected_tokens == 300 and report.kept_tokens == 448
     with pytest.raises(OptionError, match="n_kept: expected at least 608 tokens .* 600 protected tokens.*, got 448"):
-        fitting(make, 512, asl_protect=(100, 700)).prefill(prompt(900))
+        fitting(make, 512, asl_protect=(20, 620)).prefill(prompt(640))
 
 
 @pytest.mark.parametrize("size, kept", [("fit:1MiB", False), ("fit:1GiB", True)])

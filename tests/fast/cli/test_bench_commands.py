@@ -26,7 +26,10 @@ def test_bench_slices(capsys, model):
     found = json.loads(capsys.readouterr().out)
     n_layer, n_chunks = 6, 5
     assert n_layer < found["slices"] <= n_layer * n_chunks + 4  # contexts, head, end
-    assert 0 < found["median_slice"] <= found["longest_slice"] and found["sliced_to_unsliced"] > 0
+    for clock in ("", "_cpu"):
+        assert 0 < found[f"median_slice{clock}"] <= found[f"longest_slice{clock}"]
+        assert found[f"sliced_to_unsliced{clock}"] > 0
+    assert found["spreads"].keys() < found.keys()
 
 
 def test_bench_agents(capsys, model):

@@ -141,9 +141,22 @@ def test_a_disk_that_is_full(model, tmp_path, monkeypatch, capsys):
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "page.html")
 
+    (tmp_path / "prompt").write_text(TEXT, encoding="utf-8")
     monkeypatch.setattr(Path, "write_text", full)
     assert main(
-        ["inspect", "-m", model, "-t", "1", "-n", "2", "--prompt-file", __file__, "-o", str(tmp_path / "page")]
+        [
+            "inspect",
+            "-m",
+            model,
+            "-t",
+            "1",
+            "-n",
+            "2",
+            "--prompt-file",
+            str(tmp_path / "prompt"),
+            "-o",
+            str(tmp_path / "page"),
+        ]
     ) in (1, 2)
     err = capsys.readouterr().err
     assert "No space left on device" in err and err.startswith("asl-gguf: ") and err.count("\n") == 1

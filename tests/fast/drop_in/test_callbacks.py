@@ -16,6 +16,8 @@ from llama_calls import ASKED, CALLS, OF_THE_MODEL
 from tiny_llama import complete, greedy
 
 PRUNED = {"asl_budget": 0.4, "asl_min_prompt": 80}
+SHORT = ASKED[:96]
+"""as long as it must be to be pruned: it runs again after every call"""
 ENTERING = {name: call for name, call in CALLS.items() if name != "create_chat_completion_openai_v1"} | {
     "close": lambda llm, folder: llm.close()
 }
@@ -66,17 +68,17 @@ def criteria(call: Any) -> Any:
     ],
 )
 def test_within_an_answer(make, tmp_path, options, within, given):
-    llm, expected = make(**options), greedy(make(**options), ASKED)
+    llm, expected = make(**options), greedy(make(**options), SHORT)
     for name, call in ENTERING.items():
         for stream in (False, True):
             with pytest.raises(
                 StateError, match=f"expected the {within} to return, got a call of the Llama that runs it"
             ):
-                parts = complete(llm, ASKED, 4, stream=stream, **given(lambda call=call: call(llm, tmp_path)))
+                parts = complete(llm, SHORT, 4, stream=stream, **given(lambda call=call: call(llm, tmp_path)))
                 list(parts if stream else [])
-        assert greedy(llm, ASKED) == expected, name
+        assert greedy(llm, SHORT) == expected, name
     asked = []
-    complete(llm, ASKED, 2, **given(lambda: asked.append([call(llm, tmp_path) for call in OF_THE_MODEL.values()])))
+    complete(llm, SHORT, 2, **given(lambda: asked.append([call(llm, tmp_path) for call in OF_THE_MODEL.values()])))
     assert asked
 
 
@@ -119,13 +121,13 @@ def test_within_a_sample(make, tmp_path, within, make_arguments):
 
 @pytest.mark.parametrize("when", ["start", "observe", "asked"])
 def test_within_a_policy(make, tmp_path, when):
-    llm, expected = make(**PRUNED, asl_policy=Calling(when=when)), greedy(make(**PRUNED, asl_policy=SnapKV()), ASKED)
+    llm, expected = make(**PRUNED, asl_policy=Calling(when=when)), greedy(make(**PRUNED, asl_policy=SnapKV()), SHORT)
     for name, call in ENTERING.items():
         Calling.call = lambda call=call: call(llm, tmp_path)
         with pytest.raises(StateError, match="expected the policy to return, got a call of the Llama that runs it"):
-            llm.prefill(ASKED)
+            llm.prefill(SHORT)
         Calling.call = lambda: None
-        assert greedy(llm, ASKED) == expected, name
+        assert greedy(llm, SHORT) == expected, name
         llm.reset()
 
 

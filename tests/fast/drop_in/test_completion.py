@@ -99,7 +99,7 @@ def test_plain_and_streamed_answers_stop_alike(make, options):
     llm, letters = make(**options), [chr(i) for i in range(ord("a"), ord("z"))]
     n_stopped = 0
     for seed in range(6):
-        tokens = prompt(200, seed=seed)
+        tokens = prompt(100, seed=seed)
         whole = complete(llm, tokens, 12)["choices"][0]["text"]
         pairs = [whole[i : i + 2] for i in range(1, len(whole) - 2)]
         for stop in (pairs[::-1], [pair[1] for pair in pairs][::-1], letters):

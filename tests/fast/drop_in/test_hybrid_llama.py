@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,15 @@ def opened(path: str, cls: type = Llama, **options: Any) -> Any:
     return closing(cls(path, **OPTIONS, **options))
 
 
+@cache
+def _fresh(path: str, tokens: tuple[int, ...]) -> tuple[list[int], np.ndarray]:
+    with opened(path) as llm:
+        return greedy(llm, list(tokens)), logits(llm)
+
+
 def fresh(path: str, tokens: list[int]) -> tuple[list[int], np.ndarray]:
     """The answer of an object that knows no prompt."""
-    with opened(path) as llm:
-        return greedy(llm, tokens), logits(llm)
+    return _fresh(path, tuple(tokens))
 
 
 def test_a_prompt_after_others(path):

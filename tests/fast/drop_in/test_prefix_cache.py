@@ -52,9 +52,11 @@ def cache(request, tmp_path) -> Any:
 def test_cache_never_serves_another_question(make, options, cache):
     llm = make(**options)
     llm.set_cache(cache)
+    prompts = [DOCUMENT + question for question in QUESTIONS]
+    alone = [complete(make(**options), tokens)["choices"] for tokens in prompts]
     for question in [0, 1, 0, 2, 1]:
-        tokens = DOCUMENT + QUESTIONS[question]
-        assert complete(llm, tokens)["choices"] == complete(make(**options), tokens)["choices"]
+        tokens = prompts[question]
+        assert complete(llm, tokens)["choices"] == alone[question]
         assert llm.last_prefill.kept_tokens == n_kept(len(tokens))
 
 

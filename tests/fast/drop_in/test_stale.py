@@ -17,8 +17,11 @@ from asl_gguf import PrefillCancelled, PromptError, StateError
 from asl_gguf.policies import PyramidInfer
 from harness import llama_cpp, prompt
 from tiny_gguf import EOS
-from tiny_llama import DOCUMENT, QUESTIONS, SETTLES, Make, complete, forget, greedy, logits
+from tiny_llama import SETTLES, Make, complete, forget, greedy, logits
 
+DOCUMENT = prompt(104)
+QUESTIONS = [prompt(24, seed=seed) for seed in range(3)]
+"""short: some 300 cases run them two to four times each"""
 ASKED = DOCUMENT + QUESTIONS[0]
 LONGER = ASKED + prompt(90, seed=7)
 """what has been asked before ASKED, in one of the ways"""
@@ -67,7 +70,9 @@ class Left:
         for tokens in (LONGER, ASKED):
             self.llm.prefill(tokens)
         self.llm.n_tokens = len(LONGER)
-        with pytest.raises(StateError, match=f"expected n_tokens of at most 190, .*, got {len(LONGER)}; call reset"):
+        with pytest.raises(
+            StateError, match=f"expected n_tokens of at most {len(ASKED)}, .*, got {len(LONGER)}; call reset"
+        ):
             self.llm.eval(QUESTIONS[2])
 
     def part_of_the_answer_by_hand(self) -> None:
@@ -82,7 +87,7 @@ class Left:
 
     def appended_after_fewer_by_hand(self) -> None:
         self.llm.n_tokens = 100
-        with pytest.raises(StateError, match="expected to go on from all 190 tokens"):
+        with pytest.raises(StateError, match=f"expected to go on from all {len(ASKED)} tokens"):
             next(self.llm.generate(QUESTIONS[1], reset=False))
 
     def appended_after_none_by_hand(self) -> None:
@@ -94,7 +99,7 @@ class Left:
 
     def evaluated_after_fewer_by_hand(self) -> None:
         self.llm.n_tokens = 100
-        with pytest.raises(StateError, match="expected to go on from all 190 tokens"):
+        with pytest.raises(StateError, match=f"expected to go on from all {len(ASKED)} tokens"):
             self.llm.eval(QUESTIONS[2])
 
     def prefilled_ahead(self) -> None:
@@ -107,7 +112,7 @@ class Left:
 
     def state_of_a_shorter_prompt(self) -> None:
         other = self._other(self.options)
-        greedy(other, DOCUMENT[:110], 1)
+        greedy(other, DOCUMENT[:90], 1)
         self.llm.load_state(other.save_state())
 
     def state_of_its_own(self) -> None:
@@ -140,7 +145,7 @@ class Left:
 
     def prompt_file_and_another_question(self) -> None:
         self.prompt_file()
-        greedy(self.llm, DOCUMENT[:120] + QUESTIONS[2])
+        greedy(self.llm, DOCUMENT[:96] + QUESTIONS[2])
 
     def prompt_file_refused(self) -> None:
         other = self._other(self.options | {"asl_budget": 0.5})
@@ -150,7 +155,7 @@ class Left:
             self.llm.load_prompt(self.folder / "prompt")
 
     def _fill_the_cache(self) -> None:
-        for tokens in (ASKED, DOCUMENT[:100], DOCUMENT + QUESTIONS[2]):
+        for tokens in (ASKED, DOCUMENT[:90], DOCUMENT + QUESTIONS[2]):
             complete(self.llm, tokens)
 
     def cache_full_of_questions(self) -> None:
@@ -285,7 +290,7 @@ class LastState(llama_cpp.llama_cache.BaseLlamaCache):
 WAYS = [name for name in vars(Left) if not name.startswith("_")]
 PROBES = {
     "another question": lambda answer: DOCUMENT + QUESTIONS[1],
-    "half the question": lambda answer: ASKED[:-20],
+    "half the question": lambda answer: ASKED[:-12],
     "half the document": lambda answer: DOCUMENT[:90] + QUESTIONS[2],
     "the same question": lambda answer: ASKED,
     "half the answer": lambda answer: ASKED + answer[:3],
@@ -374,7 +379,7 @@ def test_a_stream_that_lost_its_prompt_ends(make, options, tmp_path, between):
         StateError, match="got a prompt, a reset or a state since the last token of this one. Ask again"
     ):
         list(stream)
-    tokens = DOCUMENT[:120] + QUESTIONS[2]
+    tokens = DOCUMENT[:96] + QUESTIONS[2]
     assert greedy(llm, tokens, 4) == greedy(fresh, tokens, 4)
 
 

@@ -28,6 +28,8 @@ from harness import llama_cpp, prompt  # noqa: F401  (silences llama.cpp's log i
 from profiles import FIRST, N_LAYER, both, made_up, make_calibration
 from tiny_kinds import write_kind
 
+N_UNLIKE = 12
+"""layers of models in which not all are asked"""
 TRADEOFFS = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)
 
 
@@ -354,17 +356,17 @@ def test_a_shallow_model(tiny_model, config, capsys):
 def test_models_whose_layers_are_not_alike(kind, policy, tiny_model, tmp_path, config, capsys):
     """Layers that slide or hold a state are not asked: a full one is chosen, and the policy selects where it is predicted to."""
     if kind == "sliding":
-        path = tiny_model("gemma3", n_layer=16)
+        path = tiny_model("gemma3", n_layer=N_UNLIKE)
     else:
-        path = write_kind(tmp_path / "model.gguf", kind, n_layer=16, text=True)
-    arguments = ["calibrate", "-m", str(path), "--policy", policy, "--tokens", "512", "--samples", "1", "-t", "1"]
+        path = write_kind(tmp_path / "model.gguf", kind, n_layer=N_UNLIKE, text=True)
+    arguments = ["calibrate", "-m", str(path), "--policy", policy, "--tokens", "320", "--samples", "1", "-t", "1"]
     arguments += ["--easy", "passkey", "--hard", "keyvalue", "--out", str(tmp_path / "profile.svg")]
     assert main(arguments) == 0, capsys.readouterr().err
     found = load(path, policy)
     model = load_model(str(path))
     asked = [layer for layer, itself in enumerate(sliding_layers(model)) if not itself]
     llama_cpp.llama_model_free(model)
-    assert 0 < len(asked) < 16 and found.min_layer in asked and set(found.profile.layers) <= set(asked)
+    assert 0 < len(asked) < N_UNLIKE and found.min_layer in asked and set(found.profile.layers) <= set(asked)
     assert found.profile.observed == tuple(asked[1:]) and len(found.profile.variance_easy) == len(asked) - 1
     assert "stored in" in capsys.readouterr().out and ElementTree.parse(tmp_path / "profile.svg")
 
@@ -381,7 +383,7 @@ def test_the_rule_on_few_layers_is_the_policys(tiny_model, config, reference):
     policy = SpanASL(variance_reference=reference)
     model = Model(str(tiny_model("gemma3", n_layer=20)), ContextOptions(n_threads=1))
     try:
-        cases = make_cases(model, 512, 1, ("passkey",), ("keyvalue",))
+        cases = make_cases(model, 320, 1, ("passkey",), ("keyvalue",))
         for case, found in zip(cases, profile(model, policy, cases, dequant="off"), strict=True):
             tokens = model.tokenize(case.example.prompt)
             n_kept = Budget(0.1, 0).kept(len(tokens), policy.min_kept)

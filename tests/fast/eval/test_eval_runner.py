@@ -29,7 +29,7 @@ from asl_gguf.native.model import ContextOptions, Model
 from asl_gguf.policies import parse_policy
 
 POLICIES = ("asl-span:min_layer=3:obs_layers=2:tau=2:window=8", "gemfilter:window=8", "snapkv:window=8")
-PLAN = Plan(("passkey", "multivalue"), (700,), (0.2, 100), POLICIES, samples=2, seed=0)
+PLAN = Plan(("passkey", "multivalue"), (480,), (0.2, 100), POLICIES, samples=2, seed=0)
 N_ANSWERS = 2 * 2 * (1 + 3 * 2)
 
 
@@ -63,7 +63,7 @@ def test_killed_and_resumed_equals_uninterrupted(model, tmp_path, uninterrupted,
     n_kills = 0
     while True:
         results = Results(folder)
-        n_left = 4
+        n_left = 7
 
         def add(row: dict[str, Any], results: Results = results) -> None:
             nonlocal n_left
@@ -80,7 +80,7 @@ def test_killed_and_resumed_equals_uninterrupted(model, tmp_path, uninterrupted,
             break
         except KeyboardInterrupt:
             n_kills += 1
-    assert n_kills == N_ANSWERS // 4 - (N_ANSWERS % 4 == 0)
+    assert n_kills == N_ANSWERS // 7 - (N_ANSWERS % 7 == 0)
     assert without_times(read_rows(folder / "results.jsonl")) == without_times(uninterrupted)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from asl_gguf.native.session import Session
 from harness import F16, F32, KV_NAMES, Q8_0, KVState, Model, Options, prompt
+from pairs import pairs
 from tiny_gguf import ARCHITECTURES
 from twins import assert_rows, random_index
 
@@ -18,7 +19,6 @@ N_KEPT = 33
 
 with_flash = pytest.mark.parametrize("flash", [False, True], ids=["plain", "flash"])
 with_kv = pytest.mark.parametrize("kv", [F16, Q8_0, F32], ids=KV_NAMES.get)
-with_head_dim = pytest.mark.parametrize("head_dim", [32, 64])  # in q8_0: 34 bytes, by the host; 68, by the device
 
 
 def stock_cells(model: Model, options: Options, tokens: list[int]) -> KVState:
@@ -42,10 +42,8 @@ def keep_in_every_layer(session: Session, tokens: list[int], indices: list[np.nd
     session.finish()
 
 
-@with_head_dim
-@with_kv
-@with_flash
-@pytest.mark.parametrize("per_head", [True, False], ids=["per-head", "shared"])
+# heads of 32 and 64, in q8_0: 34 bytes, by the host; 68, by the device
+@pairs(per_head=[True, False], flash=[False, True], kv=[F16, Q8_0, F32], head_dim=[32, 64])
 def test_rows_of_every_layer(load_tiny, per_head, flash, kv, head_dim):
     model = load_tiny("llama", head_dim=head_dim)
     options, tokens, rng = replace(OPTIONS, flash=flash, kv=kv), prompt(N_TOKENS), np.random.default_rng(1)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from asl_gguf.errors import NativeError, OptionError
-from harness import F16, F32, KV_NAMES, Q8_0, Context, Options, prompt
+from harness import F16, F32, Q8_0, Context, Options, prompt
+from pairs import pairs
 from twins import random_index
 
 OPTIONS = Options(n_batch=40, n_ubatch=24)
@@ -32,10 +33,8 @@ def outcome(context: Context) -> tuple:
     return context.get_state(), context.logits().tolist(), context.greedy(3), context.logits().tolist()
 
 
-@pytest.mark.parametrize("head_dim", [32, 64])  # in q8_0: 34 bytes, by the host; 68, by the device
-@pytest.mark.parametrize("kv", [F16, Q8_0, F32], ids=KV_NAMES.get)
-@with_flash
-@pytest.mark.parametrize("per_head", [True, False], ids=["per-head", "shared"])
+# heads of 32 and 64, in q8_0: 34 bytes, by the host; 68, by the device
+@pairs(per_head=[True, False], flash=[False, True], kv=[F16, Q8_0, F32], head_dim=[32, 64])
 def test_rows_of_every_layer(load_tiny, per_head, flash, kv, head_dim):
     model = load_tiny("llama", head_dim=head_dim)
     layers = choose(1, model.n_layer, model.n_head_kv if per_head else None)
