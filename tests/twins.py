@@ -61,6 +61,25 @@ def packed_product(name: str, weights: np.ndarray, x: np.ndarray, bits: int) -> 
     return rounded @ exact.T, np.abs(rounded) @ np.abs(exact).T
 
 
+def expert_product(
+    name: str, weights: np.ndarray, ids: np.ndarray, x: np.ndarray, bits: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """x [n_tokens, 1 or n_used, n_in] times the matrices [n_expert, n_out, bytes] of the experts ids [n_tokens, n_used].
+
+    Returns:
+        As packed_product: [n_tokens, n_used, n_out] each.
+    """
+    pairs = [
+        [
+            packed_product(name, weights[expert], rows[slot % len(rows)][None], bits)
+            for slot, expert in enumerate(chosen)
+        ]
+        for rows, chosen in zip(x, ids, strict=True)
+    ]
+    values = np.array(pairs)[..., 0, :]  # [n_tokens, n_used, product or size, n_out]
+    return values[:, :, 0], values[:, :, 1]
+
+
 # Parts of a stored block in the order of llama.cpp's repacked ones: first byte, bytes, bytes of a row that lie together (0:
 # those of the form), bits that are flipped.
 REPACKED_FIELDS = {
