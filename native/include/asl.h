@@ -217,7 +217,7 @@ typedef struct asl_attention_case {
 //   y       float [n_tokens, n_head, n_embd_v]
 //   scores  float [n_head_kv, cells]: sum over queries and heads of the group of weight times attention; NULL without queries
 // Returns false if the case is none, the kernel does not run here, or it does not round.
-// Twin: attention in tests/twins.py
+// Twins: attention and rounded_attention in tests/twins.py
 ASL_API bool asl_attention_compute(const char * kernel, const asl_attention_case * c, float * y, float * scores);
 
 // Bytes of the KV buffers of any context; of a recurrent model, which has none, those of its states.
