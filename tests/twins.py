@@ -61,6 +61,25 @@ def packed_product(name: str, weights: np.ndarray, x: np.ndarray, bits: int) -> 
     return rounded @ exact.T, np.abs(rounded) @ np.abs(exact).T
 
 
+def expert_product(
+    name: str, weights: np.ndarray, ids: np.ndarray, x: np.ndarray, bits: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """x [n_tokens, 1 or n_used, n_in] times the matrices [n_expert, n_out, bytes] of the experts ids [n_tokens, n_used].
+
+    Returns:
+        As packed_product: [n_tokens, n_used, n_out] each.
+    """
+    pairs = [
+        [
+            packed_product(name, weights[expert], rows[slot % len(rows)][None], bits)
+            for slot, expert in enumerate(chosen)
+        ]
+        for rows, chosen in zip(x, ids, strict=True)
+    ]
+    values = np.array(pairs)[..., 0, :]  # [n_tokens, n_used, product or size, n_out]
+    return values[:, :, 0], values[:, :, 1]
+
+
 # Parts of a stored block in the order of llama.cpp's repacked ones: first byte, bytes, bytes of a row that lie together (0:
 # those of the form), bits that are flipped.
 REPACKED_FIELDS = {
@@ -141,3 +160,75 @@ def attention(
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     weights = (weights / weights.sum(axis=-1, keepdims=True))[..., : len(k)]
     return np.einsum("thc,chd->thd", weights, np.repeat(v, group, axis=1)), weights
+
+
+KEY_TILE = 64
+
+
+def to_integers(x: np.ndarray, is_value: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Rows as integers of 16 bits (values: 14) times a unit each, such that no sum of a query's products with a key leaves
+    32 bits."""
+    x = x.astype(np.float32)
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    norm = np.sqrt(np.square(x, dtype=np.float64).sum(axis=-1, keepdims=True)).astype(np.float32)
+    unit = largest / np.float32(8191) if is_value else np.maximum(largest / np.float32(32767), norm / np.float32(46000))
+    inverse = np.divide(np.float32(1), unit, out=np.zeros_like(unit), where=unit > 1e-20)
+    return np.rint(np.clip(x * inverse, -32767, 32767)).astype(np.int64), unit.astype(np.float64)
+
+
+def sum_rounded(weights: np.ndarray, values: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Weights [n_tokens, n_head, cells of a tile] times integers [cells, n_head, n_embd_v] of these units
+    [cells, n_head, 1]: each row of weights, times the units, becomes integers whose largest is 32767 and whose sum is
+    262000 at most."""
+    weights = weights * units[..., 0].T
+    largest, total = weights.max(axis=-1, keepdims=True), weights.sum(axis=-1, keepdims=True)
+    none = largest < 1e-20
+    scale = np.minimum(32767 / np.where(none, 1, largest), 262000 / np.where(none, 1, total))
+    integers = np.rint(weights * np.where(none, 0, scale)).astype(np.int64)
+    sums = np.einsum("thc,chd->thd", integers, values)
+    assert np.abs(sums).max() < 2**31
+    return sums * np.where(none, 0, 1 / scale)
+
+
+def rounded_attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    *,
+    scale: float,
+    n_swa: int = 0,
+    cap: float = 0.0,
+    cap_scale: float = 1.0,
+    sinks: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+) -> np.ndarray:
+    """As attention, over integers: scaled queries, keys and values are rounded by the row, weights by the row and tile of
+    keys, which are relative to the largest logit so far. [n_tokens, n_head, n_embd_v]"""
+    group = q.shape[1] // k.shape[1]
+    queries, units_q = to_integers(q * np.float32(cap_scale if cap else scale), False)
+    keys, units_k = (np.repeat(x, group, axis=1) for x in to_integers(k, False))
+    values, units_v = (np.repeat(x, group, axis=1) for x in to_integers(v, True))
+    own, cells = np.arange(len(k) - len(q), len(k))[:, None], np.arange(len(k))
+    seen = ((cells <= own) & ((cells > own - n_swa) | (n_swa == 0))) | (mask is not None)
+
+    largest = np.full(q.shape[:2], -np.inf)
+    total, result = np.zeros(q.shape[:2]), np.zeros((*q.shape[:2], v.shape[-1]))
+    for begin in range(0, len(k), KEY_TILE):
+        tile = slice(begin, begin + KEY_TILE)
+        products = np.einsum("thd,chd->thc", queries, keys[tile])
+        assert np.abs(products).max() < 2**31
+        logits = products * units_q * units_k[tile, :, 0].T
+        logits = cap * scale * np.tanh(logits) if cap else logits
+        if mask is not None:
+            logits = logits + mask[:, None, tile]
+        logits = np.where(seen[:, None, tile], logits, -np.inf)
+        before, largest = largest, np.maximum(largest, logits.max(axis=-1))
+        finite = np.where(np.isinf(largest), 0, largest)  # a row that has seen nothing
+        weights, factor = np.exp(logits - finite[..., None]), np.exp(before - finite)
+        total = total * factor + weights.sum(axis=-1)
+        result = result * factor[..., None] + sum_rounded(weights, values[tile], units_v[tile])
+    if sinks is not None:
+        top = np.maximum(largest, sinks)
+        factor = np.exp(largest - top)
+        total, result = total * factor + np.exp(sinks - top), result * factor[..., None]
+    return np.divide(result, total[..., None], out=np.zeros_like(result), where=total[..., None] > 0)

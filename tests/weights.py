@@ -45,6 +45,27 @@ def product(
     return y
 
 
+def expert_product(
+    kernel: str,
+    name: str,
+    weights: np.ndarray,
+    ids: np.ndarray,
+    x: np.ndarray,
+    bits: int,
+    *,
+    form: tuple[int, int] = (0, 0),
+    n_threads: int = 1,
+) -> np.ndarray:
+    """As twins.expert_product, by a kernel of ours."""
+    n_expert, n_out, _ = weights.shape
+    n_tokens, n_acts, n_in = x.shape
+    y = np.full((*ids.shape, n_out), np.nan, np.float32)
+    chosen = ids.astype(np.int32).ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+    arguments = (n_expert, n_out, n_in, bits, chosen, ids.shape[1], floats(x), n_acts, n_tokens, n_threads, floats(y))
+    assert lib.packed_experts(kernel.encode(), type_names()[name], weights.ctypes.data, *form, *arguments)
+    return y
+
+
 def draw(seed: int, name: str, n_tokens: int, n_out: int, n_in: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((n_tokens, n_in)).astype(np.float32)

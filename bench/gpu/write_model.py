@@ -3,8 +3,11 @@
     python bench/gpu/write_model.py llama-3.1-8b /tmp/8b.gguf
     python bench/gpu/write_model.py llama-3.2-1b /tmp/1b.gguf --mix q4_k_m --layers 4
 
+    python bench/gpu/write_model.py qwen3-30b-a3b /tmp/experts.gguf --mix q4_k_m --layers 2
+
 Weights are Q4_K, embedding and output Q8_0; as "q4_k_m", V and the second FFN matrix of about half of the layers are
-Q6_K, as llama.cpp chooses them. All layers share one random draw, so that 8 billion weights take seconds.
+Q6_K, as llama.cpp chooses them; as "mxfp4", experts are MXFP4 and all else Q8_0, as in files of gpt-oss. All layers
+share one random draw, so that 8 billion weights take seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import gguf
 import numpy as np
 
 BLOCK = 256  # weights of a Q4_K or Q6_K block
-MIXES = ("q4_k", "q6_k", "q4_k_m")
+MIXES = ("q4_k", "q6_k", "q4_k_m", "mxfp4")
 # Every group of 32 weights has scale 32 and minimum 32, in Q4_K's packing of 6 bits.
 SCALES = np.array([0xA0] * 8 + [0x00] * 4, dtype=np.uint8)
 N_BYTE_TOKENS = 256
@@ -35,17 +38,36 @@ class Shape:
     n_ff: int
     n_vocab: int
     rope_base: float
+    head_dim: int = 0  # 0: n_embd / n_head
+    n_expert: int = 0  # matrices of the FFN, of n_ff each; 0: one
+    n_expert_used: int = 0
 
     @property
-    def n_embd_kv(self) -> int:
-        """Width of the keys of all KV heads."""
-        return self.n_embd // self.n_head * self.n_head_kv
+    def n_embd_head(self) -> int:
+        return self.head_dim or self.n_embd // self.n_head
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each matrix of a layer."""
+        n_q, n_kv = self.n_head * self.n_embd_head, self.n_head_kv * self.n_embd_head
+        experts, suffix = ((self.n_expert,), "_exps") if self.n_expert else ((), "")
+        return {
+            "attn_q": (n_q, self.n_embd),
+            "attn_k": (n_kv, self.n_embd),
+            "attn_v": (n_kv, self.n_embd),
+            "attn_output": (self.n_embd, n_q),
+            "ffn_gate" + suffix: (*experts, self.n_ff, self.n_embd),
+            "ffn_up" + suffix: (*experts, self.n_ff, self.n_embd),
+            "ffn_down" + suffix: (*experts, self.n_embd, self.n_ff),
+        }
 
 
 SHAPES = {
     "llama-3.1-8b": Shape(32, 4096, 32, 8, 14336, 128256, 500000.0),
     "llama-3.2-1b": Shape(16, 2048, 32, 8, 8192, 128256, 500000.0),
+    "qwen3-30b-a3b": Shape(48, 2048, 32, 4, 768, 151936, 1000000.0, 128, 128, 8),
+    "gpt-oss-20b": Shape(24, 2880, 64, 8, 2880, 201088, 150000.0, 64, 32, 4),  # its sizes: computed as Qwen3's MoE
     "tiny": Shape(4, 256, 4, 2, 512, 512, 10000.0),  # to try this file
+    "tiny-experts": Shape(4, 256, 4, 2, 512, 512, 10000.0, 0, 8, 2),
 }
 
 
@@ -84,7 +106,7 @@ def uses_q6_k(mix: str, name: str, layer: int, n_layer: int) -> bool:
     between."""
     if mix == "q4_k_m":
         more = layer < n_layer // 8 or layer >= 7 * n_layer // 8 or (layer - n_layer // 8) % 3 == 2
-        return more and name in ("attn_v", "ffn_down")
+        return more and name.startswith(("attn_v", "ffn_down"))
     return mix == "q6_k"
 
 
@@ -100,9 +122,21 @@ def q8_0(rng: np.random.Generator, n_out: int, n_in: int, deviation: float) -> n
     return blocks.reshape(n_out, -1)
 
 
+def mxfp4(rng: np.random.Generator, n_out: int, n_in: int) -> np.ndarray:
+    """Rows of MXFP4 blocks around 0 with a variance of about 1 / n_in.
+
+    Returns:
+        uint8 [n_out, bytes of a row]
+    """
+    blocks = np.empty((n_out, n_in // 32, 17), dtype=np.uint8)
+    blocks[..., 0] = 128 + round(math.log2(1 / (5.85 * math.sqrt(n_in))))  # the 16 values have a deviation of 5.85
+    blocks[..., 1:] = rng.integers(0, 256, (*blocks.shape[:2], 16), dtype=np.uint8)
+    return blocks.reshape(n_out, -1)
+
+
 def write_model(path: str, shape: Shape, mix: str = "q4_k") -> None:
     """Writes the file; its bytes follow from the shape and the mix, one of MIXES."""
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "qwen3moe" if shape.n_expert else "llama")
     writer.add_name("random weights")
     writer.add_vocab_size(shape.n_vocab)
     writer.add_context_length(131072)
@@ -113,7 +147,13 @@ def write_model(path: str, shape: Shape, mix: str = "q4_k") -> None:
     writer.add_head_count_kv(shape.n_head_kv)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(shape.rope_base)
-    writer.add_rope_dimension_count(shape.n_embd // shape.n_head)
+    writer.add_rope_dimension_count(shape.n_embd_head)
+    if shape.n_expert:
+        writer.add_key_length(shape.n_embd_head)
+        writer.add_value_length(shape.n_embd_head)
+        writer.add_expert_count(shape.n_expert)
+        writer.add_expert_used_count(shape.n_expert_used)
+        writer.add_expert_feed_forward_length(shape.n_ff)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_K_S)
     add_tokenizer(writer, shape.n_vocab)
@@ -142,34 +182,53 @@ def add_tokenizer(writer: gguf.GGUFWriter, n_vocab: int) -> None:
     writer.add_add_space_prefix(False)
 
 
+Stored = tuple[np.ndarray, gguf.GGMLQuantizationType]
+
+
+def draw(rng: np.random.Generator, kind: gguf.GGMLQuantizationType, size: tuple[int, ...]) -> Stored:
+    """A matrix of a layer, or those of its experts."""
+    n_out, n_in = math.prod(size[:-1]), size[-1]
+    kinds = gguf.GGMLQuantizationType
+    if kind == kinds.Q8_0:
+        values = q8_0(rng, n_out, n_in, 1 / math.sqrt(n_in))
+    else:
+        values = {kinds.Q4_K: q4_k, kinds.Q6_K: q6_k, kinds.MXFP4: mxfp4}[kind](rng, n_out, n_in)
+    return values.reshape(*size[:-1], -1), kind
+
+
 def _add_weights(writer: gguf.GGUFWriter, shape: Shape, mix: str) -> None:
     rng = np.random.default_rng(0)
-    kind_4, kind_8 = gguf.GGMLQuantizationType.Q4_K, gguf.GGMLQuantizationType.Q8_0
-    writer.add_tensor("token_embd.weight", q8_0(rng, shape.n_vocab, shape.n_embd, 1.0), raw_dtype=kind_8)
-    writer.add_tensor(
-        "output.weight", q8_0(rng, shape.n_vocab, shape.n_embd, 2 / math.sqrt(shape.n_embd)), raw_dtype=kind_8
-    )
+    kinds = gguf.GGMLQuantizationType
+    embedding = q8_0(rng, shape.n_vocab, shape.n_embd, 1.0)
+    writer.add_tensor("token_embd.weight", embedding, raw_dtype=kinds.Q8_0)
+    output = q8_0(rng, shape.n_vocab, shape.n_embd, 2 / math.sqrt(shape.n_embd))
+    writer.add_tensor("output.weight", output, raw_dtype=kinds.Q8_0)
     ones = np.ones(shape.n_embd, dtype=np.float32)
     writer.add_tensor("output_norm.weight", ones)
-    sizes = {
-        "attn_q": (shape.n_embd, shape.n_embd),
-        "attn_k": (shape.n_embd_kv, shape.n_embd),
-        "attn_v": (shape.n_embd_kv, shape.n_embd),
-        "attn_output": (shape.n_embd, shape.n_embd),
-        "ffn_gate": (shape.n_ff, shape.n_embd),
-        "ffn_up": (shape.n_ff, shape.n_embd),
-        "ffn_down": (shape.n_embd, shape.n_ff),
-    }
-    in_four = {name: q4_k(rng, *size) for name, size in sizes.items()}
-    in_six = {name: q6_k(rng, *size) for name, size in sizes.items()} if mix != "q4_k" else {}
-    kind_6 = gguf.GGMLQuantizationType.Q6_K
+    if mix == "mxfp4":
+        usual = {
+            name: draw(rng, kinds.MXFP4 if len(size) > 2 else kinds.Q8_0, size) for name, size in shape.sizes().items()
+        }
+    else:
+        usual = {name: draw(rng, kinds.Q4_K, size) for name, size in shape.sizes().items()}
+    in_six = {name: draw(rng, kinds.Q6_K, size) for name, size in shape.sizes().items() if mix in ("q6_k", "q4_k_m")}
     for layer in range(shape.n_layer):
         for name in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{layer}.{name}.weight", ones)
-        for name in sizes:
+        if shape.n_expert:
+            _add_router(writer, shape, layer)
+        for name in usual:
             six = uses_q6_k(mix, name, layer, shape.n_layer)
-            values, kind = (in_six[name], kind_6) if six else (in_four[name], kind_4)
+            values, kind = in_six[name] if six else usual[name]
             writer.add_tensor(f"blk.{layer}.{name}.weight", values, raw_dtype=kind)
+
+
+def _add_router(writer: gguf.GGUFWriter, shape: Shape, layer: int) -> None:
+    """What chooses experts, and the norms of queries and keys that such models have."""
+    router = np.random.default_rng(layer).standard_normal((shape.n_expert, shape.n_embd), dtype=np.float32)
+    writer.add_tensor(f"blk.{layer}.ffn_gate_inp.weight", router / np.float32(math.sqrt(shape.n_embd)))
+    for name in ("attn_q_norm", "attn_k_norm"):
+        writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(shape.n_embd_head, dtype=np.float32))
 
 
 if __name__ == "__main__":

@@ -172,6 +172,17 @@ ASL_API const char * asl_packed_kernel_name(void);
 ASL_API bool asl_packed_product(const char * kernel, int32_t type, const void * weights, int32_t rows, int32_t chunk, int32_t n_out,
         int32_t n_in, int32_t act_bits, const float * x, int32_t n_tokens, float * y);
 
+// The same for experts: each token is multiplied with the matrices of those that were chosen for it.
+//   weights   n_expert matrices as above, one after another
+//   ids       int32 [n_tokens, n_used]
+//   x         float [n_tokens, n_acts, n_in]; n_acts is 1, or n_used: of each expert chosen
+//   y         float [n_tokens, n_used, n_out]
+//   n_threads parts that are computed one after another
+// Twin: expert_product in tests/twins.py
+ASL_API bool asl_packed_experts(const char * kernel, int32_t type, const void * weights, int32_t rows, int32_t chunk,
+        int32_t n_expert, int32_t n_out, int32_t n_in, int32_t act_bits, const int32_t * ids, int32_t n_used, const float * x,
+        int32_t n_acts, int32_t n_tokens, int32_t n_threads, float * y);
+
 // The attention kernel that is in force here: "AVX2", "AVX-512" or "scalar", which is never used in a prefill: llama.cpp's
 // attention is faster.
 ASL_API const char * asl_attention_kernel_name(void);
@@ -206,7 +217,7 @@ typedef struct asl_attention_case {
 //   y       float [n_tokens, n_head, n_embd_v]
 //   scores  float [n_head_kv, cells]: sum over queries and heads of the group of weight times attention; NULL without queries
 // Returns false if the case is none, the kernel does not run here, or it does not round.
-// Twin: attention in tests/twins.py
+// Twins: attention and rounded_attention in tests/twins.py
 ASL_API bool asl_attention_compute(const char * kernel, const asl_attention_case * c, float * y, float * scores);
 
 // Bytes of the KV buffers of any context; of a recurrent model, which has none, those of its states.

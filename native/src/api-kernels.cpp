@@ -4,10 +4,12 @@
 
 #include "attend.h"
 #include "error.h"
+#include "experts.h"
 #include "kernels.h"
 #include "packed.h"
 #include "peak.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -69,6 +71,27 @@ bool asl_packed_product(const char * kernel, int32_t type, const void * weights,
         return false;
     }
     return asl_compute_packed(*k, (ggml_type) type, weights, { rows, chunk }, n_out, n_in, act_bits, x, n_tokens, y);
+}
+
+bool asl_packed_experts(const char * kernel, int32_t type, const void * weights, int32_t rows, int32_t chunk, int32_t n_expert,
+        int32_t n_out, int32_t n_in, int32_t act_bits, const int32_t * ids, int32_t n_used, const float * x, int32_t n_acts,
+        int32_t n_tokens, int32_t n_threads, float * y) {
+    const asl_packed_kernel * k = asl_find_packed_kernel(kernel);
+    if (!k || !asl_is_weight_type(type) || (act_bits != 8 && act_bits != 16) || n_used < 1 || n_threads < 1 ||
+            (n_acts != 1 && n_acts != n_used) || std::any_of(ids, ids + n_tokens * n_used, [&](int32_t id) { return id < 0 || id >= n_expert; })) {
+        return false;
+    }
+    asl_expert_product p;
+    p.source = { (ggml_type) type, (const uint8_t *) weights, { rows, chunk } };
+    p.n_expert = n_expert;
+    p.n_tokens = n_tokens;
+    p.n_used = n_used;
+    p.ids = (const char *) ids;
+    p.nb_used = sizeof(int32_t);
+    p.nb_token = n_used * sizeof(int32_t);
+    p.n_acts = n_acts;
+    p.y = y;
+    return asl_compute_experts(*k, p, n_out, n_in, act_bits, x, n_threads);
 }
 
 const char * asl_attention_kernel_name(void) {

@@ -73,6 +73,10 @@ asl_held asl_dequantiser::choose(const ggml_tensor * node) const {
     // a short chunk reads weights as they are: its products are of few rows
     const int64_t n_tokens = n_tokens_of(node);
     use.n_tokens = n_tokens < ASL_PACK_TOKENS_MIN ? n_tokens : n_layer_tokens;
+    if (node->op == GGML_OP_MUL_MAT_ID) {
+        use.of_experts = true;
+        use.n_tokens_expert = n_tokens * node->src[2]->ne[0] / w->ne[2];
+    }
     use.can_pack = asl_packed_weights::can_pack(node);
     // repacked weights are not host memory. Of AMX's, and of forms that are not known, nothing can be read
     use.repacked = is_weight && !ggml_backend_buffer_is_host(w->buffer);
@@ -83,7 +87,6 @@ void asl_dequantiser::prepare(const std::vector<ggml_tensor *> & nodes) {
     std::vector<const ggml_tensor *> to_expand;
     std::vector<asl_packed_weights::wanted> to_pack;
     std::set<const ggml_tensor *> seen;
-    bool once = true; // one chunk has all tokens of the layer
     for (const ggml_tensor * node : nodes) {
         const asl_held held = choose(node);
         if (held == asl_held::stored || !seen.insert(node->src[0]).second) {
@@ -92,12 +95,13 @@ void asl_dequantiser::prepare(const std::vector<ggml_tensor *> & nodes) {
         if (held == asl_held::f16) {
             to_expand.push_back(node->src[0]);
         } else {
-            to_pack.push_back({ node->src[0], held == asl_held::int8 ? 8 : 16 });
-            once = once && n_tokens_of(node) >= n_layer_tokens;
+            // one chunk has all tokens of the layer
+            const bool once = node->op == GGML_OP_MUL_MAT_ID || n_tokens_of(node) >= n_layer_tokens;
+            to_pack.push_back({ node->src[0], held == asl_held::int8 ? 8 : 16, once });
         }
     }
     prepare_expanded(to_expand);
-    packed.prepare(to_pack, once, n_threads);
+    packed.prepare(to_pack, n_threads);
     n_total += (int32_t) seen.size();
 }
 

@@ -17,6 +17,14 @@
 struct measured_packing {
     int stored_from;   // tokens of a layer from which it pays to pack weights as stored in host memory. 0: it never does
     int repacked_from; // the same for weights that llama.cpp has repacked
+    // the same for matrices of experts, of the tokens of a chunk that an expert gets on average
+    int experts_stored_from;
+    int experts_repacked_from;
+
+    int get_from(const asl_weight_use & use) const {
+        return use.of_experts ? (use.repacked ? experts_repacked_from : experts_stored_from)
+                              : (use.repacked ? repacked_from : stored_from);
+    }
 };
 
 // What was measured (docs/LOG.md, 2026-11-28 and 29; `asl-gguf bench kernels` does it again). A row holds where the CPU
@@ -34,28 +42,28 @@ static const std::vector<measured_row> & table() {
         { "AVX-512 VNNI", { "AVX512_VNNI", "LLAMAFILE" },
                 { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4 },
                 {
-                        { GGML_TYPE_Q4_0, { 32, 64 } },
-                        { GGML_TYPE_Q4_1, { 32, 0 } },
-                        { GGML_TYPE_Q5_0, { 32, 0 } },
-                        { GGML_TYPE_Q5_1, { 32, 0 } },
-                        { GGML_TYPE_Q8_0, { 32, 0 } },
-                        { GGML_TYPE_IQ4_NL, { 64, 128 } },
-                        { GGML_TYPE_MXFP4, { 64, 128 } },
-                        { GGML_TYPE_Q2_K, { 0, 64 } },
-                        { GGML_TYPE_Q4_K, { 256, 64 } },
-                        { GGML_TYPE_Q5_K, { 256, 0 } },
-                        { GGML_TYPE_Q6_K, { 256, 0 } },
+                        { GGML_TYPE_Q4_0, { 32, 64, 16, 8 } },
+                        { GGML_TYPE_Q4_1, { 32, 0, 8, 0 } },
+                        { GGML_TYPE_Q5_0, { 32, 0, 8, 0 } },
+                        { GGML_TYPE_Q5_1, { 32, 0, 8, 0 } },
+                        { GGML_TYPE_Q8_0, { 32, 0, 8, 0 } },
+                        { GGML_TYPE_IQ4_NL, { 64, 128, 32, 32 } },
+                        { GGML_TYPE_MXFP4, { 64, 128, 8, 8 } },
+                        { GGML_TYPE_Q2_K, { 0, 64, 0, 8 } },
+                        { GGML_TYPE_Q4_K, { 256, 64, 16, 8 } },
+                        { GGML_TYPE_Q5_K, { 256, 0, 16, 0 } },
+                        { GGML_TYPE_Q6_K, { 256, 0, 16, 0 } },
                 },
                 8 },
         { "AVX2", { "AVX2", "LLAMAFILE" },
                 { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4,
                         GGML_TYPE_NVFP4, GGML_TYPE_Q2_0 },
                 {
-                        { GGML_TYPE_Q4_0, { 32, 0 } },
-                        { GGML_TYPE_Q4_1, { 32, 0 } },
-                        { GGML_TYPE_Q5_0, { 32, 0 } },
-                        { GGML_TYPE_Q5_1, { 32, 0 } },
-                        { GGML_TYPE_Q8_0, { 32, 0 } },
+                        { GGML_TYPE_Q4_0, { 32, 0, 0, 0 } },
+                        { GGML_TYPE_Q4_1, { 32, 0, 0, 0 } },
+                        { GGML_TYPE_Q5_0, { 32, 0, 0, 0 } },
+                        { GGML_TYPE_Q5_1, { 32, 0, 0, 0 } },
+                        { GGML_TYPE_Q8_0, { 32, 0, 0, 0 } },
                 },
                 16 },
     };
@@ -120,19 +128,20 @@ asl_held asl_choose_held(asl_dequant mode, const asl_weight_use & use) {
     }
     const asl_held packed = asl_act_bits(mode) == 8 ? asl_held::int8 : asl_held::int16;
     const bool by_name = mode == ASL_DEQUANT_INT8 || mode == ASL_DEQUANT_INT16;
-    if (by_name && use.can_pack && has_fast_kernel()) {
+    if (by_name && use.can_pack && has_fast_kernel() && (!use.of_experts || use.n_tokens_expert >= ASL_PACK_EXPERT_TOKENS_MIN)) {
         return packed;
     }
     const measured_packing * packing = use.can_pack ? find_packing(row_in_force(), use.type) : nullptr;
+    const int from = packing ? packing->get_from(use) : 0;
+    const bool pays = from > 0 && (use.of_experts ? use.n_tokens_expert : use.n_tokens) >= from;
     if (use.repacked) {
-        const bool pays = mode == ASL_DEQUANT_AUTO && packing && packing->repacked_from > 0 && use.n_tokens >= packing->repacked_from;
-        return pays ? packed : asl_held::stored;
+        return mode == ASL_DEQUANT_AUTO && pays ? packed : asl_held::stored;
     }
     if (mode == ASL_DEQUANT_ALL) {
         return asl_held::f16;
     }
-    if (packing && packing->stored_from > 0) {
-        return use.n_tokens >= packing->stored_from ? packed : asl_held::stored;
+    if (from > 0) {
+        return pays ? packed : asl_held::stored;
     }
     return expands(row_in_force(), use.type) ? asl_held::f16 : asl_held::stored;
 }
@@ -310,13 +319,13 @@ asl_measured asl_measure_product(const asl_product & p) {
     if (asl_packed_weights::can_pack(y) && (p.held == 0 || (p.held == 1 && asl_find_repacked_form(w).rows > 0))) {
         for (int i = 0; i < 4; ++i) { // the first one takes the memory
             const int64_t begin = ggml_time_us();
-            packed.prepare({ { w, 8 } }, false, p.n_threads);
+            packed.prepare({ { w, 8, false } }, p.n_threads);
             const double ns = 1e3 * (ggml_time_us() - begin) / ((double) p.n_out * p.n_in);
             result.pack_ns = i < 2 ? ns : std::min(result.pack_ns, ns);
         }
     }
     if (p.held > 1) {
-        packed.prepare({ { w, p.held == 2 ? 8 : 16 } }, false, p.n_threads);
+        packed.prepare({ { w, p.held == 2 ? 8 : 16, false } }, p.n_threads);
         packed.replace({ y }, ctx.get());
         result.buffer_name = p.held == 2 ? "packed int8" : "packed int16";
     }

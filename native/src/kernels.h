@@ -12,6 +12,8 @@
 
 // below this many tokens nothing is packed or expanded: it costs more than the faster product saves
 const int64_t ASL_PACK_TOKENS_MIN = 32;
+// the same for an expert's share of a chunk: its weights are packed for each chunk
+const int64_t ASL_PACK_EXPERT_TOKENS_MIN = 4;
 
 // How a weight matrix is held while its layer runs.
 enum class asl_held {
@@ -27,6 +29,8 @@ struct asl_weight_use {
     bool can_pack = false; // it can be computed with packed weights
     bool repacked = false; // llama.cpp has repacked them (repacked.h)
     int64_t n_tokens = 0;  // that run through the layer
+    bool of_experts = false;
+    int64_t n_tokens_expert = 0; // of a chunk, that an expert gets on average
 };
 
 asl_held asl_choose_held(asl_dequant mode, const asl_weight_use & use);

@@ -4,6 +4,7 @@
 
 #include "blocks.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -96,8 +97,14 @@ static void unpack(const block_4_nl & x, unpacked_block & to) {
 }
 
 static void unpack(const block_4_mx & x, unpacked_block & to) {
-    static const uint8_t VALUES[16] = { 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0 }; // + 12
-    look_up_nibbles(x.qs, VALUES, to.q);
+    set_nibbles(x.qs, to.q);
+    for (int i = 0; i < 32; ++i) {
+        // 0 1 2 3 4 6 8 12, then the same negative: the largest of three lines, each moved up by 16. No table, so that
+        // compilers compute 16 at a time
+        const uint8_t n = to.q[i] & 7;
+        const uint8_t value = std::max({ (uint8_t) (n + 16), (uint8_t) (2 * n + 12), (uint8_t) (4 * n) }) - 16;
+        to.q[i] = to.q[i] & 8 ? 12 - value : 12 + value;
+    }
     to.d[0] = exponent_to_f32(x.e);
     to.m[0] = -12 * to.d[0];
 }

@@ -201,22 +201,21 @@ ASL_INLINE void tile(const asl_act_form & form, const uint8_t * w, const uint8_t
 }
 
 template <int ACT, int BITS, int WIDTH>
-ASL_AVX2 static void product(const asl_packed_matrix & w, const asl_act_form & form, const uint8_t * acts, int64_t n_tokens,
-        int64_t begin, int64_t end, float * y, int64_t ldy) {
-    const size_t n_row = form.row_bytes();
-    for (int64_t t0 = 0; t0 < n_tokens; t0 += N_TOKENS_BLOCK) {
-        const int64_t t1 = std::min(n_tokens, t0 + N_TOKENS_BLOCK);
+ASL_AVX2 static void product(const asl_packed_matrix & w, const asl_act_form & form, const asl_packed_tokens & tokens,
+        int64_t begin, int64_t end) {
+    for (int64_t t0 = 0; t0 < tokens.n; t0 += N_TOKENS_BLOCK) {
+        const int64_t t1 = std::min(tokens.n, t0 + N_TOKENS_BLOCK);
         for (int64_t p = begin; p < end; ++p) {
             const int64_t n_out = std::min(ASL_PANEL, w.n_out - p * ASL_PANEL);
             for (int64_t t = t0; t < t1; t += TILE) {
                 const uint8_t * rows[TILE]; // past the end: the last token again
                 for (int64_t i = 0; i < TILE; ++i) {
-                    rows[i] = acts + std::min(t + i, t1 - 1) * n_row;
+                    rows[i] = tokens.get_acts(form, std::min(t + i, t1 - 1));
                 }
                 float out[TILE][ASL_PANEL];
                 tile<ACT, BITS, WIDTH>(form, w.data + p * w.panel_bytes(), rows, out);
                 for (int64_t i = 0; i < std::min<int64_t>(TILE, t1 - t); ++i) {
-                    memcpy(y + (t + i) * ldy + p * ASL_PANEL, out[i], n_out * sizeof(float));
+                    memcpy(tokens.get_y(t + i) + p * ASL_PANEL, out[i], n_out * sizeof(float));
                 }
             }
         }
@@ -224,25 +223,25 @@ ASL_AVX2 static void product(const asl_packed_matrix & w, const asl_act_form & f
 }
 
 template <int ACT>
-ASL_AVX2 static void product_of_form(const asl_packed_matrix & w, const asl_act_form & form, const uint8_t * acts, int64_t n_tokens,
-        int64_t begin, int64_t end, float * y, int64_t ldy) {
+ASL_AVX2 static void product_of_form(const asl_packed_matrix & w, const asl_act_form & form, const asl_packed_tokens & tokens,
+        int64_t begin, int64_t end) {
     if (w.form.width == 16) {
-        product<ACT, 6, 16>(w, form, acts, n_tokens, begin, end, y, ldy);
+        product<ACT, 6, 16>(w, form, tokens, begin, end);
     } else if (ACT == 16 || w.form.bits == 4) {
-        product<ACT, 4, 32>(w, form, acts, n_tokens, begin, end, y, ldy);
+        product<ACT, 4, 32>(w, form, tokens, begin, end);
     } else if (w.form.bits == 5) {
-        product<ACT, 5, 32>(w, form, acts, n_tokens, begin, end, y, ldy);
+        product<ACT, 5, 32>(w, form, tokens, begin, end);
     } else {
-        product<ACT, 8, 32>(w, form, acts, n_tokens, begin, end, y, ldy);
+        product<ACT, 8, 32>(w, form, tokens, begin, end);
     }
 }
 
-ASL_AVX2 static void product_any(const asl_packed_matrix & w, const asl_act_form & form, const uint8_t * acts, int64_t n_tokens,
-        int64_t begin, int64_t end, float * y, int64_t ldy) {
+ASL_AVX2 static void product_any(const asl_packed_matrix & w, const asl_act_form & form, const asl_packed_tokens & tokens,
+        int64_t begin, int64_t end) {
     if (form.n_bits == 16) {
-        product_of_form<16>(w, form, acts, n_tokens, begin, end, y, ldy);
+        product_of_form<16>(w, form, tokens, begin, end);
     } else {
-        product_of_form<8>(w, form, acts, n_tokens, begin, end, y, ldy);
+        product_of_form<8>(w, form, tokens, begin, end);
     }
 }
 

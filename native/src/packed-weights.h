@@ -22,11 +22,11 @@ public:
     struct wanted {
         const ggml_tensor * weights; // as stored in host memory, or repacked in a form that is known (repacked.h)
         int act_bits;
+        bool as_multiplied; // panels are packed where they are multiplied, and take no memory. Always so of experts
     };
 
-    // Packs these weights in place of those before, whose memory is used again. once: each is multiplied once, so that its
-    // panels are packed where they are multiplied and take no memory.
-    void prepare(const std::vector<wanted> & list, bool once, int n_threads);
+    // Packs these weights in place of those before, whose memory is used again.
+    void prepare(const std::vector<wanted> & list, int n_threads);
 
     // most tensors that replace makes for as many nodes
     static size_t n_extra(size_t n_nodes) { return 2 * n_nodes; }
@@ -46,14 +46,15 @@ private:
         const asl_packed_kernel * kernel;
         asl_packed_matrix weights;
         asl_act_form form;
-        const ggml_tensor * source; // the weights, where they are packed as they are multiplied
+        asl_packed_source source;
+        int64_t n_expert;
     };
 
-    void pack(const std::vector<wanted> & list, int n_threads);
+    void pack(const std::vector<const ggml_tensor *> & list, int n_threads);
 
     static void quantise(ggml_tensor * dst, int ith, int nth, void * userdata);
     static void multiply(ggml_tensor * dst, int ith, int nth, void * userdata);
-    static void pack_and_multiply(const product & p, const uint8_t * acts, int64_t begin, int64_t end, ggml_tensor * dst);
+    static void multiply_experts(ggml_tensor * dst, int ith, int nth, void * userdata);
 
     ggml_backend_buffer_ptr buffer;
     std::unordered_map<const ggml_tensor *, std::unique_ptr<product>> products; // by weight

@@ -5,6 +5,9 @@
 #include <cstring>
 #include <vector>
 
+static const size_t ALIGNMENT = 64; // of packed matrices
+static const int64_t N_GROUP_BYTES = 512 * 1024; // of panels that are packed and multiplied at a time
+
 // The scalar kernel: what the others must compute, bit for bit.
 
 static int64_t act_index(int n_bits, int64_t k) {
@@ -48,12 +51,12 @@ static void quantise_scalar(const asl_act_form & form, const float * x, uint8_t 
     }
 }
 
-static void product_scalar(const asl_packed_matrix & w, const asl_act_form & form, const uint8_t * acts, int64_t n_tokens,
-        int64_t begin, int64_t end, float * y, int64_t ldy) {
+static void product_scalar(const asl_packed_matrix & w, const asl_act_form & form, const asl_packed_tokens & tokens, int64_t begin,
+        int64_t end) {
     const int width = w.form.width;
     for (int64_t o = begin * ASL_PANEL; o < std::min(w.n_out, end * ASL_PANEL); ++o) {
-        for (int64_t t = 0; t < n_tokens; ++t) {
-            const uint8_t * row = acts + t * form.row_bytes();
+        for (int64_t t = 0; t < tokens.n; ++t) {
+            const uint8_t * row = tokens.get_acts(form, t);
             const float * d = (const float *) (row + form.d_offset());
             const float * s = (const float *) (row + form.s_offset());
             const uint8_t * block = w.data + o / ASL_PANEL * w.panel_bytes();
@@ -67,7 +70,7 @@ static void product_scalar(const asl_packed_matrix & w, const asl_act_form & for
                 sum = std::fma((float) dot * scales[0], d[b * width / ASL_ACT_BLOCK], sum);
                 sum = std::fma(scales[ASL_PANEL], s[b], sum);
             }
-            y[t * ldy + o] = sum;
+            tokens.get_y(t)[o] = sum;
         }
     }
 }
@@ -91,6 +94,27 @@ struct aligned_bytes {
     uint8_t * data;
 };
 
+void asl_pack_and_multiply(const asl_packed_kernel & kernel, const asl_packed_source & source, const asl_packed_matrix & shape,
+        const asl_act_form & form, const asl_packed_tokens & tokens, int64_t begin, int64_t end) {
+    static thread_local std::vector<uint8_t> memory;
+    const size_t n_row = ggml_row_size(source.type, shape.n_in);
+    // pairs, as the kernels have them: each of the groups reads all activations
+    const int64_t n_most = std::max<int64_t>(2, N_GROUP_BYTES / shape.panel_bytes() / 2 * 2);
+    for (int64_t first = begin; first < end; first += n_most) {
+        const int64_t n = std::min(n_most, end - first);
+        asl_packed_matrix group = shape;
+        group.n_out = std::min(n * ASL_PANEL, shape.n_out - first * ASL_PANEL);
+        memory.resize(std::max(memory.size(), group.n_bytes() + ALIGNMENT));
+        uint8_t * data = (uint8_t *) GGML_PAD((uintptr_t) memory.data(), ALIGNMENT);
+        group.data = data;
+        // groups of repacked rows never cross a panel: they have 4 or 8 rows
+        asl_pack(source.type, source.data + first * ASL_PANEL * n_row, source.repacked, group, 0, n, data);
+        asl_packed_tokens outputs = tokens;
+        outputs.y += first * ASL_PANEL;
+        kernel.product(group, form, outputs, 0, n);
+    }
+}
+
 static void multiply(const asl_packed_kernel & kernel, const asl_packed_matrix & w, int act_bits, const float * x,
         int64_t n_tokens, float * y) {
     const asl_act_form form { act_bits, w.form.width, w.n_in };
@@ -98,19 +122,26 @@ static void multiply(const asl_packed_kernel & kernel, const asl_packed_matrix &
     for (int64_t t = 0; t < n_tokens; ++t) {
         kernel.quantise(form, x + t * w.n_in, acts.data() + t * form.row_bytes());
     }
-    kernel.product(w, form, acts.data(), n_tokens, 0, w.n_panels(), y, w.n_out);
+    asl_packed_tokens tokens;
+    tokens.acts = acts.data();
+    tokens.y = y;
+    tokens.ldy = w.n_out;
+    tokens.n = n_tokens;
+    kernel.product(w, form, tokens, 0, w.n_panels());
+}
+
+bool asl_shape_packed(ggml_type type, asl_repacked_form repacked, int64_t n_out, int64_t n_in, asl_packed_matrix & shape) {
+    shape.form = asl_find_packed_form(type);
+    shape.n_out = n_out;
+    shape.n_in = n_in;
+    const bool is_whole = shape.form.width > 0 && n_out > 0 && n_in > 0 && n_in % ggml_blck_size(type) == 0;
+    return is_whole && (repacked.rows == 0 || (asl_knows_repacked(type, repacked) && n_out % repacked.rows == 0));
 }
 
 bool asl_compute_packed(const asl_packed_kernel & kernel, ggml_type type, const void * weights, asl_repacked_form repacked,
         int64_t n_out, int64_t n_in, int act_bits, const float * x, int64_t n_tokens, float * y) {
     asl_packed_matrix w;
-    w.form = asl_find_packed_form(type);
-    w.n_out = n_out;
-    w.n_in = n_in;
-    if (w.form.width == 0 || n_out < 1 || n_in < 1 || n_tokens < 1 || n_in % ggml_blck_size(type) != 0) {
-        return false;
-    }
-    if (repacked.rows != 0 && (!asl_knows_repacked(type, repacked) || n_out % repacked.rows != 0)) {
+    if (n_tokens < 1 || !asl_shape_packed(type, repacked, n_out, n_in, w)) {
         return false;
     }
     const aligned_bytes packed(w.n_bytes());

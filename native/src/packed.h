@@ -59,15 +59,28 @@ struct asl_act_form {
     size_t row_bytes() const { return s_offset() + n_in / width * sizeof(float); }
 };
 
+// The tokens of a product: where their activations lie, and where their outputs go.
+struct asl_packed_tokens {
+    const uint8_t * acts = nullptr; // rows of a form
+    float * y = nullptr;
+    int64_t ldy = 0; // from one row of y to the next
+    int64_t n = 0;
+    const int32_t * act_rows = nullptr; // of each token; NULL: they follow each other
+    const int32_t * y_rows = nullptr;
+
+    const uint8_t * get_acts(const asl_act_form & form, int64_t t) const { return acts + (act_rows ? act_rows[t] : t) * form.row_bytes(); }
+    float * get_y(int64_t t) const { return y + (y_rows ? y_rows[t] : t) * ldy; }
+};
+
 struct asl_packed_kernel {
     const char * name;
 
     // one token
     void (*quantise)(const asl_act_form & form, const float * x, uint8_t * dst);
 
-    // Outputs of panels begin..end-1 for all tokens: y[t*ldy + o]
-    void (*product)(const asl_packed_matrix & w, const asl_act_form & form, const uint8_t * acts, int64_t n_tokens,
-            int64_t begin, int64_t end, float * y, int64_t ldy);
+    // Outputs of panels begin..end-1 for all tokens
+    void (*product)(const asl_packed_matrix & w, const asl_act_form & form, const asl_packed_tokens & tokens, int64_t begin,
+            int64_t end);
 };
 
 // The kernel of this name, NULL if there is none or this machine cannot run it: "scalar", "AVX2", "AVX-512 VNNI".
@@ -76,10 +89,25 @@ const asl_packed_kernel * asl_find_packed_kernel(const char * name);
 // The fastest one that runs here and gives the scalar one's bits on a small product, which is computed once.
 const asl_packed_kernel & asl_packed_kernel_in_force();
 
+// Weights of a matrix that are packed as they are multiplied.
+struct asl_packed_source {
+    ggml_type type = GGML_TYPE_F32;
+    const uint8_t * data = nullptr;
+    asl_repacked_form repacked;
+};
+
+// Packs panels begin..end-1 of a matrix, some at a time, which stay in the second-level cache, and multiplies them. What
+// shape.data is does not matter.
+void asl_pack_and_multiply(const asl_packed_kernel & kernel, const asl_packed_source & source, const asl_packed_matrix & shape,
+        const asl_act_form & form, const asl_packed_tokens & tokens, int64_t begin, int64_t end);
+
 // One product from weights as stored, or repacked in this form, to outputs y[n_tokens][n_out]. Returns false if the type
 // cannot be packed, n_in is not a number of whole blocks, or n_out not one of whole groups.
 bool asl_compute_packed(const asl_packed_kernel & kernel, ggml_type type, const void * weights, asl_repacked_form repacked,
         int64_t n_out, int64_t n_in, int act_bits, const float * x, int64_t n_tokens, float * y);
+
+// Whether a matrix of this type and form, of these sizes, can be packed; and its shape.
+bool asl_shape_packed(ggml_type type, asl_repacked_form repacked, int64_t n_out, int64_t n_in, asl_packed_matrix & shape);
 
 // defined by packed-avx2.cpp and packed-avx512.cpp. NULL where they were not compiled, or the processor lacks something
 const asl_packed_kernel * asl_packed_kernel_avx2();
