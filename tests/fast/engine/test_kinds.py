@@ -23,7 +23,7 @@ N_TOKENS, N_KEPT, WINDOW = 100, 40, 8
 ANSWER = [70, 71, 72]
 ROWS_ONLY = ("lightning",)
 """kinds whose states decay by position"""
-STATES = ("delta-net", "lightning", "mamba", "mamba2", "mamba2-beside", "kda", "short-conv")
+STATES = ("delta-net", "lightning", "mamba", "mamba2", "mamba2-beside", "mamba-renamed", "kda", "short-conv")
 SHARED = ("shared-kv", "streams")
 
 
