@@ -76,6 +76,7 @@ class session_info(ctypes.Structure):
         ("n_head", c_int32),
         ("n_head_kv", c_int32),
         ("n_embd_head_k", c_int32),
+        ("n_hidden", c_int32),
         ("n_dequantised", c_int32),
         ("kv_bytes_cell", c_int64),
         ("kv_bytes_cell_sliding", c_int64),

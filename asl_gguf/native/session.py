@@ -70,7 +70,6 @@ class Session:
     def __init__(self, context: int, params: llama_cpp.llama_context_params, n_ctx: int) -> None:
         error = ctypes.create_string_buffer(256)
         self._params = params
-        self._n_embd = llama_cpp.llama_model_n_embd(llama_cpp.llama_get_model(context))
         self._pointer: int | None = lib.session_init(context, ctypes.byref(params), n_ctx, error, len(error))
         self._progress = bindings.progress_callback()  # NULL
         self._expected: tuple[int, int] | None = None  # tokens of the layers after this one
@@ -223,8 +222,8 @@ class Session:
         self._check(lib.session_load_rows(self._handle, data.ctypes.data, data.nbytes))
 
     def save_hidden(self, begin: int, end: int) -> Floats:
-        """float32 [end - begin, n_embd]: output of the layer that ran last, not the model's last, for `load_hidden`."""
-        result = np.empty((max(0, end - begin), self._n_embd), dtype=np.float32)
+        """float32 [end - begin, n_hidden]: output of the layer that ran last, not the model's last, for `load_hidden`."""
+        result = np.empty((max(0, end - begin), self.info().n_hidden), dtype=np.float32)
         self._check(lib.session_save_hidden(self._handle, begin, end, float_p(result), result.nbytes))
         return result
 
@@ -232,11 +231,11 @@ class Session:
         """Output of the layer that ran last for the first n_past tokens, which are like all others from then on.
 
         Args:
-            hidden: float32 [n_past, n_embd], as from `save_hidden` for the same first tokens.
+            hidden: float32 [n_past, n_hidden], as from `save_hidden` for the same first tokens.
         """
-        if hidden.dtype != np.float32 or hidden.ndim != 2 or hidden.shape[1] != self._n_embd:
+        if hidden.dtype != np.float32 or hidden.ndim != 2 or hidden.shape[1] != self.info().n_hidden:
             raise OptionError(
-                f"hidden: expected float32 [n_past, {self._n_embd}], got {hidden.dtype} {list(hidden.shape)}"
+                f"hidden: expected float32 [n_past, {self.info().n_hidden}], got {hidden.dtype} {list(hidden.shape)}"
             )
         data = np.ascontiguousarray(hidden)
         self._check(lib.session_load_hidden(self._handle, float_p(data), data.nbytes))

@@ -98,6 +98,7 @@ typedef struct asl_session_info {
     int32_t n_head;        // query heads of the layer that ran last
     int32_t n_head_kv;     // KV heads of the layer that ran last
     int32_t n_embd_head_k; // elements of a key of one head of the layer that ran last
+    int32_t n_hidden;      // elements of a token between two layers: n_embd, several times with several residual streams
     int32_t n_dequantised; // weight matrices packed or expanded so far in this prefill (asl_dequant)
     int64_t kv_bytes_cell;     // bytes one cell takes over all layers of the decode context
     int64_t kv_bytes_cell_sliding; // of these, bytes in layers that attend to a sliding window
@@ -348,12 +349,12 @@ ASL_API asl_status asl_session_save_rows(const asl_session * session, int32_t be
 ASL_API asl_status asl_session_load_rows(asl_session * session, const void * src, int64_t n_bytes);
 
 // Output of the layer that ran last, not of the model's last layer, for tokens begin..end-1 that were computed.
-//   dst       float [end - begin, n_embd]
+//   dst       float [end - begin, n_hidden]
 ASL_API asl_status asl_session_save_hidden(const asl_session * session, int32_t begin, int32_t end, float * dst, int64_t n_bytes);
 
 // Output of the layer that ran last for the first n_past tokens (asl_session_set_past), of an earlier prefill that began
 // with the same tokens: from then on they are like all others, run through deeper layers and can be dropped.
-//   src       float [n_past, n_embd]
+//   src       float [n_past, n_hidden]
 ASL_API asl_status asl_session_load_hidden(asl_session * session, const float * src, int64_t n_bytes);
 
 // Runs the next n_layers layers over the current tokens. Only the last of them has scores, and only

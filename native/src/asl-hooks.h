@@ -30,10 +30,12 @@ struct asl_graph_hook {
 using asl_layer_outputs = std::map<int32_t, ggml_tensor *>;
 
 // Called whenever a model names a tensor. The tensor counts, not its name: later calls may rename it. Where an inner result
-// has that name too (nemotron-h), the later one counts.
+// has that name too (nemotron-h, plamo3), the later one counts.
 inline void asl_note_output(asl_layer_outputs & outputs, ggml_tensor * tensor, const char * name, int32_t il) {
-    if (strcmp(name, "l_out") == 0 || strcmp(name, "nemotron_h_block_out") == 0) {
-        outputs[il] = tensor;
+    for (const char * known : { "l_out", "nemotron_h_block_out", "ffn_residual" }) {
+        if (strcmp(name, known) == 0) {
+            outputs[il] = tensor;
+        }
     }
 }
 

@@ -39,7 +39,7 @@ asl_layer_of asl_find_dependents(ggml_cgraph * gf, int n, const asl_layer_of & m
 }
 
 static void check_output(const ggml_tensor * node, int32_t il, const llama_model & model) {
-    if (node->type != GGML_TYPE_F32 || node->ne[0] != model.hparams.n_embd || ggml_nelements(node) != node->ne[0] * node->ne[1]) {
+    if (!asl_is_hidden(node, model, node->ne[1])) {
         throw std::runtime_error("the output of layer " + str(il) + " is not one row of " + str(model.hparams.n_embd) +
                                  " elements per token (several residual streams)");
     }

@@ -19,8 +19,8 @@
 
 // nodes of replace_masks per layer
 static const size_t N_MASK_NODES = 3;
-// views of the hidden states, and the copy to them
-static const size_t N_HIDDEN_NODES = 3;
+// views of the hidden states, and the copies from and to them
+static const size_t N_HIDDEN_NODES = 8;
 
 int asl_find_layer_output(const llm_graph_result & res, int32_t il) {
     const auto found = res.asl_outputs.find(il);
@@ -31,6 +31,16 @@ int asl_find_layer_output(const llm_graph_result & res, int32_t il) {
         }
     }
     throw std::runtime_error("the model's graph does not name the output of layer " + std::to_string(il) + " (l_out)");
+}
+
+bool asl_is_hidden(const ggml_tensor * node, const llama_model & model, int64_t n_tokens) {
+    return node->type == GGML_TYPE_F32 && node->ne[0] == model.hparams.n_embd && node->ne[1] == n_tokens &&
+           node->ne[2] == asl_n_streams(model) && node->ne[3] == 1;
+}
+
+// Rows of hidden states, [n_streams*n_embd, n_tokens], in the order of a layer's output: [n_embd, n_tokens, n_streams].
+static ggml_tensor * split_streams(ggml_context * ctx, ggml_tensor * rows, int64_t n_streams) {
+    return ggml_permute(ctx, ggml_reshape_3d(ctx, rows, rows->ne[0] / n_streams, n_streams, rows->ne[1]), 0, 2, 1, 3);
 }
 
 asl_layer_cutter::asl_layer_cutter(
@@ -163,14 +173,10 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     ggml_cgraph * part = ggml_new_graph_custom(ctx_part.get(), n_nodes, false);
 
     ggml_tensor * prev = i_prev >= 0 ? ggml_graph_node(gf, i_prev) : nullptr;
-    ggml_tensor * input = prev ? hidden.view(ctx_part.get(), chunk.n_past, chunk.n_tokens) : nullptr;
-    if (input) {
-        // devices must copy it before the graph goes on: the layer's output takes the same rows
-        ggml_set_input(input);
-    }
-    if (prev && !(ggml_are_same_shape(prev, input) && prev->type == input->type)) {
+    if (prev && !asl_is_hidden(prev, ctx.get_model(), chunk.n_tokens)) {
         throw std::runtime_error("the output of layer " + std::to_string(range.first - 1) + " is not one row of F32 per token");
     }
+    ggml_tensor * input = prev ? build_input() : nullptr;
     std::vector<ggml_tensor *> nodes = own_nodes(gf, i_prev + 1, take_nodes(gf, i_prev + 1, i_last, prev, input));
     if (chunk.first) {
         dequantiser.prepare(nodes);
@@ -208,23 +214,33 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     return part;
 }
 
+// The hidden states that the part begins with, as a layer puts them out.
+ggml_tensor * asl_layer_cutter::build_input() {
+    ggml_tensor * rows = hidden.view(ctx_part.get(), chunk.n_past, chunk.n_tokens);
+    // devices must copy it before the graph goes on: the layer's output takes the same rows
+    ggml_set_input(rows);
+    const int64_t n_streams = asl_n_streams(ctx.get_model());
+    return n_streams == 1 ? rows : ggml_cont(ctx_part.get(), split_streams(ctx_part.get(), rows, n_streams));
+}
+
 // The output of the part, which ends before the logits: `node` goes to the hidden states. NULL: nothing is read.
 void asl_layer_cutter::keep_output(llm_graph_result & res, ggml_cgraph * part, ggml_tensor * node) {
     if (node && range.is_last(ctx.get_model().hparams.n_layer())) {
         out = node;
         ggml_set_output(out);
     } else if (node) {
-        if (node->type != GGML_TYPE_F32 || node->ne[0] != ctx.get_model().hparams.n_embd || ggml_nrows(node) != chunk.n_tokens) {
+        const int64_t n_streams = asl_n_streams(ctx.get_model());
+        if (!asl_is_hidden(node, ctx.get_model(), chunk.n_tokens)) {
             throw std::runtime_error("the output of layer " + std::to_string(range.last) + " is not one row of F32 per token");
         }
         const bool is_here = hidden.get_type() == asl_layer_buffer_type(ctx, range.last);
         // the last node may overwrite the rows that the layer read, if it adds element by element
-        if (is_here && node->op == GGML_OP_ADD && !node->view_src) {
+        if (is_here && n_streams == 1 && node->op == GGML_OP_ADD && !node->view_src) {
             ggml_set_output(node);
             hidden.take(node, chunk.n_past);
         } else {
             ggml_tensor * rows = hidden.view(ctx_part.get(), chunk.n_past, chunk.n_tokens);
-            ggml_build_forward_expand(part, ggml_cpy(ctx_part.get(), node, rows));
+            ggml_build_forward_expand(part, ggml_cpy(ctx_part.get(), node, n_streams == 1 ? rows : split_streams(ctx_part.get(), rows, n_streams)));
         }
     }
     res.t_logits = nullptr;
@@ -318,8 +334,14 @@ void asl_layer_cutter::read(const llama_ubatch &) {
     ggml_backend_sched_synchronize(ctx.get_sched());
 
     if (out) {
-        chunk.output.resize(out->ne[0]);
-        ggml_backend_tensor_get(out, chunk.output.data(), (out->ne[1] - 1) * out->nb[1], out->nb[1]);
+        const int64_t n_rows = asl_n_head_rows(ctx.get_model(), out->ne[1]);
+        chunk.output.resize(n_rows * out->ne[2] * out->ne[0]);
+        float * dst = chunk.output.data();
+        for (int64_t i = out->ne[1] - n_rows; i < out->ne[1]; ++i) {
+            for (int64_t j = 0; j < out->ne[2]; ++j, dst += out->ne[0]) {
+                ggml_backend_tensor_get(out, dst, j * out->nb[2] + i * out->nb[1], out->nb[1]);
+            }
+        }
     }
     if (scores.empty()) {
         return;

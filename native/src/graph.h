@@ -45,7 +45,7 @@ struct asl_chunk {
 
     std::vector<float> queries;                // [n_queries, n_head, n_embd_head_k]
     std::vector<std::vector<float>> scores_kv; // [n_head_kv][n_past + n_tokens]: (weighted) sum over the chunk's window queries
-    std::vector<float> output;                 // [n_embd] of the last token, if the range ends with the model's last layer
+    std::vector<float> output;                 // [asl_n_head_rows, n_hidden] of the last tokens, if the range ends with the model's last layer
 };
 
 // The Q, K and mask of one layer's attention, read off its node.
@@ -78,6 +78,7 @@ private:
     ggml_cgraph * cut_impl(llm_graph_result & res, const llama_ubatch & ubatch);
 
     std::vector<ggml_tensor *> own_nodes(ggml_cgraph * gf, int begin, std::vector<ggml_tensor *> nodes) const;
+    ggml_tensor * build_input();
     void keep_output(llm_graph_result & res, ggml_cgraph * part, ggml_tensor * node);
     std::unordered_set<const ggml_tensor *> replace_masks(llm_graph_result & res, const std::vector<ggml_tensor *> & nodes);
     bool find_own_attention(const asl_attention & att, int32_t il, const std::vector<ggml_tensor *> & nodes, bool has_own_mask);
@@ -114,6 +115,10 @@ asl_attention asl_find_attention(const llm_graph_result & res, int32_t il);
 
 // Index of the node that is a layer's output. Throws std::runtime_error if the model does not name it.
 int asl_find_layer_output(const llm_graph_result & res, int32_t il);
+
+// Whether a node is the output of a layer: F32 [n_embd, n_tokens], or [n_embd, n_tokens, n_streams] of a model with several
+// residual streams.
+bool asl_is_hidden(const ggml_tensor * node, const llama_model & model, int64_t n_tokens);
 
 // Of the first n nodes, those that depend on what a context remembers: on that of one layer, or ASL_MIXED.
 asl_layer_of asl_find_dependents(ggml_cgraph * gf, int n, const asl_layer_of & memory);

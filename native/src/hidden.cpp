@@ -52,11 +52,11 @@ void asl_hidden::release() {
     ctx.reset();
 }
 
-void asl_hidden::reset(int64_t n_embd, int64_t begin, int64_t end, ggml_backend_buffer_type_t buft) {
+void asl_hidden::reset(int64_t n_hidden, int64_t begin, int64_t end, ggml_backend_buffer_type_t buft) {
     release();
     first = begin;
     ctx.reset(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
-    tensor = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_embd, end - begin);
+    tensor = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_hidden, end - begin);
     ggml_set_name(tensor, "asl_hidden");
     buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft));
     if (!buffer) {

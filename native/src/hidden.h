@@ -17,12 +17,12 @@ ggml_backend_buffer_type_t asl_hidden_buffer_type(llama_context & ctx, size_t n_
 
 class asl_hidden {
 public:
-    // Room for tokens begin..end-1, n_embd values each. What was there is lost.
-    void reset(int64_t n_embd, int64_t begin, int64_t end, ggml_backend_buffer_type_t buft);
+    // Room for tokens begin..end-1, n_hidden values each. What was there is lost.
+    void reset(int64_t n_hidden, int64_t begin, int64_t end, ggml_backend_buffer_type_t buft);
 
     void release();
 
-    // Rows of tokens begin..end-1: float [end - begin, n_embd].
+    // Rows of tokens begin..end-1: float [end - begin, n_hidden].
     void get(int64_t begin, int64_t end, float * dst) const;
     void set(int64_t begin, int64_t end, const float * src);
 
@@ -30,7 +30,7 @@ public:
     //   ctx: whose devices compute
     void gather(llama_context & ctx, const std::vector<int32_t> & index);
 
-    // A tensor F32 [n_embd, n_tokens]: the tokens from begin on.
+    // A tensor F32 [n_hidden, n_tokens]: the tokens from begin on.
     ggml_tensor * view(ggml_context * ctx, int64_t begin, int64_t n_tokens) const;
 
     // Has a node of a graph without memory yet write its result to the tokens from begin on.
@@ -48,7 +48,7 @@ private:
 
     ggml_context_ptr ctx;
     ggml_backend_buffer_ptr buffer;
-    ggml_tensor * tensor = nullptr; // [n_embd, n_tokens]
+    ggml_tensor * tensor = nullptr; // [n_hidden, n_tokens]
 
     int64_t first = 0; // the token of row 0
 };

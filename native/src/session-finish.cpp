@@ -87,8 +87,9 @@ void asl_session::end_finish() {
 // The head runs in the prefill context: nothing has changed in the decode context if it fails.
 std::vector<float> asl_session::run_head() {
     prefill->get_memory()->clear(false);
-    hidden.reset(n_embd, 0, 1, ggml_backend_cpu_buffer_type());
-    hidden.set(0, 1, output.data());
+    const int32_t n = output.size() / n_hidden;
+    hidden.reset(n_hidden, 0, n, ggml_backend_cpu_buffer_type());
+    hidden.set(0, n, output.data());
 
     asl_layer_range range;
     range.first = n_layer;
@@ -96,17 +97,13 @@ std::vector<float> asl_session::run_head() {
     range.head = true;
 
     asl_chunk chunk;
-    chunk.n_tokens = 1;
-
-    int32_t n_seq_id = 1;
-    llama_seq_id seq_id = 0;
-    llama_seq_id * seq_ids = &seq_id;
-    int8_t logits = 1;
-    llama_batch batch = { 1, &tokens.back(), nullptr, &positions.back(), &n_seq_id, &seq_ids, &logits };
+    chunk.n_tokens = n;
+    const std::vector<llama_pos> last(positions.end() - n, positions.end());
+    std::vector<llama_token> ids = ids_at(last);
 
     asl_layer_cutter cutter(*prefill, dequantiser, attention, mask, hidden, nullptr, range, chunk);
     asl_hook_scope scope(*prefill, ctx, cutter);
-    const int32_t status = llama_decode(prefill.get(), batch);
+    const int32_t status = decode_tokens(ids, last.data(), true);
     if (cutter.get_error().empty() && status == 2) {
         throw asl_error(ASL_CANCELLED, "cancelled by the abort callback of the context");
     }

@@ -66,6 +66,7 @@ asl_session_info asl_session::get_info() const {
     info.n_head = hparams.n_head(il);
     info.n_head_kv = hparams.n_head_kv(il);
     info.n_embd_head_k = hparams.n_embd_head_k(il);
+    info.n_hidden = n_hidden;
     info.n_dequantised = dequantiser.n_dequantised();
     info.kv_bytes_cell = kv_bytes_cell + kv_bytes_cell_sliding;
     info.kv_bytes_cell_sliding = kv_bytes_cell_sliding;

@@ -299,7 +299,7 @@ void asl_session::save_hidden(int32_t begin, int32_t end, float * dst, size_t n_
     if (begin < n_past || begin >= end || end > n_current) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected tokens between " + str(n_past) + " and " + str(n_current) + ", got " + str(begin) + " to " + str(end));
     }
-    check_size((size_t) (end - begin) * n_embd * sizeof(float), n_bytes);
+    check_size((size_t) (end - begin) * n_hidden * sizeof(float), n_bytes);
     hidden.get(begin, end, dst);
 }
 
@@ -309,10 +309,10 @@ void asl_session::load_hidden(const float * src, size_t n_bytes) {
     if (n_past == 0 || past_ready) {
         throw asl_error(ASL_ERR_STATE, "expected tokens whose K/V were loaded (asl_session_set_past) and a layer that ran over the others");
     }
-    check_size((size_t) n_past * n_embd * sizeof(float), n_bytes);
-    std::vector<float> computed((size_t) (n_tokens - n_past) * n_embd);
+    check_size((size_t) n_past * n_hidden * sizeof(float), n_bytes);
+    std::vector<float> computed((size_t) (n_tokens - n_past) * n_hidden);
     hidden.get(n_past, n_tokens, computed.data());
-    hidden.reset(n_embd, 0, n_tokens, hidden.get_type());
+    hidden.reset(n_hidden, 0, n_tokens, hidden.get_type());
     hidden.set(0, n_past, src);
     hidden.set(n_past, n_tokens, computed.data());
     n_past = 0;
@@ -326,9 +326,8 @@ size_t asl_session::layer_bytes(int32_t il) const {
     if (il < 0 || il >= n_layer) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected a layer from 0 to " + str(n_layer - 1) + ", got " + str(il));
     }
-    // after the last layer, one row is left
-    const size_t n_rows = il == n_layer - 1 ? 1 : n_tokens;
-    return asl_rows_size(*prefill, il, n_tokens) + asl_state_size(*prefill, il) + n_rows * n_embd * sizeof(float);
+    const size_t n_rows = il == n_layer - 1 ? count_head_rows() : n_tokens;
+    return asl_rows_size(*prefill, il, n_tokens) + asl_state_size(*prefill, il) + n_rows * n_hidden * sizeof(float);
 }
 
 void asl_session::save_layer(uint8_t * dst, size_t n_bytes) const {
@@ -345,7 +344,7 @@ void asl_session::save_layer(uint8_t * dst, size_t n_bytes) const {
     asl_save_state(*prefill, il, dst);
     dst += asl_state_size(*prefill, il);
     if (il == n_layer - 1) {
-        memcpy(dst, output.data(), n_embd * sizeof(float));
+        memcpy(dst, output.data(), output.size() * sizeof(float));
     } else {
         hidden.get(0, n_tokens, (float *) dst);
     }
@@ -370,8 +369,8 @@ void asl_session::load_layer(int32_t il, const uint8_t * src, size_t n_bytes) {
     asl_load_state(*prefill, il, src);
     src += asl_state_size(*prefill, il);
     if (il == n_layer - 1) {
-        output.resize(n_embd);
-        memcpy(output.data(), src, n_embd * sizeof(float));
+        output.resize((size_t) count_head_rows() * n_hidden);
+        memcpy(output.data(), src, output.size() * sizeof(float));
     } else {
         hidden.set(0, n_tokens, (const float *) src);
     }

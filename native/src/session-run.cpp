@@ -133,17 +133,29 @@ void asl_session::take_past_cells() {
     }
 }
 
+// Chunks end where stock llama.cpp ends its ubatches: at every n_ubatch tokens of every n_batch.
+int32_t asl_session::chunk_size(int32_t n_done) const {
+    const int32_t n_batch = prefill->n_batch();
+    const int32_t n_left_batch = n_batch - (n_done - n_past) % n_batch;
+    return std::min({ (int32_t) prefill->n_ubatch(), n_left_batch, (int32_t) positions.size() - n_done });
+}
+
+// Rows that the last chunk leaves for the head.
+int32_t asl_session::count_head_rows() const {
+    int32_t n_done = n_past;
+    while (n_done + chunk_size(n_done) < (int32_t) positions.size()) {
+        n_done += chunk_size(n_done);
+    }
+    return asl_n_head_rows(ctx.get_model(), chunk_size(n_done));
+}
+
 asl_chunk asl_session::next_chunk() const {
     const int32_t n_current = positions.size();
-    const int32_t n_batch = prefill->n_batch();
-    const int32_t n_ubatch = prefill->n_ubatch();
     const int32_t n_done = slices.n_done;
-    // chunks end where stock llama.cpp ends its ubatches: at every n_ubatch tokens of every n_batch
-    const int32_t n_left_batch = n_batch - (n_done - n_past) % n_batch;
 
     asl_chunk chunk;
     chunk.n_past = n_done;
-    chunk.n_tokens = std::min({ n_ubatch, n_left_batch, n_current - n_done });
+    chunk.n_tokens = chunk_size(n_done);
     chunk.n_queries = std::max(0, n_done + chunk.n_tokens - std::max(n_done, n_current - n_window));
     chunk.scores = slices.with_scores && next_layer == slices.end_layer - 1;
     chunk.weights = weights.empty() ? nullptr : weights.data() + std::max(0, n_done - (n_current - n_window));
@@ -173,7 +185,7 @@ void asl_session::run_chunk(const asl_layer_range & range, asl_chunk & chunk) {
     {
         asl_hook_scope scope(*prefill, ctx, cutter);
         const bool last = range.is_last(n_layer);
-        status = last ? decode_chunk(ids, chunk, !chunk.rows_only) : compute_chunk(ids, chunk);
+        status = last ? decode_tokens(ids, positions.data() + chunk.n_past, !chunk.rows_only) : compute_chunk(ids, chunk);
     }
     if (!cutter.get_error().empty()) {
         throw asl_error(ASL_ERR_UNSUPPORTED, cutter.get_error());
@@ -196,7 +208,8 @@ void asl_session::run_chunk(const asl_layer_range & range, asl_chunk & chunk) {
     }
 }
 
-int32_t asl_session::decode_chunk(std::vector<llama_token> & ids, const asl_chunk & chunk, bool output) {
+// output: whether the last token has logits
+int32_t asl_session::decode_tokens(std::vector<llama_token> & ids, const llama_pos * positions, bool output) {
     const int32_t n = ids.size();
     llama_seq_id seq_id = 0;
 
@@ -209,7 +222,7 @@ int32_t asl_session::decode_chunk(std::vector<llama_token> & ids, const asl_chun
         /*.n_tokens =*/n,
         /*.token    =*/ids.data(),
         /*.embd     =*/nullptr,
-        /*.pos      =*/positions.data() + chunk.n_past,
+        /*.pos      =*/const_cast<llama_pos *>(positions),
         /*.n_seq_id =*/n_seq_id.data(),
         /*.seq_id   =*/seq_ids.data(),
         /*.logits   =*/logits.data(),
@@ -217,7 +230,7 @@ int32_t asl_session::decode_chunk(std::vector<llama_token> & ids, const asl_chun
     return llama_decode(prefill.get(), batch);
 }
 
-// As decode_chunk without an output, for a chunk whose cells are known from the layer before. Returns its statuses.
+// As decode_tokens without an output, for a chunk whose cells are known from the layer before. Returns its statuses.
 int32_t asl_session::compute_chunk(const std::vector<llama_token> & ids, const asl_chunk & chunk) {
     auto & mctx = plan.get(*prefill, chunk.n_past, ids, positions.data() + chunk.n_past);
     switch (asl_context_access::process(*prefill, mctx)) {

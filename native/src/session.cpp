@@ -21,7 +21,7 @@ static std::string str(int64_t value) { return std::to_string(value); }
 
 asl_session::asl_session(llama_context & ctx, const llama_context_params & params, uint32_t n_ctx)
     : ctx(ctx), params(params), n_ctx(n_ctx),
-      n_layer(ctx.get_model().hparams.n_layer()), n_embd(ctx.get_model().hparams.n_embd) {
+      n_layer(ctx.get_model().hparams.n_layer()), n_hidden(ctx.get_model().hparams.n_embd * asl_n_streams(ctx.get_model())) {
     asl_check_model(ctx.get_model());
     asl_check_context(ctx);
     kv_bytes_cell = asl_kv_bytes_cell(ctx, asl_get_kv_cache(ctx));
@@ -125,7 +125,7 @@ void asl_session::open(std::vector<int32_t> tokens, int32_t n_window, int32_t fi
     for (int32_t i = 0; i < n_tokens; ++i) {
         positions[i] = first_pos + i;
     }
-    hidden.reset(n_embd, n_past, n_tokens, asl_hidden_buffer_type(*prefill, (size_t) (n_tokens - n_past) * n_embd * sizeof(float)));
+    hidden.reset(n_hidden, n_past, n_tokens, asl_hidden_buffer_type(*prefill, (size_t) (n_tokens - n_past) * n_hidden * sizeof(float)));
     const size_t n_bytes_hidden = hidden.size_bytes(false); // 0 in host memory: a device waits for them anyway
     inputs.reset(n_bytes_hidden > 0 ? hidden.get_type() : nullptr, n_bytes_hidden);
     kv_bytes_prefill_peak = asl_kv_bytes(*prefill);
@@ -174,7 +174,7 @@ void asl_session::set_past(int32_t n_past) {
     if ((int32_t) weights.size() > n_window) {
         weights.erase(weights.begin(), weights.end() - n_window);
     }
-    hidden.reset(n_embd, n_past, n_tokens, hidden.get_type());
+    hidden.reset(n_hidden, n_past, n_tokens, hidden.get_type());
     n_work_total = (int64_t) (n_tokens - n_past) * n_layer;
 }
 

@@ -81,8 +81,10 @@ private:
     void compact_shared(const std::vector<int32_t> & kept);
     void take_past_cells();
     asl_chunk next_chunk() const;
+    int32_t chunk_size(int32_t n_done) const;
+    int32_t count_head_rows() const;
     void run_chunk(const asl_layer_range & range, asl_chunk & chunk);
-    int32_t decode_chunk(std::vector<llama_token> & ids, const asl_chunk & chunk, bool output);
+    int32_t decode_tokens(std::vector<llama_token> & ids, const llama_pos * positions, bool output);
     int32_t compute_chunk(const std::vector<llama_token> & ids, const asl_chunk & chunk);
     void collect(const asl_chunk & chunk);
     void report_progress(int64_t n_done);
@@ -120,7 +122,7 @@ private:
     uint32_t n_ctx;
 
     const int32_t n_layer;
-    const int32_t n_embd;
+    const int32_t n_hidden; // elements of a token between two layers
 
     int64_t kv_bytes_cell = 0;         // of layers that attend to the whole prompt
     int64_t kv_bytes_cell_sliding = 0; // of the others
@@ -148,8 +150,8 @@ private:
     std::vector<int32_t> tokens;    // of the prompt
     std::vector<llama_pos> positions; // of the current tokens
     std::vector<float> weights;   // [n_window] of the window's queries, empty for 1
-    asl_hidden hidden;    // [n_current, n_embd]
-    std::vector<float> output;    // [n_embd] of the last token after the last layer
+    asl_hidden hidden;    // [n_current, n_hidden]
+    std::vector<float> output;    // [asl_n_head_rows, n_hidden] of the last tokens after the last layer
     std::vector<int32_t> rows_kept; // per layer that has run: rows copied to the decode context, 0 for none
     std::vector<asl_held_rows> held;  // per layer: where they lie there
     asl_sliding_rows sliding;

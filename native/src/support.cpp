@@ -64,6 +64,14 @@ bool asl_can_drop_tokens(const llama_model & model) {
     return model.arch != LLM_ARCH_MINIMAX_01;
 }
 
+int32_t asl_n_streams(const llama_model & model) {
+    return model.arch == LLM_ARCH_GEMMA3N ? model.hparams.n_altup : 1;
+}
+
+int32_t asl_n_head_rows(const llama_model & model, int32_t n_tokens) {
+    return asl_n_streams(model) > 1 ? n_tokens : 1;
+}
+
 // The layers whose K/V later ones read must be the last of their kind to write: they lie in one slot each.
 static void check_shared(const llama_model & model) {
     const int32_t n_layer = model.hparams.n_layer();

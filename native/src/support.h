@@ -37,5 +37,12 @@ int32_t asl_first_layer(const llama_model & model, bool sliding);
 // Whether rows of an earlier prefill can take the place of tokens: a state and K/V of other layers would be needed as well.
 bool asl_can_load_rows(const llama_model & model);
 
+// Rows of n_embd elements per token between two layers: more than one in a model with several residual streams.
+int32_t asl_n_streams(const llama_model & model);
+
+// Of the n_tokens of the last chunk, those whose output of the last layer the head reads. One where the head begins with
+// choosing the last token's; where llama.cpp merges streams before, products over fewer tokens would round otherwise.
+int32_t asl_n_head_rows(const llama_model & model, int32_t n_tokens);
+
 // Whether layers above may run over fewer tokens. Not where a state decays by position (lightning attention).
 bool asl_can_drop_tokens(const llama_model & model);

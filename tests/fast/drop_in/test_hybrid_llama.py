@@ -15,7 +15,7 @@ from harness import llama_cpp
 from tiny_kinds import write_kind
 from tiny_llama import greedy, logits
 
-KINDS = ("delta-net", "mamba", "mamba2-beside", "short-conv", "kda", "lightning", "shared-kv")
+KINDS = ("delta-net", "mamba", "mamba2-beside", "short-conv", "kda", "lightning", "shared-kv", "streams")
 OPTIONS: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "n_batch": 64}
 PRUNED = {"asl_budget": 0.4, "asl_min_prompt": 40, "asl_policy": "snapkv"}
 N_TOKENS = 120
@@ -115,7 +115,7 @@ def test_the_report_tells_states_from_k_v(path):
         report, other = llm.last_prefill, whole.last_prefill
     assert report.kv_bytes_prompt <= report.kv_bytes_prompt_full * 48 // N_TOKENS < other.kv_bytes_prompt
     assert report.state_bytes == other.state_bytes
-    assert (report.state_bytes > 0) is ("shared-kv" not in path)
+    assert (report.state_bytes > 0) is not path.endswith(("shared-kv.gguf", "streams.gguf"))
     assert (
         ("of states" in str(report)) is (report.state_bytes > 0) is any("states MiB" in line for line in report.lines())
     )

@@ -23,8 +23,8 @@ N_TOKENS, N_KEPT, WINDOW = 100, 40, 8
 ANSWER = [70, 71, 72]
 ROWS_ONLY = ("lightning",)
 """kinds whose states decay by position"""
-STATES = ("delta-net", "lightning", "mamba", "mamba2", "mamba2-beside", "kda", "short-conv")
-SHARED = ("shared-kv",)
+STATES = ("delta-net", "lightning", "mamba", "mamba2", "mamba2-beside", "mamba-renamed", "kda", "short-conv")
+SHARED = ("shared-kv", "streams")
 
 
 def prompt(seed: int = 0, n_tokens: int = N_TOKENS) -> list[int]:
@@ -98,6 +98,19 @@ def test_pruned_prompts_do_not_depend_on_chunks(model, kind):
     assert (report.state_bytes > 0) is (kind in STATES)
     itself = set(report.sliding_layers)
     assert all(n == N_KEPT for layer, n in enumerate(report.rows_by_layer) if layer not in itself)
+
+
+def test_hidden_states_hold_every_residual_stream(model, kind):
+    with model.context(Options(n_ctx=256)) as ours:
+        session = ours.session()
+        session.begin(prompt(), WINDOW)
+        session.run(1, False)
+        hidden = session.save_hidden(0, N_TOKENS)
+        session.abort()
+    n_streams = 4 if kind == "streams" else 1
+    assert hidden.shape == (N_TOKENS, n_streams * llama_cpp.llama_model_n_embd(model.handle))
+    streams = hidden.reshape(N_TOKENS, n_streams, -1)
+    assert len(np.unique(streams[0], axis=0)) == n_streams and np.isfinite(streams).all()
 
 
 class _Tensor(ctypes.Structure):

@@ -272,7 +272,11 @@ REFUSED: dict[str, tuple[Callable[[Session], object], type[Exception], str]] = {
         "asl_session_begin started",
     ),
     "save_layer": (lambda s: s.save_layer(), NativeError, "not possible after asl_session_extend"),
-    "load_hidden": (lambda s: s.load_hidden(np.zeros((1, s._n_embd), np.float32)), NativeError, "asl_session_begin"),
+    "load_hidden": (
+        lambda s: s.load_hidden(np.zeros((1, s.info().n_hidden), np.float32)),
+        NativeError,
+        "asl_session_begin",
+    ),
     "window": (lambda s: s.set_window(len(TURN) + 1), OptionError, "expected a window of 1 to 100 tokens, got 101"),
     "rows": (lambda s: s.keep_rows(np.arange(20, 152)), OptionError, "expected the 52 tokens of the past to be kept"),
     "few rows": (lambda s: s.keep_rows([151]), OptionError, "expected the 52 tokens of the past to be kept"),

@@ -188,7 +188,7 @@ CALLS = {
     "save_layer": lambda s: s.save_layer(),
     "save_rows": lambda s: s.save_rows(0, 10),
     "save_hidden": lambda s: s.save_hidden(0, 10),
-    "load_hidden": lambda s: s.load_hidden(np.zeros((10, s._n_embd), np.float32)),
+    "load_hidden": lambda s: s.load_hidden(np.zeros((10, s.info().n_hidden), np.float32)),
 }
 
 
