@@ -19,8 +19,8 @@ _LEAST_TOKENS = 100
 """tokens to keep at least, whatever the lower limit of `auto`: what one answer needs is a number of tokens, not a share"""
 _READABLE = 160
 """tokens whose window holds the queries that are read (SpanASL.window_of)"""
-_LEAST_READ = 80
-"""a fixed budget of fewer tokens has none to spare for such a window"""
+_LEAST_READ = 120
+"""a fixed budget of fewer tokens is selected where needles are: chains do not fit it anyhow, and people's questions lose"""
 _HELD = 2
 """rows that layers hold until a fixed budget's tokens are selected, in budgets"""
 _SEVERAL = 0.5

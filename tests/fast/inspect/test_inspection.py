@@ -194,7 +194,7 @@ def test_kept_tokens_agree_with_the_report(inspected, policy):
         assert np.array(shades) == pytest.approx(inspection.kept_shares * 10 + 0.5, abs=0.5 + 1e-4)
 
 
-@pytest.mark.parametrize("budget", [80, "auto:0.05-0.4"])
+@pytest.mark.parametrize("budget", [120, "auto:0.05-0.4"])
 @pytest.mark.parametrize("found", [(-2, -1), (2, 3)], ids=["found", "all-of-it"])
 def test_rows_that_went_when_the_budget_was_decided_are_not_shown(inspected, monkeypatch, found, budget):
     thresholds = late.Thresholds(2, 3, document=2, found=found, chained=(2, 3), summary=found)
