@@ -59,7 +59,7 @@ class PrunedPrefixCache(llama_cpp.llama_cache.BaseLlamaCache):
     """
 
     def __init__(self, cache: Any, origin: Callable[[], Fingerprint]) -> None:
-        super().__init__(cache.capacity_bytes)
+        super().__init__(getattr(cache, "capacity_bytes", 0))  # a cache of the user's own need not have one
         self.inner = cache
         self._origin = origin
         self._own_keys: dict[StateKey, None] = {}

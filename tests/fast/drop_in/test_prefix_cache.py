@@ -17,16 +17,11 @@ PLAIN = {"asl_budget": 0.4, "asl_min_prompt": 80, "asl_policy": SnapKV()}
 """where the policy does not matter"""
 
 
-class PlainCache(llama_cpp.llama_cache.BaseLlamaCache):
-    """A user's own: finds the longest common start, like the parent's."""
+class PlainCache:
+    """A user's own, of no class of llama_cpp's: finds the longest common start, like the parent's."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.states: OrderedDict[tuple[int, ...], Any] = OrderedDict()
-
-    @property
-    def cache_size(self) -> int:
-        return len(self.states)
 
     def _find(self, key: Any) -> Any:
         shared = {k: llama_cpp.Llama.longest_token_prefix(k, tuple(key)) for k in self.states}
