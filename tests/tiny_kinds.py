@@ -7,6 +7,7 @@ the weights are drawn from a seed as that test draws them.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -19,12 +20,21 @@ KINDS: tuple[str, ...] = tuple(sorted(path.stem for path in _FOLDER.glob("*.json
 _DEVIATION = np.float32(0.1)
 
 
-def write_kind(path: Path, kind: str, seed: int = 0, *, n_layer: int | None = None, text: bool = False) -> Path:
+def write_kind(
+    path: Path,
+    kind: str,
+    seed: int = 0,
+    *,
+    n_layer: int | None = None,
+    text: bool = False,
+    types: Mapping[str, str] | None = None,
+) -> Path:
     """Writes the model of a kind, one of KINDS; the bytes follow from the arguments.
 
     Args:
         n_layer: the recorded layers again and again, up to so many.
         text: with the tokenizer of tests/tiny_gguf.py.
+        types: of tensors by name, such as Q8_0; the others are F32.
     """
     recorded = json.loads((_FOLDER / f"{kind}.json").read_text(encoding="utf-8"))
     if n_layer is not None:
@@ -44,8 +54,10 @@ def write_kind(path: Path, kind: str, seed: int = 0, *, n_layer: int | None = No
     rng = np.random.default_rng(seed)
     for name, shape in recorded["tensors"].items():
         values = _DEVIATION * rng.standard_normal(shape, dtype=np.float32)
+        stored = gguf.GGMLQuantizationType[(types or {}).get(name, "F32")]
         # a state must decay
-        writer.add_tensor(name, -np.abs(values) if "ssm_a" in name else values)
+        values = -np.abs(values) if "ssm_a" in name else values
+        writer.add_tensor(name, gguf.quants.quantize(values, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

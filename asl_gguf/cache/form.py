@@ -20,17 +20,18 @@ class Form:
 
     n_vocab: int
     n_layer: int
-    n_embd: int
+    n_hidden: int
+    """elements of a token between two layers"""
     row_bytes: tuple[int, ...] = ()
     """of one token's K/V in each layer, as they lie on the host; (): not known, or they are not kept"""
 
     @classmethod
-    def of(cls, model: Any, host: HostKV | None) -> Form:
+    def of(cls, model: Any, host: HostKV | None, n_hidden: int) -> Form:
         """The form of states of a `llama_model *`."""
         return cls(
             n_vocab=llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model)),
             n_layer=llama_cpp.llama_model_n_layer(model),
-            n_embd=llama_cpp.llama_model_n_embd(model),
+            n_hidden=n_hidden,
             row_bytes=() if host is None else host.row_bytes,
         )
 
@@ -83,9 +84,9 @@ class Form:
             raise ValueError(
                 f"expected hidden states after {len(layers)} layers where deeper ones follow, and only there"
             )
-        if hidden is not None and (hidden.dtype != np.float32 or hidden.shape != (len(tokens), self.n_embd)):
+        if hidden is not None and (hidden.dtype != np.float32 or hidden.shape != (len(tokens), self.n_hidden)):
             raise ValueError(
-                f"expected hidden states as float32 [{len(tokens)}, {self.n_embd}], got {hidden.dtype} {list(hidden.shape)}"
+                f"expected hidden states as float32 [{len(tokens)}, {self.n_hidden}], got {hidden.dtype} {list(hidden.shape)}"
             )
 
 

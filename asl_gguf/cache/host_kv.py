@@ -84,7 +84,7 @@ class HostKV:
         self.layers: tuple[np.ndarray, ...] = ()
         """uint8 [n_tokens, row bytes] of each layer that saw all tokens, packed"""
         self.hidden: Floats | None = None
-        """float32 [n_tokens, n_embd]: what the last of them put out; None if it is the model's last"""
+        """float32 [n_tokens, n_hidden]: what the last of them put out; None if it is the model's last"""
 
     def n_common(self, tokens: Sequence[int]) -> int:
         """How many tokens at the start of a prompt it has."""
@@ -97,7 +97,7 @@ class HostKV:
 
         Args:
             layers: uint8 [n_tokens - n_past, row bytes] of each layer that it has, packed; [n_tokens, row bytes] of others.
-            hidden: float32 [n_tokens, n_embd] after the last of these layers; None if it is the model's last.
+            hidden: float32 [n_tokens, n_hidden] after the last of these layers; None if it is the model's last.
         """
         old = list(self.layers)
         self.clear()

@@ -186,7 +186,8 @@ class StatefulLlama(llama_cpp.Llama):
             self._asl_adapters = f"{self._asl_adapters}, then {now}" if self.n_tokens else now
 
     def _asl_form(self) -> Form:
-        return Form.of(self.model, self._sequence.host if self._sequence else None)
+        n_hidden = self._asl_session.info().n_hidden if self._asl_session else 0
+        return Form.of(self.model, self._sequence.host if self._sequence else None, n_hidden)
 
     def __getstate__(self) -> dict[str, Any]:
         """The arguments that make this object again: for pickling and copies."""

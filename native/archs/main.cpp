@@ -43,6 +43,36 @@ static variant make_gemma4(uint32_t n_per_layer, uint32_t n_shared) {
     } };
 }
 
+// as E2B is: heads of other sizes in the two kinds of layers, one KV head, wider layers where K/V are shared
+static variant make_gemma4_e2b() {
+    const uint32_t n_layer = 10;
+    const uint32_t n_own = 5;
+    return { false, n_layer, [=](gguf_context * ctx, const std::string & arch) {
+        std::vector<uint8_t> sliding;
+        std::vector<uint32_t> n_ff;
+        for (uint32_t il = 0; il < n_layer; ++il) {
+            sliding.push_back(il % 5 != 4);
+            n_ff.push_back(il < n_own ? 192 : 384);
+        }
+        set_pattern(ctx, arch, sliding);
+        gguf_set_arr_data(ctx, (arch + ".feed_forward_length").c_str(), GGUF_TYPE_UINT32, n_ff.data(), n_ff.size());
+        const std::map<const char *, uint32_t> numbers = {
+            { ".block_count", n_layer },
+            { ".attention.shared_kv_layers", n_layer - n_own },
+            { ".embedding_length_per_layer_input", 64 },
+            { ".attention.head_count_kv", 1 },
+            { ".attention.key_length", 128 },
+            { ".attention.value_length", 128 },
+            { ".rope.dimension_count", 128 },
+            { ".rope.dimension_count_swa", 64 },
+        };
+        for (const auto & [key, value] : numbers) {
+            gguf_set_val_u32(ctx, (arch + key).c_str(), value);
+        }
+        gguf_set_val_f32(ctx, (arch + ".final_logit_softcapping").c_str(), 30.0f);
+    } };
+}
+
 // one layer of multi-token prediction after four others
 static variant make_mtp(bool moe) {
     return { moe, 5, [](gguf_context * ctx, const std::string & arch) {
@@ -52,7 +82,7 @@ static variant make_mtp(bool moe) {
 
 static std::map<std::string, variant> get_variants(llm_arch arch) {
     if (arch == LLM_ARCH_GEMMA4) {
-        return { { "dense", make_gemma4(0, 0) }, { "ple", make_gemma4(64, 0) }, { "ple-shared", make_gemma4(64, 4) } };
+        return { { "dense", make_gemma4(0, 0) }, { "ple", make_gemma4(64, 0) }, { "ple-shared", make_gemma4(64, 4) }, { "e2b", make_gemma4_e2b() } };
     }
     if (arch == LLM_ARCH_BAILINGMOE3) {
         // as the test does before it runs
@@ -64,6 +94,12 @@ static std::map<std::string, variant> get_variants(llm_arch arch) {
         } } } };
     }
     std::map<std::string, variant> result;
+    if (arch == LLM_ARCH_KIMI_K3) {
+        // checkpoints of the residual stream as models of more than a block of layers have: the fixture has one, of the input
+        result["checkpoints"] = { moe_implemented(arch), 6, [](gguf_context * ctx, const std::string &) {
+            gguf_set_val_u32(ctx, "kimi-k3.attn_res.block_size", 2);
+        } };
+    }
     if (arch == LLM_ARCH_LFM2) {
         // the fixture's attention slides in every layer; that of the published models does not
         result["full"] = { false, 4, [](gguf_context * ctx, const std::string &) { gguf_remove_key(ctx, "lfm2.attention.sliding_window"); } };

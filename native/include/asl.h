@@ -98,7 +98,7 @@ typedef struct asl_session_info {
     int32_t n_head;        // query heads of the layer that ran last
     int32_t n_head_kv;     // KV heads of the layer that ran last
     int32_t n_embd_head_k; // elements of a key of one head of the layer that ran last
-    int32_t n_hidden;      // elements of a token between two layers: n_embd, several times with several residual streams
+    int32_t n_hidden;      // elements of a token between two layers: n_embd, or several times as many
     int32_t n_dequantised; // weight matrices packed or expanded so far in this prefill (asl_dequant)
     int64_t kv_bytes_cell;     // bytes one cell takes over all layers of the decode context
     int64_t kv_bytes_cell_sliding; // of these, bytes in layers that attend to a sliding window

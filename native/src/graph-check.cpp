@@ -9,6 +9,7 @@
 #include "llama-graph.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <unordered_map>
 
@@ -38,15 +39,8 @@ asl_layer_of asl_find_dependents(ggml_cgraph * gf, int n, const asl_layer_of & m
     return result;
 }
 
-static void check_output(const ggml_tensor * node, int32_t il, const llama_model & model) {
-    if (!asl_is_hidden(node, model, node->ne[1])) {
-        throw std::runtime_error("the output of layer " + str(il) + " is not one row of " + str(model.hparams.n_embd) +
-                                 " elements per token (several residual streams)");
-    }
-}
-
 // Nodes begin to end - 1, of a layer or the head, may read of earlier nodes: the output of the layer before, what depends on
-// the token ids alone, and their own state, which llama.cpp clears and reads before the layer begins.
+// the token ids alone, their own state, which llama.cpp clears and reads before the layer begins, and what is carried.
 static void check_reads(ggml_cgraph * gf, int begin, int end, int32_t il, const std::string & what,
         const std::unordered_map<const ggml_tensor *, int> & places, const asl_layer_of & dependents) {
     const ggml_tensor * prev = begin > 0 ? ggml_graph_node(gf, begin - 1) : nullptr;
@@ -55,8 +49,8 @@ static void check_reads(ggml_cgraph * gf, int begin, int end, int32_t il, const 
             const auto place = places.find(src);
             const auto memory = dependents.find(src);
             const bool is_earlier = src != prev && place != places.end() && place->second < begin;
-            if (is_earlier && memory != dependents.end() && memory->second != il) {
-                throw std::runtime_error(what + " reads '" + src->name + "' of an earlier layer, beside its output");
+            if (is_earlier && memory != dependents.end() && memory->second > il) {
+                throw std::runtime_error(what + " reads '" + src->name + "' that another layer's state is read for");
             }
         }
     }
@@ -71,7 +65,7 @@ static void check_attention(const llm_graph_result & res, llama_context & ctx, i
     }
 }
 
-void asl_check_graph(const llm_graph_result & res, llama_context & ctx) {
+int64_t asl_check_graph(const llm_graph_result & res, llama_context & ctx) {
     const llama_model & model = ctx.get_model();
     const int32_t n_layer = model.hparams.n_layer();
     ggml_cgraph * gf = res.get_gf();
@@ -82,6 +76,7 @@ void asl_check_graph(const llm_graph_result & res, llama_context & ctx) {
         places[ggml_graph_node(gf, i)] = i;
     }
     const auto dependents = asl_find_dependents(gf, n_nodes, asl_memory_tensors(ctx));
+    int64_t n_rows = 1;
     int begin = 0;
     for (int32_t il = 0; il <= n_layer; ++il) {
         const int end = il < n_layer ? asl_find_layer_output(res, il) + 1 : n_nodes;
@@ -89,7 +84,8 @@ void asl_check_graph(const llm_graph_result & res, llama_context & ctx) {
             throw std::runtime_error("the output of layer " + str(il) + " comes before that of layer " + str(il - 1));
         }
         if (il < n_layer) {
-            check_output(ggml_graph_node(gf, end - 1), il, model);
+            const asl_carried out = asl_describe_output(ggml_graph_node(gf, end - 1), il, model);
+            n_rows = std::max(n_rows, out.n_rows + asl_count_rows(asl_find_carried(res, il, model, dependents)));
         }
         if (il < n_layer && asl_has_attention(model, il)) {
             check_attention(res, ctx, il);
@@ -97,4 +93,5 @@ void asl_check_graph(const llm_graph_result & res, llama_context & ctx) {
         check_reads(gf, begin, end, il, il < n_layer ? "layer " + str(il) : "the output head", places, dependents);
         begin = end;
     }
+    return n_rows;
 }

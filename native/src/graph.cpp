@@ -3,6 +3,7 @@
 #include "graph.h"
 
 #include "cache.h"
+#include "per-layer.h"
 #include "support.h"
 
 #include "llama-context.h"
@@ -19,8 +20,8 @@
 
 // nodes of replace_masks per layer
 static const size_t N_MASK_NODES = 3;
-// views of the hidden states, and the copies from and to them
-static const size_t N_HIDDEN_NODES = 8;
+// views of the hidden states, and the copies from and to them, for each row of a token at most
+static const size_t N_HIDDEN_NODES = 6;
 
 int asl_find_layer_output(const llm_graph_result & res, int32_t il) {
     const auto found = res.asl_outputs.find(il);
@@ -33,16 +34,6 @@ int asl_find_layer_output(const llm_graph_result & res, int32_t il) {
     throw std::runtime_error("the model's graph does not name the output of layer " + std::to_string(il) + " (l_out)");
 }
 
-bool asl_is_hidden(const ggml_tensor * node, const llama_model & model, int64_t n_tokens) {
-    return node->type == GGML_TYPE_F32 && node->ne[0] == model.hparams.n_embd && node->ne[1] == n_tokens &&
-           node->ne[2] == asl_n_streams(model) && node->ne[3] == 1;
-}
-
-// Rows of hidden states, [n_streams*n_embd, n_tokens], in the order of a layer's output: [n_embd, n_tokens, n_streams].
-static ggml_tensor * split_streams(ggml_context * ctx, ggml_tensor * rows, int64_t n_streams) {
-    return ggml_permute(ctx, ggml_reshape_3d(ctx, rows, rows->ne[0] / n_streams, n_streams, rows->ne[1]), 0, 2, 1, 3);
-}
-
 asl_layer_cutter::asl_layer_cutter(
         llama_context & ctx, asl_dequantiser & dequantiser, asl_attention_use & attention, asl_causal_mask & mask,
         const asl_hidden & hidden, asl_chunk_inputs * inputs, const asl_layer_range & range, asl_chunk & chunk)
@@ -50,8 +41,8 @@ asl_layer_cutter::asl_layer_cutter(
       chunk(chunk) {
 }
 
-// The computed nodes from begin to last, which read `input` where they read `prev`.
-static std::vector<ggml_tensor *> take_nodes(ggml_cgraph * gf, int begin, int last, ggml_tensor * prev, ggml_tensor * input) {
+// The computed nodes from begin to last, with others in place of some that they read.
+static std::vector<ggml_tensor *> take_nodes(ggml_cgraph * gf, int begin, int last, const std::map<const ggml_tensor *, ggml_tensor *> & replaced) {
     std::vector<ggml_tensor *> nodes;
     for (int i = begin; i <= last; ++i) {
         ggml_tensor * node = ggml_graph_node(gf, i);
@@ -60,11 +51,11 @@ static std::vector<ggml_tensor *> take_nodes(ggml_cgraph * gf, int begin, int la
             continue;
         }
         for (auto & src : node->src) {
-            src = prev && src == prev ? input : src;
+            const auto found = replaced.find(src);
+            src = found != replaced.end() ? found->second : src;
         }
-        if (prev && node->view_src == prev) {
-            node->view_src = input;
-        }
+        const auto found = replaced.find(node->view_src);
+        node->view_src = found != replaced.end() ? found->second : node->view_src;
         nodes.push_back(node);
     }
     return nodes;
@@ -166,18 +157,15 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
 
     // the capacity of the full graph bounds the part as well
     const auto & hparams = ctx.get_model().hparams;
-    const size_t n_extra = n_score_nodes(hparams.n_head_kv(range.last)) + N_MASK_NODES * hparams.n_layer() + N_HIDDEN_NODES +
+    const size_t n_extra = n_score_nodes(hparams.n_head_kv(range.last)) + N_MASK_NODES * hparams.n_layer() + N_HIDDEN_NODES * (hidden.width() / hparams.n_embd) + hparams.n_layer() + ASL_N_SHARE_NODES +
                            dequantiser.n_extra(i_last - i_prev) + asl_attend_node::N_NODES * (range.last + 1 - range.first);
     const size_t n_nodes = res.get_max_nodes() + n_extra;
     ctx_part.reset(ggml_init({ n_extra * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
     ggml_cgraph * part = ggml_new_graph_custom(ctx_part.get(), n_nodes, false);
 
-    ggml_tensor * prev = i_prev >= 0 ? ggml_graph_node(gf, i_prev) : nullptr;
-    if (prev && !asl_is_hidden(prev, ctx.get_model(), chunk.n_tokens)) {
-        throw std::runtime_error("the output of layer " + std::to_string(range.first - 1) + " is not one row of F32 per token");
-    }
-    ggml_tensor * input = prev ? build_input() : nullptr;
-    std::vector<ggml_tensor *> nodes = own_nodes(gf, i_prev + 1, take_nodes(gf, i_prev + 1, i_last, prev, input));
+    build_inputs(res);
+    std::vector<ggml_tensor *> nodes = own_nodes(gf, i_prev + 1, take_nodes(gf, i_prev + 1, i_last, replaced));
+    asl_take_own_share(nodes, ctx_part.get());
     if (chunk.first) {
         dequantiser.prepare(nodes);
     }
@@ -187,6 +175,9 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     // memory already after them: ggml_gallocr takes the places of an earlier graph of as many nodes and leaves
     const std::vector<ggml_tensor *> read = find_inputs(gf, unused_masks);
     for (ggml_tensor * t : read) {
+        ggml_build_forward_expand(part, t);
+    }
+    for (ggml_tensor * t : copies) {
         ggml_build_forward_expand(part, t);
     }
     if (inputs) {
@@ -201,54 +192,17 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
             ggml_build_forward_expand(part, node); // with what it reads
         }
     }
-    if (chunk.first && prev) {
+    if (chunk.first && range.first > 0) {
         verify(res, part, i_prev + 1);
     }
     if (!range.head || chunk.rows_only) {
-        keep_output(res, part, chunk.rows_only ? nullptr : ggml_graph_node(gf, i_last));
+        keep_output(res, part);
     }
     if (chunk.scores && chunk.n_queries > 0) {
         add_scores(res, part);
     }
     res.gf = part;
     return part;
-}
-
-// The hidden states that the part begins with, as a layer puts them out.
-ggml_tensor * asl_layer_cutter::build_input() {
-    ggml_tensor * rows = hidden.view(ctx_part.get(), chunk.n_past, chunk.n_tokens);
-    // devices must copy it before the graph goes on: the layer's output takes the same rows
-    ggml_set_input(rows);
-    const int64_t n_streams = asl_n_streams(ctx.get_model());
-    return n_streams == 1 ? rows : ggml_cont(ctx_part.get(), split_streams(ctx_part.get(), rows, n_streams));
-}
-
-// The output of the part, which ends before the logits: `node` goes to the hidden states. NULL: nothing is read.
-void asl_layer_cutter::keep_output(llm_graph_result & res, ggml_cgraph * part, ggml_tensor * node) {
-    if (node && range.is_last(ctx.get_model().hparams.n_layer())) {
-        out = node;
-        ggml_set_output(out);
-    } else if (node) {
-        const int64_t n_streams = asl_n_streams(ctx.get_model());
-        if (!asl_is_hidden(node, ctx.get_model(), chunk.n_tokens)) {
-            throw std::runtime_error("the output of layer " + std::to_string(range.last) + " is not one row of F32 per token");
-        }
-        const bool is_here = hidden.get_type() == asl_layer_buffer_type(ctx, range.last);
-        // the last node may overwrite the rows that the layer read, if it adds element by element
-        if (is_here && n_streams == 1 && node->op == GGML_OP_ADD && !node->view_src) {
-            ggml_set_output(node);
-            hidden.take(node, chunk.n_past);
-        } else {
-            ggml_tensor * rows = hidden.view(ctx_part.get(), chunk.n_past, chunk.n_tokens);
-            ggml_build_forward_expand(part, ggml_cpy(ctx_part.get(), node, n_streams == 1 ? rows : split_streams(ctx_part.get(), rows, n_streams)));
-        }
-    }
-    res.t_logits = nullptr;
-    res.t_embd = nullptr;
-    res.t_sampled.clear();
-    res.t_sampled_probs.clear();
-    res.t_sampled_logits.clear();
-    res.t_candidates.clear();
 }
 
 // The layers read the prefill's own masks, but for sliding windows over tokens that do not follow each other. Returns
@@ -328,20 +282,13 @@ void asl_layer_cutter::verify(const llm_graph_result & res, ggml_cgraph * part, 
 }
 
 void asl_layer_cutter::read(const llama_ubatch &) {
-    if (!out && scores.empty()) {
+    if (outputs.empty() && scores.empty()) {
         return; // devices go on while the next chunk's graph is built
     }
     ggml_backend_sched_synchronize(ctx.get_sched());
 
-    if (out) {
-        const int64_t n_rows = asl_n_head_rows(ctx.get_model(), out->ne[1]);
-        chunk.output.resize(n_rows * out->ne[2] * out->ne[0]);
-        float * dst = chunk.output.data();
-        for (int64_t i = out->ne[1] - n_rows; i < out->ne[1]; ++i) {
-            for (int64_t j = 0; j < out->ne[2]; ++j, dst += out->ne[0]) {
-                ggml_backend_tensor_get(out, dst, j * out->nb[2] + i * out->nb[1], out->nb[1]);
-            }
-        }
+    if (!outputs.empty()) {
+        read_output();
     }
     if (scores.empty()) {
         return;

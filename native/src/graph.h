@@ -4,6 +4,7 @@
 
 #include "asl-hooks.h"
 #include "attend-node.h"
+#include "carried.h"
 #include "dequant.h"
 #include "hidden.h"
 #include "inputs.h"
@@ -78,8 +79,12 @@ private:
     ggml_cgraph * cut_impl(llm_graph_result & res, const llama_ubatch & ubatch);
 
     std::vector<ggml_tensor *> own_nodes(ggml_cgraph * gf, int begin, std::vector<ggml_tensor *> nodes) const;
-    ggml_tensor * build_input();
-    void keep_output(llm_graph_result & res, ggml_cgraph * part, ggml_tensor * node);
+    // graph-hidden.cpp
+    std::vector<asl_carried> find_carried(const llm_graph_result & res, int32_t il) const;
+    void build_inputs(const llm_graph_result & res);
+    void keep_output(llm_graph_result & res, ggml_cgraph * part);
+    void put_output(ggml_cgraph * part);
+    void read_output();
     std::unordered_set<const ggml_tensor *> replace_masks(llm_graph_result & res, const std::vector<ggml_tensor *> & nodes);
     bool find_own_attention(const asl_attention & att, int32_t il, const std::vector<ggml_tensor *> & nodes, bool has_own_mask);
     void verify(const llm_graph_result & res, ggml_cgraph * part, int begin) const;
@@ -100,7 +105,10 @@ private:
 
     ggml_context_ptr ctx_part; // the cut graph and the score nodes
 
-    ggml_tensor * out = nullptr; // l_out-<last> of the model's last layer, which is read
+    std::map<const ggml_tensor *, ggml_tensor *> replaced; // nodes of earlier layers, by what is read in their place
+    std::vector<ggml_tensor *> copies; // what comes before the part's nodes: of these, those made before the rows of the hidden states change
+    std::vector<asl_carried> going_on; // what the part leaves
+    std::vector<asl_carried> outputs; // of the model's last layer, which are read
     ggml_tensor * queries = nullptr;
     std::vector<ggml_tensor *> scores; // per KV head: F32 [1, n_kv]; of our own attention: F32 [n_keys, n_head_kv]
     asl_attention scored;              // attention of the last layer, before it became our own
@@ -116,12 +124,9 @@ asl_attention asl_find_attention(const llm_graph_result & res, int32_t il);
 // Index of the node that is a layer's output. Throws std::runtime_error if the model does not name it.
 int asl_find_layer_output(const llm_graph_result & res, int32_t il);
 
-// Whether a node is the output of a layer: F32 [n_embd, n_tokens], or [n_embd, n_tokens, n_streams] of a model with several
-// residual streams.
-bool asl_is_hidden(const ggml_tensor * node, const llama_model & model, int64_t n_tokens);
-
 // Of the first n nodes, those that depend on what a context remembers: on that of one layer, or ASL_MIXED.
 asl_layer_of asl_find_dependents(ggml_cgraph * gf, int n, const asl_layer_of & memory);
 
-// Throws std::runtime_error with the reason if the full graph of a decode context cannot be cut after every layer.
-void asl_check_graph(const llm_graph_result & res, llama_context & ctx);
+// Throws std::runtime_error with the reason if the full graph of a decode context cannot be cut after every layer. Returns the
+// most rows of n_embd elements per token that go from one layer to the next.
+int64_t asl_check_graph(const llm_graph_result & res, llama_context & ctx);

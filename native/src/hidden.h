@@ -38,6 +38,8 @@ public:
 
     ggml_backend_buffer_type_t get_type() const;
 
+    int64_t width() const { return tensor->ne[0]; }
+
     // bytes in host memory, or in memory of other devices
     size_t size_bytes(bool host) const;
 

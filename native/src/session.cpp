@@ -21,9 +21,9 @@ static std::string str(int64_t value) { return std::to_string(value); }
 
 asl_session::asl_session(llama_context & ctx, const llama_context_params & params, uint32_t n_ctx)
     : ctx(ctx), params(params), n_ctx(n_ctx),
-      n_layer(ctx.get_model().hparams.n_layer()), n_hidden(ctx.get_model().hparams.n_embd * asl_n_streams(ctx.get_model())) {
+      n_layer(ctx.get_model().hparams.n_layer()) {
     asl_check_model(ctx.get_model());
-    asl_check_context(ctx);
+    n_hidden = asl_check_context(ctx) * ctx.get_model().hparams.n_embd;
     kv_bytes_cell = asl_kv_bytes_cell(ctx, asl_get_kv_cache(ctx));
     if (llama_kv_cache * swa = asl_get_kv_cache_swa(ctx)) {
         kv_bytes_cell_sliding = asl_kv_bytes_cell(ctx, *swa);

@@ -122,7 +122,7 @@ private:
     uint32_t n_ctx;
 
     const int32_t n_layer;
-    const int32_t n_hidden; // elements of a token between two layers
+    int32_t n_hidden = 0; // elements of a token between two layers
 
     int64_t kv_bytes_cell = 0;         // of layers that attend to the whole prompt
     int64_t kv_bytes_cell_sliding = 0; // of the others

@@ -141,12 +141,13 @@ static void check_memory(llama_context & ctx) {
     }
 }
 
-void asl_check_context(llama_context & ctx) {
+int64_t asl_check_context(llama_context & ctx) {
+    int64_t n_rows = 0;
     try {
         check_memory(ctx);
         llm_graph_result graph(ctx.get_gf_res_reserve()->get_max_nodes());
         asl_context_access::build_graph(ctx, graph);
-        asl_check_graph(graph, ctx);
+        n_rows = asl_check_graph(graph, ctx);
     } catch (const asl_error &) {
         throw;
     } catch (const std::exception & err) {
@@ -155,4 +156,5 @@ void asl_check_context(llama_context & ctx) {
     if (ctx.get_cparams().embeddings) {
         fail("the decode context computes embeddings");
     }
+    return n_rows;
 }

@@ -13,8 +13,8 @@ struct llama_model;
 void asl_check_model(const llama_model & model);
 
 // The same for a context: its memory must be what the functions below say of the model's layers, and its graph one that
-// can be cut after every layer.
-void asl_check_context(llama_context & ctx);
+// can be cut after every layer. Returns the most rows of n_embd elements per token that go from one layer to the next.
+int64_t asl_check_context(llama_context & ctx);
 
 // Whether a layer attends to earlier tokens: hybrid models have layers that hold a state, or nothing, instead.
 bool asl_has_attention(const llama_model & model, int32_t il);
@@ -37,7 +37,7 @@ int32_t asl_first_layer(const llama_model & model, bool sliding);
 // Whether rows of an earlier prefill can take the place of tokens: a state and K/V of other layers would be needed as well.
 bool asl_can_load_rows(const llama_model & model);
 
-// Rows of n_embd elements per token between two layers: more than one in a model with several residual streams.
+// Rows of n_embd elements per token in the output of a layer: more than one in a model with several residual streams.
 int32_t asl_n_streams(const llama_model & model);
 
 // Of the n_tokens of the last chunk, those whose output of the last layer the head reads. One where the head begins with

@@ -15,6 +15,7 @@ from asl_gguf.errors import NativeError, OptionError
 from asl_gguf.native import moving
 from asl_gguf.native.bindings import llama_cpp
 from asl_gguf.policies import make_policy
+from ggml_tensor import Tensor
 from harness import Context, Model, Options, assert_same
 from sequences import Sequences
 from tiny_kinds import KINDS, write_kind
@@ -100,36 +101,18 @@ def test_pruned_prompts_do_not_depend_on_chunks(model, kind):
     assert all(n == N_KEPT for layer, n in enumerate(report.rows_by_layer) if layer not in itself)
 
 
-def test_hidden_states_hold_every_residual_stream(model, kind):
+def test_hidden_states_hold_all_that_goes_on(model, kind):
     with model.context(Options(n_ctx=256)) as ours:
         session = ours.session()
         session.begin(prompt(), WINDOW)
         session.run(1, False)
         hidden = session.save_hidden(0, N_TOKENS)
         session.abort()
-    n_streams = 4 if kind == "streams" else 1
-    assert hidden.shape == (N_TOKENS, n_streams * llama_cpp.llama_model_n_embd(model.handle))
-    streams = hidden.reshape(N_TOKENS, n_streams, -1)
-    assert len(np.unique(streams[0], axis=0)) == n_streams and np.isfinite(streams).all()
-
-
-class _Tensor(ctypes.Structure):
-    """The start of ggml_tensor."""
-
-    _fields_ = [
-        ("type", ctypes.c_int),
-        ("buffer", ctypes.c_void_p),
-        ("ne", ctypes.c_int64 * 4),
-        ("nb", ctypes.c_size_t * 4),
-        ("op", ctypes.c_int),
-        ("op_params", ctypes.c_int32 * 16),
-        ("flags", ctypes.c_int32),
-        ("src", ctypes.c_void_p * 10),
-        ("view_src", ctypes.c_void_p),
-        ("view_offs", ctypes.c_size_t),
-        ("data", ctypes.c_void_p),
-        ("name", ctypes.c_char * 64),
-    ]
+    n_rows = {"streams": 4, "carried": 2}.get(kind, 1)
+    assert hidden.shape == (N_TOKENS, n_rows * llama_cpp.llama_model_n_embd(model.handle))
+    rows = hidden.reshape(N_TOKENS, n_rows, -1)
+    n_used = 1 if kind == "carried" else n_rows  # nothing is carried beside the first layer's output
+    assert len(np.unique(rows[0, :n_used], axis=0)) == n_used and np.isfinite(rows[:, :n_used]).all()
 
 
 def stock_attention(model: Model, layer: int) -> np.ndarray:
@@ -138,7 +121,7 @@ def stock_attention(model: Model, layer: int) -> np.ndarray:
 
     @llama_cpp.ggml_backend_sched_eval_callback
     def look(pointer, ask, _data):
-        tensor = ctypes.cast(pointer, ctypes.POINTER(_Tensor)).contents
+        tensor = ctypes.cast(pointer, ctypes.POINTER(Tensor)).contents
         if tensor.name.decode() != f"kq_soft_max-{layer}":
             return not ask
         if not ask:
