@@ -26,18 +26,19 @@ struct block_form {
     static const int FIFTH = HAS_MINIMUM ? 2 : 1;
     static const int QS = FIFTH + (HAS_FIFTH ? 2 : 0);
     static const int SIZE = QS + 8;
-    static const int N_VECTORS = (16 * SIZE + 31) / 32; // that 16 blocks take
+
+    static constexpr int n_vectors(int n_blocks) { return (n_blocks * SIZE + 31) / 32; }
 };
 
-// Which words of 16 blocks two fields are, of vectors 2*i and 2*i + 1.
-template <int FIRST, int SECOND, int SIZE>
+// Which words of N blocks two fields are, of vectors 2*i and 2*i + 1.
+template <int FIRST, int SECOND, int SIZE, int N>
 struct field_words {
     alignas(64) uint16_t index[3][32] = {};
     uint32_t mask[3] = {};
 
     constexpr field_words() {
         for (int i = 0; i < 32; ++i) {
-            const int word = i % 16 * SIZE + (i < 16 ? FIRST : SECOND);
+            const int word = i % N * SIZE + (i < 16 ? FIRST : SECOND);
             index[word / 64][i] = (uint16_t) (word % 64);
             mask[word / 64] |= 1u << i;
         }
@@ -46,13 +47,14 @@ struct field_words {
 
 } // namespace
 
-// Two fields of 16 blocks, one in each half.
+// Two fields of N blocks, one in each half: over and over.
 template <int FIRST, int SECOND, int SIZE, int N>
 ASL_INLINE __m512i pick(const __m512i * words) {
-    static constexpr field_words<FIRST, SECOND, SIZE> WORDS;
+    static constexpr field_words<FIRST, SECOND, SIZE, N> WORDS;
+    const int N_VECTORS = (N * SIZE + 31) / 32;
     __m512i result = _mm512_setzero_si512();
-    for (int i = 0; i < (N + 1) / 2; ++i) {
-        const __m512i upper = words[2 * i + 1 < N ? 2 * i + 1 : 2 * i];
+    for (int i = 0; i < (N_VECTORS + 1) / 2; ++i) {
+        const __m512i upper = words[2 * i + 1 < N_VECTORS ? 2 * i + 1 : 2 * i];
         const __m512i found = _mm512_permutex2var_epi16(words[2 * i], _mm512_load_si512(WORDS.index[i]), upper);
         result = i == 0 ? found : _mm512_mask_mov_epi16(result, WORDS.mask[i], found);
     }
@@ -77,30 +79,32 @@ ASL_INLINE float sum_of(__m512 v) {
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
 
-// Sixteen blocks, or n < 16 at the end of a row.
-template <ggml_type TYPE, bool IS_WHOLE>
+// n of N blocks, N being 16, or 4 for the last ones of a row.
+template <ggml_type TYPE, int N, bool IS_WHOLE>
 ASL_INLINE void add_blocks(const uint8_t * first, int64_t n, const int8_t * x, const float * d_row, const float * s_row, __m512 & sums,
         __m512 & minima) {
     using form = block_form<TYPE>;
+    const int N_VECTORS = form::n_vectors(N);
     const int64_t n_bytes = 2 * form::SIZE;
     const __m512i quarter = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3); // the block of a lane
     const __m512i low = _mm512_set1_epi8(15), sixteen = _mm512_set1_epi8(16);
-    __m512i words[form::N_VECTORS];
-    for (int i = 0; i < form::N_VECTORS; ++i) {
-        const int64_t left = std::max<int64_t>(0, std::min<int64_t>(32, (IS_WHOLE ? 16 : n) * form::SIZE - i * 32));
+    const __mmask16 there = (__mmask16) ((1u << (IS_WHOLE ? N : n)) - 1); // lanes of blocks
+    __m512i words[N_VECTORS];
+    for (int i = 0; i < N_VECTORS; ++i) {
+        const int64_t left = std::max<int64_t>(0, std::min<int64_t>(32, (IS_WHOLE ? N : n) * form::SIZE - i * 32));
         words[i] = IS_WHOLE && left == 32 ? _mm512_loadu_si512(first + i * 64)
                                           : _mm512_maskz_loadu_epi16((__mmask32) ((1ull << left) - 1), first + i * 64);
     }
-    const __m512i head = pick<0, form::HAS_MINIMUM ? 1 : 0, form::SIZE, form::N_VECTORS>(words);
-    const __m512 d = _mm512_maskz_cvtph_ps(ALL, half<0>(head));
-    const __m512 m = form::HAS_MINIMUM ? _mm512_maskz_cvtph_ps(ALL, half<1>(head)) : _mm512_mul_ps(d, _mm512_set1_ps(-16.0f));
+    const __m512i head = pick<0, form::HAS_MINIMUM ? 1 : 0, form::SIZE, N>(words);
+    const __m512 d = _mm512_maskz_cvtph_ps(there, half<0>(head));
+    const __m512 m = form::HAS_MINIMUM ? _mm512_maskz_cvtph_ps(there, half<1>(head)) : _mm512_mul_ps(d, _mm512_set1_ps(-16.0f));
     minima = _mm512_fmadd_ps(m, _mm512_loadu_ps(s_row), minima);
     const __m512 scales = _mm512_mul_ps(d, _mm512_loadu_ps(d_row));
     alignas(64) uint64_t fifth[8]; // of the first halves of each four blocks, of the second ones
     if (form::HAS_FIFTH) {
-        _mm512_store_si512(fifth, pick<form::FIFTH, form::FIFTH + 1, form::SIZE, form::N_VECTORS>(words));
+        _mm512_store_si512(fifth, pick<form::FIFTH, form::FIFTH + 1, form::SIZE, N>(words));
     }
-    for (int64_t g = 0; g * 4 < (IS_WHOLE ? 16 : n); ++g) {
+    for (int64_t g = 0; g * 4 < (IS_WHOLE ? N : n); ++g) {
         const uint8_t * block = first + g * 4 * n_bytes + 2 * form::QS;
         const int64_t last = IS_WHOLE ? 3 : std::min<int64_t>(3, n - 1 - g * 4); // past the end: again, times zeros
         const __m512i qs = load4(block, block + std::min<int64_t>(1, last) * n_bytes, block + std::min<int64_t>(2, last) * n_bytes,
@@ -120,12 +124,20 @@ ASL_INLINE void add_blocks(const uint8_t * first, int64_t n, const int8_t * x, c
 template <ggml_type TYPE>
 ASL_TARGET static float multiply(const uint8_t * weights, int64_t n_blocks, const asl_rounded_row & row) {
     __m512 sums = _mm512_setzero_ps(), minima = sums;
-    int64_t b = 0;
-    for (; b + 16 <= n_blocks; b += 16) {
-        add_blocks<TYPE, true>(weights + b * 2 * block_form<TYPE>::SIZE, 16, row.q + b * 32, row.d + b, row.s + b, sums, minima);
+    const int64_t n_sixteens = n_blocks / 16 * 16, n_left = n_blocks - n_sixteens;
+    const int64_t SIZE = 2 * block_form<TYPE>::SIZE;
+    for (int64_t b = 0; b < n_sixteens; b += 16) {
+        add_blocks<TYPE, 16, true>(weights + b * SIZE, 16, row.q + b * 32, row.d + b, row.s + b, sums, minima);
     }
-    if (b < n_blocks) {
-        add_blocks<TYPE, false>(weights + b * 2 * block_form<TYPE>::SIZE, n_blocks - b, row.q + b * 32, row.d + b, row.s + b, sums, minima);
+    const uint8_t * rest = weights + n_sixteens * SIZE;
+    const int8_t * q = row.q + n_sixteens * 32;
+    const float *d = row.d + n_sixteens, *s = row.s + n_sixteens;
+    if (n_left > 4) {
+        add_blocks<TYPE, 16, false>(rest, n_left, q, d, s, sums, minima);
+    } else if (n_left == 4) {
+        add_blocks<TYPE, 4, true>(rest, n_left, q, d, s, sums, minima);
+    } else if (n_left > 0) {
+        add_blocks<TYPE, 4, false>(rest, n_left, q, d, s, sums, minima);
     }
     return sum_of(_mm512_add_ps(sums, minima));
 }
