@@ -9,6 +9,7 @@ from typing import Any
 from ..budget.share import Budget, round_cells
 from ..engine.prefill import prefill
 from ..native.model import Model, decode, stock_prefill, timed
+from ..native.session import set_decoding
 from ..policies import make_policy
 from .prefill import make_prompt
 
@@ -33,6 +34,7 @@ def bench_decode(
     small, large = round_cells(n_kept + n_decode), round_cells(len(tokens) + n_decode)
     speeds: dict[str, list[float]] = {"pruned": [], "stock_kept": [], "stock_full": []}
     with model.context(small) as pruned, model.context(small) as kept, model.context(large) as full:
+        set_decoding(pruned, dequant)
         with model.session(pruned, small, len(tokens) + n_decode, dequant) as session:
             for _run in range(runs + 1):  # the first one warms up
                 report = prefill(session, tokens, chosen, n_kept)

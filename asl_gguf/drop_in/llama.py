@@ -33,7 +33,7 @@ from ..models import gguf_header
 from ..models.named import resolve
 from ..native import context, vocabulary
 from ..native.bindings import llama_cpp
-from ..native.session import Progress, Session, unsupported_reason
+from ..native.session import Progress, Session, set_decoding, unsupported_reason
 from ..policies import DEFAULT, Policy
 from ..policies.contract import Indices
 from ..policies.protect import Protected
@@ -71,6 +71,7 @@ class Llama(AnsweringLlama):
             expanded to F16, where that was measured to be faster; "int8", "int16": packed, activations in so many bits
             ("auto" takes 8 on AVX-512 VNNI, where attention is computed with integers of 16 bits then, else 16);
             "all": F16. All of these compute attention with a kernel of our own (AVX2, AVX-512; `last_prefill.attention`).
+            "auto" and "int8" decode with a kernel of our own, too (AVX-512 VNNI; Q4_1, Q5_0 and Q5_1).
             False or "off": weights as stored and llama.cpp's attention, bit-identical to stock.
         asl_protect: keep these tokens whatever their scores: "system", "tools" (all before the first user message),
             "question" (the last user message), (begin, end) spans of token indices, compiled regular expressions,
@@ -218,6 +219,7 @@ class Llama(AnsweringLlama):
             self._stack.callback(host.clear)
         rule.bind(session.info())
         session.set_dequant(self._asl.dequant)
+        set_decoding(self.ctx, self._asl.dequant)
         session.set_progress(self._gate.reporting(progress_of(self._asl.progress)))
         # for its users this object has n_ctx tokens; only the KV cache is smaller
         self._n_ctx = self.context_params.n_ctx = n_ctx

@@ -129,6 +129,11 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
             *[POINTER(c_float), c_int32, c_int32, c_int32, POINTER(c_float)],
         ],
     ),
+    "asl_row_product": (
+        c_bool,
+        [c_char_p, c_int32, c_void_p, c_int32, c_int32, POINTER(c_float), c_int32, POINTER(c_float)],
+    ),
+    "asl_context_set_dequant": (None, [c_void_p, c_int]),
     "asl_attention_kernel_name": (c_char_p, []),
     "asl_attention_compute": (c_bool, [c_char_p, POINTER(attention_case), POINTER(c_float), POINTER(c_float)]),
     "asl_model_can_drop_tokens": (c_bool, [c_void_p]),

@@ -55,6 +55,12 @@ def sliding_layers(model: int) -> tuple[bool, ...]:
     return tuple(flags)
 
 
+def set_decoding(context: Any, mode: str) -> None:
+    """How this context decodes from now on, a mode of `Session.set_dequant`: "auto" and "int8" compute products of few rows
+    with a kernel of our own where there is one (AVX-512 VNNI; Q4_1, Q5_0, Q5_1); all others leave them to llama.cpp."""
+    lib.context_set_dequant(context, DEQUANT_MODES[mode])
+
+
 class Session:
     """Prefills prompts layer by layer for one decode context. The calls are those of native/include/asl.h.
 

@@ -21,7 +21,7 @@ from ..errors import AslError, ContextFullError, OptionError, OutOfMemoryError, 
 from ..models.gguf_header import n_ctx_train
 from ..native import context
 from ..native.bindings import lib, llama_cpp
-from ..native.session import unsupported_reason
+from ..native.session import set_decoding, unsupported_reason
 from . import bindings
 from .answers import Answers
 from .hosts import Hosts
@@ -96,6 +96,7 @@ class Engine:
             def place(seq_id: int, progress: Any) -> SharedContext:
                 return SharedContext(ctx, seq_id, own, n_ctx, dequant=self._options.dequant, progress=progress)
 
+            set_decoding(ctx, self._options.dequant)
             pace = measure(place(0, None))  # raises where no prompt can be prefilled
             model = llama_cpp.llama_get_model(ctx)
             seconds, n_layer = self._options.slice_ms / 1000, llama_cpp.llama_model_n_layer(model)

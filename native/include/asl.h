@@ -184,6 +184,20 @@ ASL_API bool asl_packed_experts(const char * kernel, int32_t type, const void * 
         int32_t n_expert, int32_t n_out, int32_t n_in, int32_t act_bits, const int32_t * ids, int32_t n_used, const float * x,
         int32_t n_acts, int32_t n_tokens, int32_t n_threads, float * y);
 
+// One product of few rows as decoding has them, with weights as stored, for tests.
+//   kernel    "scalar" or "AVX-512 VNNI"
+//   x         float [n_rows, n_in], rounded to 8 bits
+//   y         float [n_rows, n_out]
+// Returns false if there is no such product for the type (of Q4_1, Q5_0, Q5_1 there is), sizes do not fit, or the kernel does
+// not run here. Twin: packed_product in tests/twins.py
+ASL_API bool asl_row_product(const char * kernel, int32_t type, const void * weights, int32_t n_out, int32_t n_in, const float * x,
+        int32_t n_rows, float * y);
+
+// How this context decodes from now on: products of less than 32 rows with weights of such a type in host memory are computed
+// by that kernel where the mode rounds activations to 8 bits on this CPU, and the model lies on it alone. ASL_DEQUANT_OFF: by
+// llama.cpp's, as in a context that was just made.
+ASL_API void asl_context_set_dequant(struct llama_context * ctx, asl_dequant mode);
+
 // The attention kernel that is in force here: "AVX2", "AVX-512" or "scalar", which is never used in a prefill: llama.cpp's
 // attention is faster.
 ASL_API const char * asl_attention_kernel_name(void);

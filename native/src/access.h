@@ -15,6 +15,8 @@
 struct asl_context_access {
     static asl_graph_hook *& hook(llama_context & ctx) { return ctx.asl_hook; }
 
+    static void (*&edit(llama_context & ctx))(ggml_cgraph *) { return ctx.asl_edit; }
+
     static llama_cparams & cparams(llama_context & ctx) { return ctx.cparams; }
 
     static const llama_adapter_loras & loras(const llama_context & ctx) { return *ctx.loras; }

@@ -8,6 +8,7 @@
 #include "kernels.h"
 #include "packed.h"
 #include "peak.h"
+#include "row-product.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -92,6 +93,17 @@ bool asl_packed_experts(const char * kernel, int32_t type, const void * weights,
     p.n_acts = n_acts;
     p.y = y;
     return asl_compute_experts(*k, p, n_out, n_in, act_bits, x, n_threads);
+}
+
+bool asl_row_product(const char * kernel, int32_t type, const void * weights, int32_t n_out, int32_t n_in, const float * x,
+        int32_t n_rows, float * y) {
+    const asl_row_kernel * k = asl_find_row_kernel(kernel);
+    return k && asl_is_weight_type(type) &&
+           asl_compute_rows(*k, (ggml_type) type, (const uint8_t *) weights, n_out, n_in, x, n_rows, y);
+}
+
+void asl_context_set_dequant(llama_context * ctx, asl_dequant mode) {
+    asl_set_row_products(*ctx, mode);
 }
 
 const char * asl_attention_kernel_name(void) {

@@ -183,10 +183,14 @@ ASL_VNNI static void product_any(const asl_packed_matrix & w, const asl_act_form
     run(w, form, tokens, begin, end);
 }
 
+bool asl_has_avx512_vnni() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
 const asl_packed_kernel * asl_packed_kernel_avx512() {
     const asl_packed_kernel * avx2 = asl_packed_kernel_avx2(); // rounding activations takes little
-    if (!avx2 || !__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-            !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512vnni")) {
+    if (!avx2 || !asl_has_avx512_vnni()) {
         return nullptr;
     }
     static const asl_packed_kernel kernel = { "AVX-512 VNNI", avx2->quantise, product_any };
@@ -194,6 +198,8 @@ const asl_packed_kernel * asl_packed_kernel_avx512() {
 }
 
 #else
+
+bool asl_has_avx512_vnni() { return false; }
 
 const asl_packed_kernel * asl_packed_kernel_avx512() { return nullptr; }
 

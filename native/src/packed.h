@@ -112,3 +112,4 @@ bool asl_shape_packed(ggml_type type, asl_repacked_form repacked, int64_t n_out,
 // defined by packed-avx2.cpp and packed-avx512.cpp. NULL where they were not compiled, or the processor lacks something
 const asl_packed_kernel * asl_packed_kernel_avx2();
 const asl_packed_kernel * asl_packed_kernel_avx512();
+bool asl_has_avx512_vnni();
