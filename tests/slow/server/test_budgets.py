@@ -64,6 +64,7 @@ def test_with_all_of_the_budget_answers_are_the_servers_own(smollm2, document):
     assert not answers[0]["asl"]["pruned"] and "asl" not in answers[1]
 
 
+@pytest.mark.compact
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
