@@ -48,6 +48,7 @@ test: build $(VENV)/.ecosystem $(VENV)/.clients ## all tests: the fast ones, tho
 
 test-server: build $(VENV)/.clients ## all of the endpoint's tests (compiles llama.cpp's server, as make test does)
 	$(PIP) install --quiet playwright # drives a browser, where there is one
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build $(BUILD) --target ggml-rpc-server
 	$(PY) -m pytest tests/slow/server
 
 test-fast: build ## the tests that need no model
