@@ -22,7 +22,7 @@ NATIVE := LLAMA_CPP_VERSION CMakeLists.txt models/manifest.json \
           $(wildcard cmake/*.cmake patches/*.patch native/include/* native/src/* native/server/*)
 
 # one more CMake option, which later builds keep
-serve test-server: override CMAKE_ARGS += -DASL_BUILD_SERVER=ON
+serve test test-server: override CMAKE_ARGS += -DASL_BUILD_SERVER=ON
 
 .PHONY: help demo serve ui test test-server test-fast bench small conformance lint types docs build wheel test-wheel patch clean FORCE
 
@@ -40,14 +40,15 @@ ui: build ## build/ui/dist: llama.cpp's own web page, for `asl-gguf serve --path
 	rm -rf build/ui && cp -R $(SOURCE)/llama_cpp_python-*/vendor/llama.cpp/tools/ui build/ui
 	cd build/ui && npm ci --ignore-scripts --no-fund --no-audit && npx svelte-kit sync && npm run build
 
-test: build $(VENV)/.ecosystem ## all tests: the fast ones, those of a GPU or what stands for one, the slow ones
+test: build $(VENV)/.ecosystem $(VENV)/.clients ## all tests: the fast ones, those of a GPU or what stands for one, the slow ones, some of the endpoint's
 	$(PY) -m pytest -n auto tests/fast
 	$(PY) -m pytest tests/gpu
-	$(PY) -m pytest tests/slow
+	$(PY) -m pytest tests/slow --ignore tests/slow/server
+	$(PY) -m pytest tests/slow/server -m compact
 
-test-server: build ## the endpoint's tests (compiles llama.cpp's server once: some 20 CPU minutes)
-	@# what they talk to it with, and what llama.cpp's own tests of its server import
-	$(PIP) install --quiet 'openai>=1.40' anthropic playwright requests aiohttp filelock prometheus-client wget
+test-server: build $(VENV)/.clients ## all of the endpoint's tests (compiles llama.cpp's server, as make test does)
+	$(PIP) install --quiet playwright # drives a browser, where there is one
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build $(BUILD) --target ggml-rpc-server
 	$(PY) -m pytest tests/slow/server
 
 test-fast: build ## the tests that need no model
@@ -130,6 +131,11 @@ $(VENV)/.built: $(NATIVE) $(VENV)/.tools $(VENV)/.requirements $(VENV)/.cmake-ar
 # changes when other CMAKE_ARGS are given; CMake remembers the last ones
 $(VENV)/.cmake-args: FORCE | $(VENV)/.made
 	@test -f $@ -a -z '$(CMAKE_ARGS)' || echo '$(CMAKE_ARGS)' | cmp -s - $@ || echo '$(CMAKE_ARGS)' >$@
+
+$(VENV)/.clients: pyproject.toml $(VENV)/.made
+	@# what tests talk to the endpoint with, and what llama.cpp's own tests of its server import
+	$(PIP) install --quiet 'openai>=1.40' anthropic requests aiohttp filelock prometheus-client wget
+	@touch $@
 
 $(VENV)/.lint: $(VENV)/.requirements
 	@# another version of clang-format would format otherwise

@@ -52,34 +52,17 @@ class Stream:
         self._connection.close()
 
 
-class Server:
-    """A server on a port of its own."""
+class Client:
+    """Of a server on a port of this machine."""
 
-    def __init__(self, model: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
-        self.port = free_port()
-        self.log = tempfile.TemporaryFile()
-        command = [sys.executable, "-m", "asl_gguf", "serve", "-m", str(model)]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--no-warmup", "--fit", "off", *arguments]
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env={**os.environ, **(env or {})})
+    def __init__(self, port: int) -> None:
+        self.port = port
 
-    def wait_until_ready(self) -> None:
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end and self.process.poll() is None:
-            with contextlib.suppress(OSError):
-                if self.get("/health")[0] == 200:
-                    return
-            time.sleep(0.05)
-        raise AssertionError(f"the server did not come up:\n{self.output()}")
-
-    def output(self) -> str:
-        self.log.seek(0)
-        return self.log.read().decode("utf-8", "replace")
-
-    def _request(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+    def _request(self, method: str, path: str, body: Any, headers: dict[str, str] | None = None) -> tuple[int, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             text = None if body is None else json.dumps(body)
-            connection.request(method, path, text, {"Content-Type": "application/json"})
+            connection.request(method, path, text, {"Content-Type": "application/json", **(headers or {})})
             response = connection.getresponse()
             content = response.read()
             return response.status, json.loads(content) if content[:1] in (b"{", b"[") else content.decode()
@@ -89,8 +72,8 @@ class Server:
     def get(self, path: str) -> tuple[int, Any]:
         return self._request("GET", path, None)
 
-    def post(self, path: str, body: Any) -> tuple[int, Any]:
-        return self._request("POST", path, body)
+    def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        return self._request("POST", path, body, headers)
 
     def complete(self, prompt: str | Sequence[int], n_predict: int = 8, **body: Any) -> dict[str, Any]:
         """A greedy answer to a plain prompt."""
@@ -117,6 +100,30 @@ class Server:
         while any(slot["is_processing"] for slot in self.slots()):
             assert time.monotonic() < end, "a slot is still at work"
             time.sleep(0.02)
+
+
+class Server(Client):
+    """A process on a port of its own."""
+
+    def __init__(self, model: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
+        super().__init__(free_port())
+        self.log = tempfile.TemporaryFile()
+        command = [sys.executable, "-m", "asl_gguf", "serve", "-m", str(model)]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--no-warmup", "--fit", "off", *arguments]
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env={**os.environ, **(env or {})})
+
+    def wait_until_ready(self) -> None:
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end and self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                if self.get("/health")[0] == 200:
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"the server did not come up:\n{self.output()}")
+
+    def output(self) -> str:
+        self.log.seek(0)
+        return self.log.read().decode("utf-8", "replace")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Its exit code."""

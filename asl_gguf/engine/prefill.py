@@ -266,6 +266,7 @@ def _run_layers(
         layers.set_window(window, policy.weights_of(window))
         if trace.selection_layer is None and (first := policy.first_selection(prompt.n_layer)) is not None:
             layers.expect(0 if policy.two_pass else prompt.n_kept, max(first, layer))
+        yield  # a selection before takes as long as a chunk
         yield from trace.slices("layers", layers.running(n_waiting, with_scores))
         trace.token_layers += n_waiting * trace.current.size
         n_waiting = 0

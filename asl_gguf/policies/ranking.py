@@ -31,14 +31,15 @@ def window_scores(
     n_window, n_head, _ = queries.shape
     n_tokens, n_head_kv, _ = keys.shape
     group = n_head // n_head_kv
-    last_key = np.arange(n_tokens - n_window, n_tokens)
-    masked = np.arange(n_tokens)[None, :] > last_key[:, None]  # [w, n]
+    begin = n_tokens - n_window
+    masked = np.triu(np.ones((n_window, n_window), dtype=bool), 1)  # no query sees keys after its own
     factors = np.ones((n_window, 1)) if weights is None else weights.astype(np.float64)[:, None]
     result = np.empty((n_head_kv, n_tokens), dtype=np.float32)
     for head_kv in range(n_head_kv):
         own = queries[:, head_kv * group : (head_kv + 1) * group].astype(np.float64)  # [w, group, d]
-        logits = np.einsum("wgd,nd->gwn", own, keys[:, head_kv].astype(np.float64)) * scale
-        logits[:, masked] = -np.inf
+        # a product of matrices: einsum takes three times as long, and others wait meanwhile
+        logits = own.transpose(1, 0, 2) @ keys[:, head_kv].astype(np.float64).T * scale  # [group, w, n]
+        logits[:, :, begin:][:, masked] = -np.inf
         sink = np.full(group, -np.inf) if sinks is None else sinks[head_kv * group : (head_kv + 1) * group]
         largest = np.maximum(logits.max(axis=-1, keepdims=True), sink[:, None, None])
         attention = np.exp(logits - largest)

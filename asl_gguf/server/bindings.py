@@ -13,7 +13,7 @@ from ..errors import LibraryError
 from ..native import loading
 from ..native.bindings import llama_cpp
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 STOCK = 0
 MORE = 1
@@ -35,6 +35,7 @@ class Sizes(ctypes.Structure):
         ("n_ctx_slot", c_int32),
         ("n_cells", c_int32),
         ("n_slice", c_int32),
+        ("refused", c_bool),
     ]
 
 

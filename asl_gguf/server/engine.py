@@ -107,7 +107,14 @@ class Engine:
             self._answers.open(model)
             self._props = {**self._options.to_dict(), **_sizes(sizes.contents, ctx), "calibration": rules.calibration}
 
-        return _says(work, text, n_text)
+        def work_or_end() -> None:
+            try:
+                work()
+            except OptionError:
+                sizes.contents.refused = True
+                raise
+
+        return _says(work_or_end, text, n_text)
 
     def _close(self, _user_data: Any) -> None:
         for slot in self._slots:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..cache.host_kv import HostKV
 from ..engine.place import SharedContext
 from ..engine.sequence import Sequence as EngineSequence
+from ..errors import OptionError
 from ..native.bindings import llama_cpp
 
 _MEASURED = 64
@@ -41,6 +42,9 @@ class Hosts:
         try:
             session = place.open(_MEASURED)
             made = [HostKV.of(full_kv, session, path, {"flash_attn": flash_attn}) for _ in range(n_slots)]
+        except OptionError as err:
+            said = str(err).replace("asl_full_kv=True", "--asl-full-kv on").replace("asl_full_kv:", "--asl-full-kv:")
+            raise OptionError(said) from err
         finally:
             place.leave()
         return cls([host for host in made if host is not None])

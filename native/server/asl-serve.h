@@ -25,7 +25,7 @@ struct llama_context;
 struct llama_context_params;
 
 // Raised with every incompatible change of this header.
-#define ASL_SERVE_ABI_VERSION 2
+#define ASL_SERVE_ABI_VERSION 3
 
 // What becomes of a prompt.
 typedef enum asl_serve_status {
@@ -48,6 +48,7 @@ typedef struct asl_serve_sizes {
     int32_t n_ctx_slot; // longest prompt + answer of a slot in tokens
     int32_t n_cells;    // of a slot
     int32_t n_slice;    // after open: most prompt tokens that the server evaluates between two tokens of other slots
+    bool refused;       // if open fails: the flags do not go together, and the server must not start
 } asl_serve_sizes;
 
 typedef struct asl_serve_span {

@@ -104,7 +104,7 @@ common_init_result_ptr asl_slots::init(common_params & params) {
     has_given = true;
 
     char text[1024] = "";
-    sizes = { params.model.path.c_str(), params.n_ctx, params.n_parallel, params.kv_unified, 0, 0, 0 };
+    sizes = { params.model.path.c_str(), params.n_ctx, params.n_parallel, params.kv_unified, 0, 0, 0, false };
     if (const char * why = find_unprunable(params)) {
         refuse(why);
     } else if (reason.empty() && !g_engine->size(g_engine->user_data, &sizes, text, sizeof(text))) {
@@ -122,6 +122,10 @@ common_init_result_ptr asl_slots::init(common_params & params) {
     }
     const llama_context_params private_params = make_private_params(params);
     if (!g_engine->open(g_engine->user_data, result->context(), &private_params, &sizes, text, sizeof(text))) {
+        if (sizes.refused) {
+            LOG_ERR("asl: %s\n", text);
+            return common_init_from_params(params, true); // no context: the server ends
+        }
         refuse(text);
         result.reset();
         params = given;

@@ -64,6 +64,7 @@ def test_with_all_of_the_budget_answers_are_the_servers_own(smollm2, document):
     assert not answers[0]["asl"]["pruned"] and "asl" not in answers[1]
 
 
+@pytest.mark.compact
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -77,3 +78,13 @@ def test_with_all_of_the_budget_answers_are_the_servers_own(smollm2, document):
 def test_it_says_why_it_cannot_start(smollm2, arguments, said):
     server = Server(smollm2, *arguments)
     assert server.process.wait(PATIENCE) == 2 and said in server.output()
+
+
+def test_rows_that_are_quantised_already_are_not_packed_again(smollm2):
+    arguments = "--asl-full-kv q8_0 -fa on -ctk q8_0 -ctv q8_0 -np 1 -c 512 -t 1".split()
+    server = Server(smollm2, *arguments)
+    assert server.process.wait(PATIENCE) == 1
+    assert "--asl-full-kv: expected type_k of f32, f16 or bf16" in server.output()
+    assert "pass --asl-full-kv on" in server.output()
+    with serving(smollm2, *arguments[2:], "--asl-full-kv", "on") as server:
+        assert server.complete("The sky is blue. " * 80, 2)["asl"]["host_kv_bytes"] > 0

@@ -70,6 +70,7 @@ def test_openai_responses(openai_client):
     assert answer.output_text and answer.usage.input_tokens > 0
 
 
+@pytest.mark.compact
 def test_openai_errors_have_their_types(openai_client):
     import openai
 
@@ -77,6 +78,7 @@ def test_openai_errors_have_their_types(openai_client):
         openai_client.chat.completions.create(model="any", messages=QUESTION, extra_body={"asl": {"budget": 7.5}})
 
 
+@pytest.mark.compact
 def test_anthropic_messages(anthropic_client):
     kwargs = {
         "model": "any",

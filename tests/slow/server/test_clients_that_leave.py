@@ -25,7 +25,7 @@ def ask(server: Server, tokens: list[int], stream: bool, slot: int = -1) -> http
     return connection
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stream", [pytest.param(True, marks=pytest.mark.compact), False])
 def test_a_prefill_ends_while_another_client_streams(server, document, stream):
     others = server.stream("/completion", {"prompt": "Once", "n_predict": 400, "id_slot": 1, **BODY})
     came: list[float] = []

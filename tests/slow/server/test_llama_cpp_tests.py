@@ -23,6 +23,7 @@ def load() -> ModuleType:
     return module
 
 
+@pytest.mark.compact
 def test_the_same_tests_pass(smollm2, tmp_path):
     for name in ("requests", "aiohttp", "filelock", "prometheus_client", "wget", "openai"):
         pytest.importorskip(name)

@@ -46,6 +46,7 @@ def erase(server: Server) -> None:
         assert server.post(f"/slots/{slot}?action=erase", {})[0] == 200
 
 
+@pytest.mark.compact
 def test_answers_are_those_of_llama(server, llama, document):
     document = own(document, 1)
     for tokens in (document, document[:300], document[:40]):
@@ -57,6 +58,7 @@ def test_answers_are_those_of_llama(server, llama, document):
         assert answer["tokens_evaluated"] == len(tokens)
 
 
+@pytest.mark.compact
 def test_a_stream_says_the_same(server, document):
     whole = server.complete(document, 12, cache_prompt=False)
     events = [
@@ -78,6 +80,7 @@ def test_progress_tells_the_truth(server, document):
     assert {event["total"] for event in progress} == {len(document)}
 
 
+@pytest.mark.compact
 def test_others_stream_while_a_prompt_prefills(server, document, record_property):
     times: list[float] = []
 
@@ -120,6 +123,7 @@ def test_two_prompts_at_once_answer_as_alone(server, llama, document):
     assert [answers[0], answers[1]] == [fresh_answer(llama, tokens) for tokens in prompts]
 
 
+@pytest.mark.compact
 def test_the_next_turn_goes_on_from_what_is_kept(server, document):
     document = own(document, 2)
     erase(server)
@@ -132,7 +136,7 @@ def test_the_next_turn_goes_on_from_what_is_kept(server, document):
     assert len(document) <= other["asl"]["cached_tokens"] < len(document) + len(TAIL)
 
 
-@pytest.mark.parametrize("at", [0, 350, -1], ids=["first", "middle", "last"])
+@pytest.mark.parametrize("at", [0, pytest.param(350, marks=pytest.mark.compact), -1], ids=["first", "middle", "last"])
 def test_edited_history_is_not_served_stale(server, llama, document, at):
     document = own(document, 3)
     erase(server)
@@ -168,6 +172,7 @@ def test_the_ram_cache_keeps_to_the_rule(server, llama, document):
     assert back["asl"]["cached_tokens"] >= len(document)
 
 
+@pytest.mark.compact
 def test_slot_files_keep_to_the_rule(server, llama, document):
     document = own(document, 6)
     erase(server)
@@ -237,6 +242,7 @@ def test_a_prompt_that_must_not_be_pruned_and_does_not_fit_is_refused(server, do
     assert "backend sampling" in short["asl"]["reason"] and not short["asl"]["pruned"]
 
 
+@pytest.mark.compact
 def test_requests_choose_under_the_servers_limit(server, document):
     smaller = server.complete(document, 2, cache_prompt=False, asl={"budget": 0.1, "policy": "snapkv"})["asl"]
     assert smaller["kept_tokens"] == len(document) // 10 and smaller["policy"] == "snapkv"
@@ -244,6 +250,7 @@ def test_requests_choose_under_the_servers_limit(server, document):
     assert larger["kept_tokens"] == len(document) // 5
 
 
+@pytest.mark.compact
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -262,6 +269,7 @@ def test_wrong_options_are_refused(server, options, said):
     assert status == 400 and said in answer["error"]["message"]
 
 
+@pytest.mark.compact
 def test_anthropic_answers_carry_the_report(server):
     body = {"model": "any", "max_tokens": 4, "messages": [{"role": "user", "content": "Say hello"}]}
     status, answer = server.post("/v1/messages", body)
@@ -270,12 +278,14 @@ def test_anthropic_answers_carry_the_report(server):
     assert [event["type"] for event in events if "asl" in event] == ["message_delta"]
 
 
+@pytest.mark.compact
 def test_props_and_slots_know_about_it(server):
     assert server.get("/props")[1]["asl"]["budget"] == 0.2
     assert server.get("/props")[1]["default_generation_settings"]["n_ctx"] == 2048
     assert [slot["n_ctx"] for slot in server.slots()] == [2048] * 3
 
 
+@pytest.mark.compact
 def test_openai_parses_the_answers(server, document):
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0)
@@ -295,6 +305,7 @@ def test_openai_parses_the_answers(server, document):
     assert chunks[-1].usage.prompt_tokens == answer.usage.prompt_tokens and chunks[-1].asl["pruned"]
 
 
+@pytest.mark.compact
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_in_the_middle_of_a_prefill(smollm2, arguments, document, number):
     with serving(smollm2, *arguments) as server:
