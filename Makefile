@@ -41,7 +41,7 @@ ui: build ## build/ui/dist: llama.cpp's own web page, for `asl-gguf serve --path
 	cd build/ui && npm ci --ignore-scripts --no-fund --no-audit && npx svelte-kit sync && npm run build
 
 test: build $(VENV)/.ecosystem ## all tests: the fast ones, those of a GPU or what stands for one, the slow ones
-	$(PY) -m pytest -n auto tests/fast
+	$(PY) -m pytest -n auto --all-cases tests/fast
 	$(PY) -m pytest tests/gpu
 	$(PY) -m pytest tests/slow
 
@@ -50,7 +50,7 @@ test-server: build ## the endpoint's tests (compiles llama.cpp's server once: so
 	$(PIP) install --quiet 'openai>=1.40' anthropic playwright requests aiohttp filelock prometheus-client wget
 	$(PY) -m pytest tests/slow/server
 
-test-fast: build ## the tests that need no model
+test-fast: build ## the tests that need no model, of products each value once (tests/cases.py)
 	$(PY) -m pytest -n auto tests/fast
 
 bench: build ## speed and memory of prefill and decoding
