@@ -136,8 +136,7 @@ def bench_agents(
         older[way] = [answer for answer in answers if answer.is_older]
     with contextlib.closing(Llama(path, **options.to_kwargs(n_ctx), asl_budget=1.0, asl_dequant=dequant)) as llm:
         for way in list(ways)[1:]:
-            same = [asked.answer in model.detokenize(_answer(llm, list(asked.prompt))[0]) for asked in older[way]]
-            result[way]["right_older_of_full_cache_on_same_prompts"] = mean(same) if same else 0.0
+            result[way]["right_older_of_full_cache_on_same_prompts"] = _share_right(llm, model, older[way])
     full, stock_seconds = result["full_cache"], result["full_cache"]["seconds_by_turn"]
     for way in list(ways)[1:]:
         ratios = [ours / theirs for ours, theirs in zip(result[way]["seconds_by_turn"], stock_seconds)]
@@ -147,6 +146,12 @@ def bench_agents(
         result[way]["right_older_to_full"] = result[way]["right_older"] / max(full["right_older"], 1e-9)
     model.close()
     return result
+
+
+def _share_right(llm: Llama, model: Model, asked: list[Answered]) -> float:
+    """Of questions whose prompts were those of another way."""
+    right = [one.answer in model.detokenize(_answer(llm, list(one.prompt))[0]) for one in asked]
+    return mean(right) if right else 0.0
 
 
 def _summary(answers: list[Answered], n_turns: int) -> dict[str, Any]:
