@@ -26,6 +26,25 @@ settings.register_profile("fast", derandomize=True, deadline=None, max_examples=
 settings.load_profile("fast")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-cases", action="store_true", help="all cases of each test in tests/fast (tests/cases.py)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "pairs(*names): these arguments come from tests/pairs.py")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all-cases") or not all(Path(argument).is_dir() for argument in config.args):
+        return
+    from cases import shortened
+
+    fast = Path(__file__).parent / "fast"
+    taken, left_out = shortened([item for item in items if fast in item.path.parents])
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if fast not in item.path.parents] + taken
+
+
 def pytest_collection_finish() -> None:
     """The garbage collector need not look at thousands of collected tests again and again."""
     gc.freeze()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import combinations, product
 from typing import Any
 
@@ -26,6 +26,11 @@ def _pairs(case: tuple[int, ...]) -> set[Any]:
     return set(combinations(enumerate(case), 2))
 
 
-def pairs(**axes: Iterable[Any]) -> pytest.MarkDecorator:
+def pairs(**axes: Iterable[Any]) -> Callable[[Any], Any]:
     """Parametrizes a test with `all_pairs` of its arguments."""
-    return pytest.mark.parametrize(", ".join(axes), all_pairs(*axes.values()))
+
+    def mark(test: Any) -> Any:
+        # the second mark tells tests/cases.py that these are values of arguments, not a list of cases
+        return pytest.mark.parametrize(", ".join(axes), all_pairs(*axes.values()))(pytest.mark.pairs(*axes)(test))
+
+    return mark

@@ -81,6 +81,10 @@ class Answered:
     """CPU seconds to the first token, of all threads"""
     kv_bytes: int
     """K/V of the conversation"""
+    prompt: tuple[int, ...]
+    """the conversation up to the answer, earlier answers as this way gave them"""
+    answer: str
+    """the right one"""
 
 
 def bench_agents(
@@ -96,6 +100,9 @@ def bench_agents(
     runs: int,
 ) -> dict[str, Any]:
     """Right answers, CPU seconds to the first token and K/V by turn, of the same `runs` sessions held in each way.
+
+    Each way goes on from its own answers, so that one wrong answer may bring others. Beside that, the full cache gets the
+    very prompts in which a way was asked about an older fact.
 
     Args:
         n_tokens: of the first turn.
@@ -121,10 +128,15 @@ def bench_agents(
         "turns": n_turns,
         "n_threads": options.n_threads,
     }
+    older: dict[str, list[Answered]] = {}
     for way, asl_options in ways.items():
         with contextlib.closing(Llama(path, **options.to_kwargs(n_ctx), **asl_options)) as llm:
             answers = [answer for session in sessions for answer in _hold(llm, model, session)]
         result[way] = _summary(answers, n_turns)
+        older[way] = [answer for answer in answers if answer.is_older]
+    with contextlib.closing(Llama(path, **options.to_kwargs(n_ctx), asl_budget=1.0, asl_dequant=dequant)) as llm:
+        for way in list(ways)[1:]:
+            result[way]["right_older_of_full_cache_on_same_prompts"] = _share_right(llm, model, older[way])
     full, stock_seconds = result["full_cache"], result["full_cache"]["seconds_by_turn"]
     for way in list(ways)[1:]:
         ratios = [ours / theirs for ours, theirs in zip(result[way]["seconds_by_turn"], stock_seconds)]
@@ -134,6 +146,12 @@ def bench_agents(
         result[way]["right_older_to_full"] = result[way]["right_older"] / max(full["right_older"], 1e-9)
     model.close()
     return result
+
+
+def _share_right(llm: Llama, model: Model, asked: list[Answered]) -> float:
+    """Of questions whose prompts were those of another way."""
+    right = [one.answer in model.detokenize(_answer(llm, list(one.prompt))[0]) for one in asked]
+    return mean(right) if right else 0.0
 
 
 def _summary(answers: list[Answered], n_turns: int) -> dict[str, Any]:
@@ -162,8 +180,9 @@ def _hold(llm: Llama, model: Model, session: list[Turn]) -> Iterator[Answered]:
             report = llm.last_prefill
             assert report is not None
             n_bytes = report.kv_bytes_prompt or report.kv_bytes * report.prompt_tokens // llm.n_ctx()
+            prompt = tuple(tokens[: len(tokens) - len(answer)])
             right = question.answer in model.detokenize(answer)
-            yield Answered(right, question.is_older, number, seconds, n_bytes)
+            yield Answered(right, question.is_older, number, seconds, n_bytes, prompt, question.answer)
 
 
 def _answer(llm: Llama, tokens: list[int]) -> tuple[list[int], float]:

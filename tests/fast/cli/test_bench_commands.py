@@ -39,6 +39,7 @@ def test_bench_agents(capsys, model):
     for way in ("full_cache", "pruned", "pruned_full_kv"):
         assert len(found[way]["seconds_by_turn"]) == 3 and min(found[way]["seconds_by_turn"]) > 0
         assert 0 <= found[way]["right_older"] <= 1
+    assert 0 <= found["pruned_full_kv"]["right_older_of_full_cache_on_same_prompts"] <= 1
     assert found["pruned"]["kv_bytes"] < 0.5 * found["full_cache"]["kv_bytes"]
     later = found["pruned"]["seconds_by_turn"][1:], found["full_cache"]["seconds_by_turn"][1:]
     assert found["pruned"]["seconds_to_full_later_turns"] == pytest.approx(sum(later[0]) / sum(later[1]))
