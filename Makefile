@@ -42,8 +42,6 @@ ui: build ## build/ui/dist: llama.cpp's own web page, for `asl-gguf serve --path
 
 test: build $(VENV)/.ecosystem $(VENV)/.clients ## all tests: the fast ones, those of a GPU or what stands for one, the slow ones, some of the endpoint's
 	$(PY) -m pytest -n auto tests/fast
-test: build $(VENV)/.ecosystem ## all tests: the fast ones, those of a GPU or what stands for one, the slow ones
-	$(PY) -m pytest -n auto --all-cases tests/fast
 	$(PY) -m pytest tests/gpu
 	$(PY) -m pytest tests/slow --ignore tests/slow/server
 	$(PY) -m pytest tests/slow/server -m compact
@@ -54,7 +52,7 @@ test-server: build $(VENV)/.clients ## all of the endpoint's tests (compiles lla
 	$(PY) -m pytest tests/slow/server
 
 test-fast: build ## the tests that need no model, of products each value once (tests/cases.py)
-	$(PY) -m pytest -n auto tests/fast
+	$(PY) -m pytest -n auto --few-cases tests/fast
 
 bench: build ## speed and memory of prefill and decoding
 	$(VENV)/bin/asl-gguf bench prefill

@@ -1,7 +1,7 @@
-"""Which cases of a test a run of whole folders takes: enough to show each value of each argument once.
+"""Which cases of a test a short run takes: enough to show each value of each argument once.
 
 Two `parametrize` marks, or a mark and a fixture's parameters, make a product, and `pairs` a part of one. Of these a short
-run takes few; `--all-cases` takes all, as `make test` does, and so does a run of a file or of one test.
+run (`--few-cases`, `make test-fast`) takes few; `make test` takes all.
 """
 
 from __future__ import annotations

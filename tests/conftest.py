@@ -27,7 +27,7 @@ settings.load_profile("fast")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-cases", action="store_true", help="all cases of each test in tests/fast (tests/cases.py)")
+    parser.addoption("--few-cases", action="store_true", help="of tests/fast's cases each value once (tests/cases.py)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--all-cases") or not all(Path(argument).is_dir() for argument in config.args):
+    if not config.getoption("--few-cases"):
         return
     from cases import shortened
 
