@@ -49,17 +49,24 @@ class Thresholds:
     """attention on the document: so little where the answer follows from all of it, to so much where it stands somewhere"""
     lone: tuple[float, float] = (0.97, 0.985)
     """peak: so much is one place's, however little that is (needles in long prompts)"""
+    faint: float = 0.0
+    """attention on the document: with less than this, one place has to stand out as `sure` says"""
+    sure: tuple[float, float] = (0.955, 0.985)
+    """peak, looking faintly: from many places to one. Questions that people wrote read like needles by `found`"""
 
     def need(self, reading: Reading) -> float:
         """0 for what stands in one place, _SEVERAL for what stands in some, 1 for what follows from all of the document."""
         if reading.document >= self.document:
             return max(_UNSURE, _SEVERAL * _ramp(reading.peak, *self.chained))
         all_of_it = (1 - _ramp(reading.document, *self.summary)) * (1 - _ramp(reading.peak, *self.lone))
-        return max(all_of_it, _SEVERAL * (1 - _ramp(reading.peak, *self.found)))
+        found = self.sure if reading.document < self.faint else self.found
+        return max(all_of_it, _SEVERAL * (1 - _ramp(reading.peak, *found)))
 
 
 CALIBRATED = {
-    (30, 3, 576): Thresholds(18, 22, document=0.11, found=(0.925, 0.955), chained=(0.985, 0.996), summary=(0.045, 0.06))
+    (30, 3, 576): Thresholds(
+        18, 22, document=0.11, found=(0.925, 0.955), chained=(0.985, 0.996), summary=(0.045, 0.06), faint=0.075
+    )
 }
 """shape of a model (native/context.py) -> its thresholds. SmolLM2-135M"""
 

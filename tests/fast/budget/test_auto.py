@@ -94,8 +94,23 @@ def test_what_a_reading_needs(reading, need):
     assert FOUND.need(reading) == pytest.approx(need)
 
 
+@pytest.mark.parametrize(
+    "reading, need",
+    [
+        (Reading(0.07, 0.955), 0.5),
+        (Reading(0.07, 0.97), 0.25),
+        (Reading(0.07, 0.985), 0),
+        (Reading(0.075, 0.955), 0),
+        (Reading(0.2, 0.97), 0.2),
+    ],
+)
+def test_a_faint_place_has_to_stand_out_more(reading, need):
+    assert replace(FOUND, faint=0.075).need(reading) == pytest.approx(need)
+
+
 def test_every_model_s_thresholds_are_in_order():
     for one in CALIBRATED.values():
+        assert one.found[1] <= one.sure[0] < one.sure[1] <= 1 and one.summary[1] < one.faint < one.document
         assert 0 < one.document < 1 and one.found[0] < one.found[1] <= 1 and one.chained[0] < one.chained[1] <= 1
         assert one.summary[0] < one.summary[1] < one.document and one.layer < one.deeper
 
