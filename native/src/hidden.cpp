@@ -52,6 +52,10 @@ void asl_hidden::release() {
     ctx.reset();
 }
 
+void asl_hidden::clear() {
+    ggml_backend_buffer_clear(buffer.get(), 0);
+}
+
 void asl_hidden::reset(int64_t n_hidden, int64_t begin, int64_t end, ggml_backend_buffer_type_t buft) {
     release();
     first = begin;

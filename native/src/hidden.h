@@ -22,6 +22,9 @@ public:
 
     void release();
 
+    // All values are 0.
+    void clear();
+
     // Rows of tokens begin..end-1: float [end - begin, n_hidden].
     void get(int64_t begin, int64_t end, float * dst) const;
     void set(int64_t begin, int64_t end, const float * src);

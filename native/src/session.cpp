@@ -126,6 +126,9 @@ void asl_session::open(std::vector<int32_t> tokens, int32_t n_window, int32_t fi
         positions[i] = first_pos + i;
     }
     hidden.reset(n_hidden, n_past, n_tokens, asl_hidden_buffer_type(*prefill, (size_t) (n_tokens - n_past) * n_hidden * sizeof(float)));
+    if (n_hidden > (int32_t) ctx.get_model().hparams.n_embd) {
+        hidden.clear(); // rows that deeper layers read may have no value yet, and saved layers hold them
+    }
     const size_t n_bytes_hidden = hidden.size_bytes(false); // 0 in host memory: a device waits for them anyway
     inputs.reset(n_bytes_hidden > 0 ? hidden.get_type() : nullptr, n_bytes_hidden);
     kv_bytes_prefill_peak = asl_kv_bytes(*prefill);
