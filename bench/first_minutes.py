@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -72,12 +73,12 @@ def processor() -> str:
 def transcript() -> str:
     """The page."""
     root = Path(__file__).resolve().parents[1]
-    parts = [
-        "# The first minutes",
+    began = (
         f"What `python3 bench/first_minutes.py` recorded in a fresh clone on a machine without a GPU ({processor()}): each "
-        "command, the last lines that it printed, and its seconds. `make demo` compiles llama.cpp once; a wheel (`make "
-        "wheel`) needs no compiler.",
-    ]
+        "command, the last lines that it printed, and its seconds by the clock. `make demo` compiles llama.cpp once; a "
+        "wheel (`make wheel`) needs no compiler."
+    )
+    parts = ["# The first minutes", textwrap.fill(began, 120, break_on_hyphens=False)]
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "asl_gguf"
         subprocess.run(["git", "clone", "--quiet", str(root), str(clone)], check=True)
