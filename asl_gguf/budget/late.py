@@ -19,6 +19,8 @@ _LEAST_TOKENS = 100
 """tokens to keep at least, whatever the lower limit of `auto`: what one answer needs is a number of tokens, not a share"""
 _READABLE = 160
 """tokens whose window holds the queries that are read (SpanASL.window_of)"""
+_TOO_FEW = 40
+"""tokens that hold no such window beside sinks and anything else: a smaller budget is not read, nor widens its window"""
 _LEAST_READ = 120
 """a fixed budget of fewer tokens is selected where needles are: chains do not fit it anyhow, and people's questions lose"""
 _HELD = 2
@@ -92,7 +94,8 @@ class PromptBudget:
     def __init__(
         self, n_least: int, n_most: int, n_held: int, *, policy: Policy, thresholds: Thresholds | None
     ) -> None:
-        self.n_held, self.n_window = n_held, max(_READABLE, round(math.sqrt(n_least * n_most)))
+        wide = _READABLE if n_most >= _TOO_FEW else 0
+        self.n_held, self.n_window = n_held, max(wide, round(math.sqrt(n_least * n_most)))
         self.n_least, self.n_most, self.spreads = n_least, n_most, False
         self._policy, self._thresholds = policy, thresholds
         self._reading: Reading | None = None
@@ -150,7 +153,7 @@ def guarded_budget(policy: Policy, n_tokens: int, n_kept: int, n_most: int, shap
     """Of n_kept tokens, up to n_most where what the prompt looks for does not stand in one place (`asl_guard`); None: as
     `fixed_budget`."""
     thresholds = CALIBRATED.get(shape)
-    if not policy.looks_again or n_kept >= n_tokens or thresholds is None:
+    if not policy.looks_again or not _TOO_FEW <= n_kept < n_tokens or thresholds is None:
         return None
     n_most = max(n_kept, min(n_most, n_tokens))
     return PromptBudget(n_kept, n_most, n_most, policy=policy, thresholds=thresholds)

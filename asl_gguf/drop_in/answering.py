@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import PromptError, StateError
+from ..errors import OptionError, PromptError, StateError
 from ..native.bindings import llama_cpp
 from . import generation
 from .completion import as_called, check_response_format, ended_at_first_stop, up_to_stop, whole_characters
@@ -32,12 +32,18 @@ class AnsweringLlama(StatefulLlama):
 
         @property
         def draft_model(self) -> Any:
-            """As it was given; while the parent makes a token, one during which nobody enters."""
+            """As it was given; for the parent, which calls it between two tokens, one during which nobody enters."""
             given = self._draft_model
-            return self._gate.guarding("the draft model", given) if given and self._generating else given
+            guarded = given is not None and self._generating and not self._gate.in_callback
+            return self._gate.guarding("the draft model", given) if guarded else given
 
         @draft_model.setter
         def draft_model(self, given: Any) -> None:
+            if given is not None and not self._logits_all:
+                raise OptionError(
+                    "draft_model: expected it when the Llama is made, which decides what its logits are kept for and whether "
+                    "prompts are pruned, got one now; pass draft_model to Llama"
+                )
             self._draft_model = given
 
         @functools.wraps(llama_cpp.Llama.sample)

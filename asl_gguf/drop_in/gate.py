@@ -40,6 +40,11 @@ class Gate:
         self._free: Callable[[], None] | None = None
         self.closed = False
 
+    @property
+    def in_callback(self) -> bool:
+        """Whether a callback of the user's runs."""
+        return self._within is not None
+
     def check_open(self) -> None:
         """Raises StateError after close()."""
         if self.closed:

@@ -20,7 +20,7 @@ from ..native.session import DEQUANT_MODES, Progress
 from ..policies import DEFAULT, Policy, make_policy
 from ..policies.protect import Protection
 
-_DECIDING = ("asl_budget", "asl_min_prompt", "asl_policy", "asl_protect", "asl_guard", "asl_full_kv")
+_DECIDING = ("asl_budget", "asl_min_prompt", "asl_policy", "asl_protect", "asl_guard", "asl_full_kv", "asl_dequant")
 
 
 @dataclass(frozen=True)

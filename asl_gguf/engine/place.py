@@ -39,6 +39,9 @@ class Place(Protocol):
     def remove_from(self, begin: int) -> bool:
         """Frees the cells from this position on. Returns whether it could: recurrent states do not go back."""
 
+    def sees_back(self, n_tokens: int) -> bool:
+        """Whether a token after the first n_tokens, none of them pruned, finds all that it attends to."""
+
     def clear(self) -> None:
         """Nothing that the cells hold is needed any more."""
 
@@ -94,6 +97,10 @@ class OwnContext:
     def remove_from(self, begin: int) -> bool:
         """Frees the cells from this position on. Returns whether it could: recurrent states do not go back."""
         return context.remove_from(self.ctx, begin)
+
+    def sees_back(self, n_tokens: int) -> bool:
+        """Whether a token after the first n_tokens, none of them pruned, finds all that it attends to."""
+        return context.sees_back(self.ctx, n_tokens)
 
     def clear(self) -> None:
         """Cells are freed once others are needed."""
@@ -203,6 +210,10 @@ class SharedContext:
         if begin == 0:
             self._n_dropped = 0
         return context.remove_from(self.ctx, begin, self.seq_id)
+
+    def sees_back(self, n_tokens: int) -> bool:
+        """Whether a token after the first n_tokens, none of them pruned, finds all that it attends to."""
+        return context.sees_back(self.ctx, n_tokens, self.seq_id)
 
     def clear(self) -> None:
         """Frees all cells."""

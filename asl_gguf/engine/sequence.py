@@ -107,10 +107,15 @@ class Sequence:
 
         The logits there are were those of the last token that goes.
         """
-        if self.place.n_evaluated > self.transcript.n_tokens:
-            self.transcript.needs_eval = True
-        if not self.place.remove_from(self.transcript.n_tokens):
-            self.clear()  # of a hybrid model's state, nothing can be taken back: the next prompt begins anew
+        text = self.transcript
+        back = self.place.n_evaluated > text.n_tokens
+        if back:
+            text.needs_eval = True
+        # of a hybrid model's state, nothing can be taken back: the next prompt begins anew
+        if not self.place.remove_from(text.n_tokens) or not (
+            text.pruned or not back or self.place.sees_back(text.n_tokens)
+        ):
+            self.clear()
 
     def check_append(self, n_tokens: int) -> None:
         """Before n_tokens are evaluated after the ones that were.
@@ -180,8 +185,8 @@ class Sequence:
             small = bool(text.pruned) or self.rule.extends(n_new, text.n_tokens)
             fits = self.n_free - n_new >= request.n_answer and (n_new > 0 or not text.needs_eval)
             return plan if small and fits and not self._selects_again(tokens) else None
-        fits = self.place.n_cells - len(tokens) >= request.n_answer
-        return plan if fits and not text.pruned and self.rule.kept(len(tokens)) == len(tokens) else None
+        fits = self.place.n_cells - len(tokens) >= request.n_answer and not text.pruned
+        return plan if fits and self.rule.kept(len(tokens)) == len(tokens) and self.place.sees_back(n_common) else None
 
     def _selects_again(self, tokens: abc.Sequence[int]) -> bool:
         """Whether a longer prompt chooses anew among all K/V of the one that was pruned."""

@@ -61,6 +61,16 @@ def n_evaluated(ctx: Any, seq_id: int = 0) -> int:
     return int(llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(ctx), seq_id)) + 1
 
 
+def sees_back(ctx: Any, n_tokens: int, seq_id: int = 0) -> bool:
+    """Whether a token after the first n_tokens of an unpruned sequence finds all that it attends to.
+
+    Sliding layers hold their window; after a state was loaded, later tokens take the cells before it.
+    """
+    n_swa = int(llama_cpp.llama_model_n_swa(llama_cpp.llama_get_model(ctx)))
+    first = int(llama_cpp.llama_memory_seq_pos_min(llama_cpp.llama_get_memory(ctx), seq_id))
+    return n_swa == 0 or first <= max(0, n_tokens - n_swa)
+
+
 def remove_from(ctx: Any, begin: int, seq_id: int = 0) -> bool:
     """Frees the cells of a sequence from this position on. Returns whether it could: recurrent states do not go back."""
     return bool(llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(ctx), seq_id, begin, -1))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # what signal wraps
 import contextlib
 import ctypes
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +14,7 @@ from ..policies.contract import Floats, Indices
 from . import bindings
 from .arrays import float_p, indices, int32_p, require_int32
 from .bindings import check, lib, llama_cpp
+from .signals import handled_after
 
 DEQUANT_MODES = {
     "off": bindings.DEQUANT_OFF,
@@ -25,8 +23,6 @@ DEQUANT_MODES = {
     "int8": bindings.DEQUANT_INT8,
     "int16": bindings.DEQUANT_INT16,
 }
-
-_SIGNALS = tuple(sorted(signal.valid_signals()))
 
 Progress = Callable[[int, int], bool | None]
 """(done, total) in token-layers; returning False cancels"""
@@ -282,35 +278,13 @@ class Session:
             more = self.step()
             yield
 
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Handlers of signals run after a native call, where what they raise reaches the caller. Ctrl-C ends the call early.
+    def _interruptible(self) -> contextlib.AbstractContextManager[None]:
+        """For the time of a native call, which Ctrl-C ends early."""
 
-        Python runs handlers on entry to the progress callback as well, before any try of ours: ctypes would print
-        and drop what they raise, and what they close would be freed while the library works with it.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        # plain numbers: real-time signals have no name. signal.getsignal would try to name each handler: 0.2 ms a slice
-        handlers = {int(number): old for number in _SIGNALS if callable(old := _signal.getsignal(number))}
-        caught: list[tuple[int, Any]] = []
+        def interrupted(now: bool) -> None:
+            self._interrupted = now
 
-        def note(number: int, frame: Any) -> None:
-            self._interrupted = self._interrupted or number == signal.SIGINT
-            caught.append((number, frame))
-
-        for blocked in handlers:
-            _signal.signal(blocked, note)
-        try:
-            yield
-        finally:
-            for blocked, handler in handlers.items():
-                _signal.signal(blocked, handler)
-            self._interrupted = False
-            with contextlib.ExitStack() as all_of_them:  # whatever one of them raises
-                for number, frame in reversed(caught):
-                    all_of_them.callback(handlers[number], number, frame)
+        return handled_after(interrupted)
 
     def scores(self) -> Floats:
         """float32 [n_head_kv, n_current]: the window's attention in the layer that ran last."""

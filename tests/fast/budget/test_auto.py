@@ -290,3 +290,14 @@ def test_a_layer_is_read_before_it_is_chosen_from(make, thresholds):
     reports = [llm.prefill(prompt(1000)) for llm in (auto, fixed)]
     assert [report.selection_layer for report in reports] == [4, 3]
     assert [report.kept_tokens for report in reports] == [100, 100]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("text, n", [("auto:0.01-0.05", 330), ("auto:0.01-0.02", 1000), ("auto:0.01-0.12", 330)])
+def test_a_limit_that_holds_no_wide_window(text, n, known):
+    """The window that is read would take more tokens than are kept."""
+    made = rule(text)
+    most = made.kept(n)
+    late = made.late(n, most, 0, SHAPE if known else (1, 1, 1))
+    policy = made.context.policy
+    assert policy.window_of(n, late.n_window) + policy.first_kept <= most

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from llama_cpp.llama_speculative import LlamaDraftModel
 
-from asl_gguf import StateError
+from asl_gguf import OptionError, StateError
 from asl_gguf.policies import SnapKV
 from harness import llama_cpp
 from llama_calls import ASKED, CALLS, OF_THE_MODEL
@@ -144,3 +144,20 @@ def test_what_fails_in_a_callback_leaves_no_guard(make):
             complete(llm, ASKED, 4, **given)
         llm.reset()
     assert greedy(llm, ASKED) == greedy(make(**PRUNED), ASKED)
+
+
+def test_a_draft_model_is_itself_within_a_callback(make):
+    draft = Drafting()
+    llm, seen = make(draft_model=draft), []
+    complete(llm, ASKED, 2, stopping_criteria=criteria(lambda: seen.append(llm.draft_model)))
+    assert seen and all(one is draft for one in seen)
+
+
+@pytest.mark.parametrize("options", [PRUNED, {}], ids=["budget", "no budget"])
+def test_a_draft_model_comes_with_the_object(make, options):
+    """Later there are no logits to check its tokens by."""
+    llm = make(**options)
+    with pytest.raises(OptionError, match="draft_model: expected it when the Llama is made"):
+        llm.draft_model = Drafting()
+    llm.draft_model = None
+    assert greedy(llm, ASKED) == greedy(make(**options), ASKED)

@@ -101,3 +101,14 @@ def test_unpruned_states_serve_a_common_start(make):
     complete(llm, OTHER[:60])
     complete(llm, DOCUMENT[:50] + QUESTIONS[0][:20])
     assert llm.last_prefill.reused_tokens == 50
+
+
+def test_other_kernels_take_no_state(make):
+    """K/V of rounded activations are not those of `asl_dequant=False`."""
+    shared, options = llama_cpp.LlamaRAMCache(), {"asl_budget": 1.0}
+    rounded, exact = make(**options), make(**options, asl_dequant=False)
+    for llm in (rounded, exact):
+        llm.set_cache(shared)
+    complete(rounded, DOCUMENT)
+    complete(exact, DOCUMENT + QUESTIONS[0])
+    assert exact.last_prefill.reused_tokens == 0

@@ -339,3 +339,28 @@ def test_a_chat_is_prefilled_ahead(make):
     assert llm.last_prefill.reused_tokens > 120
     again = make(**PLAIN).create_chat_completion(messages, max_tokens=8, temperature=0.0)
     assert answer["choices"][0]["message"] == again["choices"][0]["message"]
+
+
+@pytest.mark.parametrize("architecture", ["gemma3", "gpt-oss"])
+@pytest.mark.parametrize("n_common", [40, 51, 60, 90])
+def test_a_step_back_behind_the_windows_of_a_loaded_prompt(make, tmp_path, architecture, n_common):
+    """Later tokens took the cells before the windows: a prompt that needs them begins anew."""
+    options = {
+        "architecture": architecture,
+        "asl_budget": 0.5,
+    }  # shorter prompts than asl_min_prompt: nothing is pruned
+    tokens = prompt(150, seed=4)
+    first, loaded = make(**options), make(**options)
+    greedy(first, tokens[:100], 1)
+    first.save_prompt(tmp_path / "prompt.asl")
+    loaded.load_prompt(tmp_path / "prompt.asl")
+    greedy(loaded, tokens, 1)
+    other = [*tokens[:n_common], tokens[n_common] ^ 1, *prompt(20, seed=5)]
+    assert greedy(loaded, other) == greedy(make(**options), other)
+    fresh, back = make(**options), make(**options)
+    back.load_prompt(tmp_path / "prompt.asl")
+    for llm, before in ((fresh, []), (back, tokens)):
+        if before:
+            greedy(llm, before, 1)
+        greedy(llm, other, 1)
+    np.testing.assert_allclose(logits(back), logits(fresh), atol=5e-3)
