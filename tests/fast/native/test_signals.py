@@ -26,6 +26,7 @@ def handlers() -> Iterator[dict[int, Any]]:
         raise TimeUp
 
     before = {number: signal.getsignal(number) for number in NUMBERS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test's worker may ignore it
     signal.signal(signal.SIGALRM, time_up)
     signal.signal(signal.SIGTERM, lambda *_: None)
     yield {number: signal.getsignal(number) for number in NUMBERS}
