@@ -111,11 +111,9 @@ class Sequence:
         back = self.place.n_evaluated > text.n_tokens
         if back:
             text.needs_eval = True
-        # of a hybrid model's state, nothing can be taken back: the next prompt begins anew
-        if not self.place.remove_from(text.n_tokens) or not (
-            text.pruned or not back or self.place.sees_back(text.n_tokens)
-        ):
-            self.clear()
+        blind = back and not text.pruned and not self.place.sees_back(text.n_tokens)
+        if not self.place.remove_from(text.n_tokens) or blind:
+            self.clear()  # of a hybrid model's state, nothing can be taken back: the next prompt begins anew
 
     def check_append(self, n_tokens: int) -> None:
         """Before n_tokens are evaluated after the ones that were.

@@ -310,17 +310,6 @@ def test_uses_that_cannot_be_pruned(make, use):
         assert len(complete(llm, NEXT, 3, logprobs=2)["choices"][0]["logprobs"]["tokens"]) == 3
 
 
-@pytest.mark.filterwarnings("ignore::asl_gguf.PruningDisabledWarning")
-@pytest.mark.parametrize("budget", [None, 0.2])
-def test_a_draft_model_with_a_prompt_of_several_batches(make, budget):
-    """The parent has room for the logits of n_batch tokens alone: its ValueError, "could not broadcast"."""
-    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
-
-    llm = make(asl_budget=budget, n_batch=32, draft_model=LlamaPromptLookupDecoding(num_pred_tokens=4))
-    assert len(NEXT) > 64
-    assert greedy(llm, NEXT) == greedy(make(n_batch=32), NEXT)
-
-
 def test_embeddings_come_from_the_full_prompt(make):
     with pytest.warns(PruningDisabledWarning, match="embedding"):
         llm = make(asl_budget=0.2, embedding=True)

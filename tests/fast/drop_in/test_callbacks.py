@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
-from llama_cpp.llama_speculative import LlamaDraftModel
 
-from asl_gguf import OptionError, StateError
+from asl_gguf import StateError
 from asl_gguf.policies import SnapKV
 from harness import llama_cpp
 from llama_calls import ASKED, CALLS, OF_THE_MODEL
@@ -82,31 +80,6 @@ def test_within_an_answer(make, tmp_path, options, within, given):
     assert asked
 
 
-class Drafting(LlamaDraftModel):
-    """Drafts nothing; calls somebody."""
-
-    call: Any = None
-
-    def __call__(self, input_ids: Any, /, **kwargs: Any) -> Any:
-        if self.call:
-            self.call()
-        return np.empty(0, np.intc)
-
-
-@pytest.mark.parametrize("options", [PRUNED, {}], ids=["budget", "no budget"])
-@pytest.mark.filterwarnings("ignore::asl_gguf.PruningDisabledWarning")
-def test_within_a_draft_model(make, tmp_path, options):
-    draft = Drafting()
-    llm, expected = make(**options, draft_model=draft), greedy(make(), ASKED)
-    assert llm.draft_model is draft
-    for name, call in ENTERING.items():
-        draft.call = lambda call=call: call(llm, tmp_path)
-        with pytest.raises(StateError, match="expected the draft model to return, got a call of the Llama"):
-            complete(llm, ASKED, 4)
-        draft.call = None
-        assert greedy(llm, ASKED) == expected, name
-
-
 @pytest.mark.parametrize(
     "within, make_arguments", [("logits processor", lambda call: {"logits_processor": processors(call)})]
 )
@@ -144,20 +117,3 @@ def test_what_fails_in_a_callback_leaves_no_guard(make):
             complete(llm, ASKED, 4, **given)
         llm.reset()
     assert greedy(llm, ASKED) == greedy(make(**PRUNED), ASKED)
-
-
-def test_a_draft_model_is_itself_within_a_callback(make):
-    draft = Drafting()
-    llm, seen = make(draft_model=draft), []
-    complete(llm, ASKED, 2, stopping_criteria=criteria(lambda: seen.append(llm.draft_model)))
-    assert seen and all(one is draft for one in seen)
-
-
-@pytest.mark.parametrize("options", [PRUNED, {}], ids=["budget", "no budget"])
-def test_a_draft_model_comes_with_the_object(make, options):
-    """Later there are no logits to check its tokens by."""
-    llm = make(**options)
-    with pytest.raises(OptionError, match="draft_model: expected it when the Llama is made"):
-        llm.draft_model = Drafting()
-    llm.draft_model = None
-    assert greedy(llm, ASKED) == greedy(make(**options), ASKED)
