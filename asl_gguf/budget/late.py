@@ -20,9 +20,10 @@ _LEAST_TOKENS = 100
 _READABLE = 160
 """tokens whose window holds the queries that are read (SpanASL.window_of)"""
 _TOO_FEW = 40
-"""tokens that hold no such window beside sinks and anything else: a smaller budget is not read, nor widens its window"""
+"""fewer tokens cannot hold the sinks and such a window: the budget is not read, and its window stays narrow"""
 _LEAST_READ = 120
-"""a fixed budget of fewer tokens is selected where needles are: chains do not fit it anyhow, and people's questions lose"""
+"""a fixed budget of fewer tokens is selected in the first layer that may: chains do not fit it, and questions that people
+wrote lose by a second look"""
 _HELD = 2
 """rows that layers hold until a fixed budget's tokens are selected, in budgets"""
 _SEVERAL = 0.5
