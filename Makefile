@@ -51,8 +51,8 @@ test-server: build $(VENV)/.clients ## all of the endpoint's tests (compiles lla
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build $(BUILD) --target ggml-rpc-server
 	$(PY) -m pytest tests/slow/server
 
-test-fast: build ## the tests that need no model, of products each value once (tests/cases.py)
-	$(PY) -m pytest -n auto --few-cases tests/fast
+test-fast: build ## the tests that need no model, without long ones, of products each value once (tests/cases.py)
+	$(PY) -m pytest -n auto --short tests/fast
 
 bench: build ## speed and memory of prefill and decoding
 	$(VENV)/bin/asl-gguf bench prefill

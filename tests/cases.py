@@ -1,7 +1,7 @@
-"""Which cases of a test a short run takes: enough to show each value of each argument once.
+"""What a short run (`--short`, `make test-fast`) takes: enough to show each value of each argument once.
 
 Two `parametrize` marks, or a mark and a fixture's parameters, make a product, and `pairs` a part of one. Of these a short
-run (`--few-cases`, `make test-fast`) takes few; `make test` takes all.
+run takes few, and none of the tests that are marked `long`; `make test` takes all.
 """
 
 from __future__ import annotations
@@ -49,11 +49,12 @@ def _key(value: object) -> Hashable:
 
 def shortened(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """The tests that a short run takes, in order, and those that it leaves out."""
+    short = [item for item in items if not item.get_closest_marker("long")]
     by_function = defaultdict(list)
-    for item in items:
+    for item in short:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             by_function[item.path, item.cls, item.originalname].append(item)
     taken = {id(one[i]) for one in by_function.values() for i in covering([values_of(item) for item in one])}
     cases = {id(item) for one in by_function.values() for item in one}
-    left_out = [item for item in items if id(item) in cases - taken]
-    return [item for item in items if id(item) not in cases or id(item) in taken], left_out
+    kept = {id(item) for item in short} - (cases - taken)
+    return [item for item in items if id(item) in kept], [item for item in items if id(item) not in kept]

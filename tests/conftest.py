@@ -27,7 +27,7 @@ settings.load_profile("fast")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--few-cases", action="store_true", help="of tests/fast's cases each value once (tests/cases.py)")
+    parser.addoption("--short", action="store_true", help="of tests/fast each value once, nothing long (tests/cases.py)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--few-cases"):
+    if not config.getoption("--short"):
         return
     from cases import shortened
 

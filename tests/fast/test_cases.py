@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from itertools import product
+from types import SimpleNamespace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cases import covering
+from cases import covering, shortened
 
 axes = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 
@@ -35,3 +36,8 @@ def test_a_long_axis_meets_all_values_of_a_short_one_as_often():
     cases = [(("way", way), ("kind", kind)) for way in range(12) for kind in range(3)]
     kinds = [cases[i][1][1] for i in covering(cases)]
     assert sorted(kinds) == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_what_is_long_is_left_out():
+    items = [SimpleNamespace(get_closest_marker={"long": long}.get) for long in (None, True, None)]
+    assert shortened(items) == ([items[0], items[2]], [items[1]])

@@ -129,6 +129,7 @@ def test_every_type_is_measured():
     assert all((row.pack_ns > 0) == (row.type in packed) for row in stored.values())
 
 
+@pytest.mark.long
 def test_a_longer_product_takes_longer():
     """Times are of the product asked for: eight times the outputs, about as many operations a second."""
     # the fastest of several: on a busy machine any one of them may be interrupted

@@ -10,6 +10,8 @@ from harness import prompt
 from timed_machine import MEASURING, N_CTX, prefill_seconds
 from tiny_llama import SETTLES, greedy, logits
 
+pytestmark = pytest.mark.long
+
 
 def test_the_choice_on_a_model(make, machine):
     """The first prompt of a Llama, on a machine that takes seconds for what the tiny model does in milliseconds."""

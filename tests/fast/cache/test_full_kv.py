@@ -164,6 +164,7 @@ def selecting_at(layer: int) -> FastKV:
     return FastKV(window=8, tsp_layer=layer)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "contexts, before, layer", all_pairs([False, True], range(N_LAYER - 1), range(N_LAYER - 1)), indirect=["contexts"]
 )

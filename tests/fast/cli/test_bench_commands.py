@@ -32,6 +32,7 @@ def test_bench_slices(capsys, model):
     assert found["spreads"].keys() < found.keys()
 
 
+@pytest.mark.long
 def test_bench_agents(capsys, model):
     arguments = ["--tokens", "600", "--turns", "2", "--turn-tokens", "400", "--runs", "1", "-t", "1", "--json"]
     assert main(["bench", "agents", "-m", model, *arguments]) == 0
@@ -45,6 +46,7 @@ def test_bench_agents(capsys, model):
     assert found["pruned"]["seconds_to_full_later_turns"] == pytest.approx(sum(later[0]) / sum(later[1]))
 
 
+@pytest.mark.long
 def test_bench_prefill(capsys, model):
     assert main(["bench", "prefill", "-m", model, "--tokens", "128", "--runs", "1", "-t", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

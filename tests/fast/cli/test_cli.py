@@ -280,6 +280,7 @@ def test_doctor_finds_a_missing_library(tmp_path):
     assert re.search(r"problem: expected .*, found none. Unset LLAMA_CPP_LIB_PATH", done.stdout)
 
 
+@pytest.mark.long
 def test_the_command_itself(model, document):
     """In a process of its own: nothing of llama.cpp's log and no progress bar, where stderr is no terminal."""
     done = subprocess.run(

@@ -54,6 +54,7 @@ def criteria(call: Any) -> Any:
     return llama_cpp.StoppingCriteriaList([lambda ids, logits: bool(call()) and False])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [PRUNED, {}], ids=["budget", "no budget"])
 @pytest.mark.parametrize(
     "within, given",

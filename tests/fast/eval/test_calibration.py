@@ -351,6 +351,7 @@ def test_a_shallow_model(tiny_model, config, capsys):
     assert "expected a model of at least 10 layers" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["asl-span", "asl"])
 @pytest.mark.parametrize("kind", ["sliding", "delta-net", "mamba"])
 def test_models_whose_layers_are_not_alike(kind, policy, tiny_model, tmp_path, config, capsys):
@@ -371,6 +372,7 @@ def test_models_whose_layers_are_not_alike(kind, policy, tiny_model, tmp_path, c
     assert "stored in" in capsys.readouterr().out and ElementTree.parse(tmp_path / "profile.svg")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reference", ["peak", "first", "random"])
 def test_the_rule_on_few_layers_is_the_policys(tiny_model, config, reference):
     """What profiles predict of each min_layer and tau is what the policy does with them."""

@@ -127,6 +127,7 @@ def test_lines_of_another_command_name_it():
     assert "    python peers.py\n" in text and "asl,snapkv --samples" in text  # asl-gguf eval is not said to run it
 
 
+@pytest.mark.long
 def test_markdown_links_its_figures(folder, capsys):
     pytest.importorskip("matplotlib")
     names = ["--markdown", str(folder / "d" / "page.md"), "--figures", str(folder / "d" / "f"), "--title", "A title"]
@@ -156,6 +157,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.long
 def test_page(folder, capsys):
     pytest.importorskip("matplotlib")
     assert main(["report", str(folder), "--html", str(folder / "r" / "page.html"), "--figures", str(folder / "f")]) == 0
@@ -172,6 +174,7 @@ def test_page(folder, capsys):
     assert printed.startswith("# Answers under pruning") and "<" not in printed
 
 
+@pytest.mark.long
 def test_figures_are_labelled_and_the_same_each_time():
     pytest.importorskip("matplotlib")
     first, second = drawings(ROWS), drawings(ROWS)

@@ -56,6 +56,7 @@ def uninterrupted(folder) -> list[dict[str, Any]]:
     return read_rows(folder / "results.jsonl")
 
 
+@pytest.mark.long
 def test_killed_and_resumed_equals_uninterrupted(model, tmp_path, uninterrupted, monkeypatch):
     """Killed again and again in the middle of a line, until it has come through."""
     assert len(uninterrupted) == N_ANSWERS == len({key_of(row) for row in uninterrupted})
@@ -104,6 +105,7 @@ def uncut(data: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data.splitlines()]
 
 
+@pytest.mark.long
 def test_a_process_killed_between_and_within_answers(tiny_model, model, tmp_path, uninterrupted):
     """SIGKILL some time after some lines are there, again and again: the results are those of one run."""
     program = (

@@ -74,6 +74,7 @@ def real(model: str, policy: str, budget: float | int, *, raw: bool = False) -> 
     return text, llm.last_prefill
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [[], ["--raw", "--dequant", "off"]], ids=" ".join)
 def test_replayed_answers_are_those_of_real_runs(run, model, monkeypatch, options):
     passes = []

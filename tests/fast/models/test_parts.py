@@ -98,6 +98,7 @@ def test_states_of_other_weights_are_refused(parts, tiny_model, tmp_path):
     other.close()
 
 
+@pytest.mark.long
 def test_calibrations(tiny_model, tmp_path, config):
     """One of a split model is found by any of its parts, and not once one of them has changed."""
     deep = tiny_model("llama", n_layer=12)

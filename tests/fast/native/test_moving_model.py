@@ -97,6 +97,7 @@ class Pool(RuleBasedStateMachine):
             assert plain_state(self.live.state(seq)) == self.rows[seq]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])
 def test_cells(load_tiny, unified):
     options = SHARED if unified else Options(**{**vars(SHARED), "n_ctx": 768})

@@ -149,6 +149,7 @@ def test_one_chunk_of_one_layer_a_slice(load_tiny):
     assert set(np.cumsum(layers)) <= set(calls)
 
 
+@pytest.mark.long
 @with_runs
 def test_cancel_in_every_slice(load_tiny, run):
     """By abort between slices, and by the progress callback in the slice: the next prompt is not disturbed."""

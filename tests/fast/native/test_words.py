@@ -92,6 +92,7 @@ def in_little_stack(vocabulary: Any, text: str) -> tuple[list[int], int]:
     return found[0], found[1]
 
 
+@pytest.mark.long
 def test_a_long_run_ends_nothing(vocabulary):
     """And the time grows with the text, whatever the run ends in; std::regex is quadratic before some ends."""
     for kind, run in RUNS.items():
