@@ -103,12 +103,22 @@ class Client:
 
 
 class Server(Client):
-    """A process on a port of its own."""
+    """A process on a port of its own.
 
-    def __init__(self, model: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
+    Args:
+        program: what Python runs as `asl-gguf`.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        program: Sequence[str] = ("-m", "asl_gguf"),
+    ) -> None:
         super().__init__(free_port())
         self.log = tempfile.TemporaryFile()
-        command = [sys.executable, "-m", "asl_gguf", "serve", "-m", str(model)]
+        command = [sys.executable, *program, "serve", "-m", str(model)]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--no-warmup", "--fit", "off", *arguments]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env={**os.environ, **(env or {})})
 
@@ -138,8 +148,9 @@ class Server(Client):
 
 
 @contextlib.contextmanager
-def serving(model: Path, *arguments: str, env: dict[str, str] | None = None) -> Iterator[Server]:
-    server = Server(model, *arguments, env=env)
+def serving(model: Path, *arguments: str, **options: Any) -> Iterator[Server]:
+    """`Server`, until it is left."""
+    server = Server(model, *arguments, **options)
     try:
         server.wait_until_ready()
         yield server

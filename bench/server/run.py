@@ -4,8 +4,9 @@
 
 "stock, as few cells" gets the first part of each prompt alone, as many tokens as the budget keeps: how fast streams decode over them.
 Clients send prompts at once: seconds to the first token (median of clients), CPU seconds of the server until all have one, and
-tokens per second of all clients while all decode. Then one client streams a long answer while another sends a prompt: gaps are
-those of the first client's tokens while that prompt runs.
+tokens per second of all clients while all decode, by the clock and per CPU second of the server. Then one client streams a long answer while another sends a prompt: gaps are
+those of the first client's tokens while that prompt runs, by the clock and in CPU time of the thread that runs the slots (what the
+gap would be if nothing else ran on the machine).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from serving import Server, gaps, serving
 
 ROOM = 1024
 N_PREDICT = 64
+N_PREDICT_OF_MANY = 256  # prompts that are selected at different layers do not end together
 
 
 def cpu_seconds(server: Server) -> float:
@@ -53,20 +55,23 @@ class Run:
     """seconds of the server up to the last first token"""
     rate: float
     """tokens per second of all clients together, once all decode"""
+    rate_cpu: float
+    """the same per CPU second of the server"""
 
 
 def ask(server: Server, prompts: list[list[int]]) -> Run:
     """All prompts at once."""
     times: list[list[float]] = [[] for _ in prompts]
-    began, cpu, cpu_then = time.perf_counter(), cpu_seconds(server), [0.0] * len(prompts)
+    busy: list[list[float]] = [[] for _ in prompts]
+    began, cpu = time.perf_counter(), cpu_seconds(server)
 
     def listen(i: int) -> None:
-        body = {"prompt": prompts[i], "n_predict": N_PREDICT, "temperature": 0, "ignore_eos": True, "id_slot": i}
+        n_predict = N_PREDICT if len(prompts) == 1 else N_PREDICT_OF_MANY
+        body = {"prompt": prompts[i], "n_predict": n_predict, "temperature": 0, "ignore_eos": True, "id_slot": i}
         for when, event in server.stream("/completion", {**body, "cache_prompt": False}):
             if event["content"] or event["tokens"]:
-                if not times[i]:
-                    cpu_then[i] = cpu_seconds(server)
                 times[i].append(when)
+                busy[i].append(cpu_seconds(server))
 
     threads = [threading.Thread(target=listen, args=(i,)) for i in range(len(prompts))]
     for thread in threads:
@@ -75,8 +80,12 @@ def ask(server: Server, prompts: list[list[int]]) -> Run:
         thread.join()
     begin, end = max(found[0] for found in times), min(found[-1] for found in times)
     n_tokens = sum(sum(begin < when <= end for when in found) for found in times)
+    cpu_begin, cpu_end = max(found[0] for found in busy), min(found[-1] for found in busy)
     return Run(
-        [found[0] - began for found in times], max(cpu_then) - cpu, n_tokens / (end - begin) if end > begin else 0
+        [found[0] - began for found in times],
+        cpu_begin - cpu,
+        n_tokens / (end - begin) if end > begin else 0,
+        n_tokens / (cpu_end - cpu_begin) if cpu_end > cpu_begin else 0,
     )
 
 
@@ -86,15 +95,24 @@ def longest_slice_ms(server: Server) -> str:
     return f"{float(found[1]) * 1000:.0f}" if found else "-"
 
 
-def gaps_meanwhile(server: Server, tokens: list[int]) -> list[float]:
-    """Of another client's stream while a prompt runs, in ascending order."""
+def slots_cpu_seconds(server: Server) -> float:
+    """Of the thread that runs the slots, the process's first."""
+    return int(Path(f"/proc/{server.process.pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def gaps_meanwhile(server: Server, tokens: list[int]) -> tuple[list[float], float]:
+    """Of another client's stream while a prompt runs: in ascending order by the clock, and the longest in CPU time."""
     times: list[float] = []
+    busy: list[float] = []
     body = {"prompt": "Once upon a time", "n_predict": 4000, "temperature": 0, "ignore_eos": True, "id_slot": 1}
     stream = server.stream("/completion", body)
 
     def listen() -> None:
         try:
-            times.extend(when for when, event in stream if event["content"])
+            for when, event in stream:
+                if event["content"]:
+                    times.append(when)
+                    busy.append(slots_cpu_seconds(server))
         except (OSError, ValueError, AttributeError):
             pass  # closed below
 
@@ -108,7 +126,8 @@ def gaps_meanwhile(server: Server, tokens: list[int]) -> list[float]:
     stream.close()
     listener.join()
     server.wait_until_idle()
-    return gaps(times, begin, end)
+    inside = [j for j in range(1, len(times)) if times[j] > begin and times[j - 1] < end]
+    return gaps(times, begin, end), max(busy[j] - busy[j - 1] for j in inside)
 
 
 def modes(budget: str) -> dict[str, tuple[list[str], float]]:
@@ -122,15 +141,26 @@ def modes(budget: str) -> dict[str, tuple[list[str], float]]:
     }
 
 
+def gap_cells(found: list[tuple[list[float], float]]) -> list[str]:
+    """Medians of runs: tokens, their median and longest gap, the longest in CPU time."""
+    picks: list[Callable[[tuple[list[float], float]], float]] = [
+        lambda run: len(run[0]),
+        lambda run: statistics.median(run[0]) * 1000,
+        lambda run: run[0][-1] * 1000,
+        lambda run: run[1] * 1000,
+    ]
+    return [f"{statistics.median(map(pick, found)):.0f}" for pick in picks]
+
+
 def table(args: argparse.Namespace, path: Path, document: Callable[[int], list[int]]) -> None:
     """Prints its lines as they come."""
     n_ctx, n_slots = max(args.tokens) + ROOM, max(2, *args.clients)
     common = f"-np {n_slots} -t {args.threads} -c {n_slots * n_ctx} --asl-room {ROOM} --cache-ram 0 --metrics".split()
     print(
-        "| server | tokens | clients | first token, s | CPU s of all | tokens/s of all | others' tokens meanwhile | median gap, ms | "
-        "longest gap, ms | longest slice, CPU ms | peak RSS, MiB |"
+        "| server | tokens | clients | first token, s | CPU s of all | tokens/s of all | a CPU s | others' tokens meanwhile | median gap, ms | "
+        "longest gap, ms | in CPU ms | longest slice, CPU ms | peak RSS, MiB |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|" + "---|" * 13)
     for n_tokens in args.tokens:
         for name, (options, share) in modes(args.budget).items():
             if args.modes and name not in args.modes:
@@ -144,11 +174,10 @@ def table(args: argparse.Namespace, path: Path, document: Callable[[int], list[i
                         f"{statistics.median(first for run in runs for first in run.first):.2f}",
                         f"{statistics.median(run.cpu for run in runs):.2f}",
                         f"{statistics.median(run.rate for run in runs):.1f}",
+                        f"{statistics.median(run.rate_cpu for run in runs):.1f}",
                     ]
                     found = [gaps_meanwhile(server, tokens) for _ in range(args.runs if n_clients == 1 else 0)]
-                    cells += [f"{statistics.median(map(len, found)):.0f}"] if found else ["-"]
-                    for pick in (statistics.median, max):
-                        cells += [f"{statistics.median(map(pick, found)) * 1000:.0f}"] if found else ["-"]
+                    cells += gap_cells(found) if found else ["-"] * 4
                     cells.append(longest_slice_ms(server))
                     cells.append(f"{resident_mib(server):.0f}")
                     print(f"| {name} | {n_tokens} | {n_clients} | {' | '.join(cells)} |", flush=True)

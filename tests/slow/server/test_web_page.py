@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
-from patience import PATIENCE
+from browser import opened
 from serving import serving
 
 ROOT = Path(__file__).parents[3]
 PAGE = Path(os.environ.get("ASL_TEST_UI", ROOT / "build" / "ui" / "dist"))
-CHROMIUM = shutil.which("chromium")
 
 
 @pytest.mark.skipif(not (PAGE / "index.html").exists(), reason="the page is not built (make ui)")
 def test_a_chat_on_the_servers_own_page(smollm2):
-    api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium")
     arguments = f"--asl-budget 0.2 -np 2 -c 4096 -t 1 --asl-room 256 -n 16 --path {PAGE}".split()
-    with serving(smollm2, *arguments) as server, api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.set_default_timeout(1000 * PATIENCE)
+    with serving(smollm2, *arguments) as server, opened() as page:
         page.goto(f"http://127.0.0.1:{server.port}/")
         page.locator("textarea").first.fill("Ships carry salt. " * 120 + "What do ships carry?")
         page.keyboard.press("Enter")
@@ -35,4 +27,3 @@ def test_a_chat_on_the_servers_own_page(smollm2):
         assert report["pruned"] and report["prompt_tokens"] > 400
         answer = page.request.get(f"http://127.0.0.1:{server.port}/asl/answers").json()["answers"][-1]["text"]
         page.get_by_text(answer.split()[0]).first.wait_for()
-        browser.close()
