@@ -76,7 +76,9 @@ def print_tables(out: Path, modes: Sequence[str]) -> None:
     for key in of_policy[EXACT]:
         policy, budget, length = key
         title = "full cache" if policy == FULL else f"{policy}, {budget}"
-        print(f"\n{title}, {length} tokens: score, and nats of the right answer; of the modes: more than {EXACT}'s (error)\n")
+        print(
+            f"\n{title}, {length} tokens: score, and nats of the right answer; of the modes: more than {EXACT}'s (error)\n"
+        )
         print(table(of_policy[EXACT][key], {name: of_policy[name].get(key, []) for name in modes}), flush=True)
 
 
@@ -87,7 +89,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10, help="prompts of each family (default %(default)s)")
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--tasks", nargs="+", default=FAMILIES)
-    parser.add_argument("--budgets", type=float, nargs="*", default=[0.2], help="shares that asl-span keeps beside the full cache")
+    parser.add_argument(
+        "--budgets", type=float, nargs="*", default=[0.2], help="shares that asl-span keeps beside the full cache"
+    )
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="default: all")
     args = parser.parse_args()
     plan = Plan(tuple(args.tasks), (args.length,), tuple(args.budgets), ("asl-span",), args.samples, REPORT_SEED)
