@@ -79,6 +79,7 @@ class session_info(ctypes.Structure):
         ("n_hidden", c_int32),
         ("n_dequantised", c_int32),
         ("n_parts", c_int32),
+        ("n_graphs", c_int32),
         ("host_us", c_int64),
         ("kv_bytes_cell", c_int64),
         ("kv_bytes_cell_sliding", c_int64),

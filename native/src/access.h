@@ -47,9 +47,8 @@ struct asl_context_access {
     // What llama_context::decode does before and after the ubatch of a batch without outputs, and process_ubatch for it: `full`
     // is built if it does not serve this one, and the hook's part of it computed.
     //   is_placed: the cells hold the ubatch's tokens since an earlier layer
-    //   compute_us: receives the microseconds of this thread that computing took
     static ggml_status process(llama_context & ctx, llama_memory_context_i & mctx, bool is_placed, asl_full_graph & full,
-            asl_graph_hook & hook, int64_t & compute_us) {
+            asl_graph_hook & hook, asl_parts & parts) {
         ctx.sched_reserve();
         ctx.n_outputs = 0;
         if (!is_placed && !mctx.apply()) {
@@ -71,6 +70,7 @@ struct asl_context_access {
                 return GGML_STATUS_FAILED;
             }
             full.note(params);
+            ++parts.n_graphs;
         }
         ggml_cgraph * part = hook.cut(res, ubatch);
         if (!part) {
@@ -82,7 +82,7 @@ struct asl_context_access {
         res.set_inputs(&ubatch);
         const int64_t started_us = asl_thread_us();
         const ggml_status status = ctx.graph_compute(part, ubatch.n_tokens > 1);
-        compute_us = asl_thread_us() - started_us;
+        parts.host_us -= asl_thread_us() - started_us;
         if (status == GGML_STATUS_SUCCESS) {
             hook.read(ubatch);
         }

@@ -42,6 +42,7 @@ struct asl_parts {
 
     int64_t host_us = 0; // CPU time of this thread that parts took beside computing and preparing weights
     int32_t n = 0;
+    int32_t n_graphs = 0; // full graphs that were built for them
 };
 
 // Microseconds of CPU time that this thread has taken; by the clock where that is not known.

@@ -77,6 +77,7 @@ asl_session_info asl_session::get_info() const {
     info.device_bytes = hidden.size_bytes(false) + mask.size_bytes(false) + inputs.size_bytes();
     info.host_us = parts.host_us;
     info.n_parts = parts.n;
+    info.n_graphs = parts.n_graphs;
     asl_copy_message(info.attention, sizeof(info.attention), attention.describe().c_str());
     return info;
 }

@@ -241,10 +241,9 @@ int32_t asl_session::decode_tokens(std::vector<llama_token> & ids, const llama_p
 // As decode_tokens without an output, for a chunk whose cells are known from the layer before. Returns its statuses.
 int32_t asl_session::compute_chunk(const std::vector<llama_token> & ids, const asl_chunk & chunk, asl_full_graph & full, asl_layer_cutter & cutter) {
     const int64_t started_us = asl_thread_us();
-    int64_t compute_us = 0;
     auto & mctx = plan.get(*prefill, chunk.n_past, ids, positions.data() + chunk.n_past);
-    const ggml_status status = asl_context_access::process(*prefill, mctx, is_placed, full, cutter, compute_us);
-    parts.host_us += asl_thread_us() - started_us - compute_us - cutter.get_prepare_us();
+    const ggml_status status = asl_context_access::process(*prefill, mctx, is_placed, full, cutter, parts);
+    parts.host_us += asl_thread_us() - started_us - cutter.get_prepare_us();
     ++parts.n;
     switch (status) {
     case GGML_STATUS_SUCCESS:
