@@ -19,6 +19,7 @@ def add_parser(commands: Any) -> None:
         ("prefill", "0.2", 2048, "seconds of a prefill, unpruned and pruned"),
         ("decode", "0.1", 4096, "tokens per second after a pruned prefill"),
         ("slices", "0.2", 4096, "seconds of one slice of a prefill, and what slicing costs"),
+        ("host", "0.2", 2048, "CPU milliseconds of a chunk of a layer beside its arithmetic"),
         ("memory", "0.2", 8000, "peak resident memory of a prefill"),
         ("saved", "0.1", 4096, "a pruned prompt on disk: bytes, seconds to load"),
         ("turns", "0.1", 2048, "chats about a document: right answers and seconds by turn (--runs chats)"),
@@ -69,6 +70,7 @@ def bench_kernels(args: argparse.Namespace) -> int:
 def bench(args: argparse.Namespace) -> int:
     from ..bench.agents import bench_agents
     from ..bench.decode import bench_decode
+    from ..bench.host import bench_host
     from ..bench.memory import bench_memory
     from ..bench.prefill import bench_prefill
     from ..bench.saved import bench_saved
@@ -95,6 +97,8 @@ def bench(args: argparse.Namespace) -> int:
         model = Model(str(resolve(args.model)), options)
         if args.kind == "prefill":
             result = bench_prefill(model, runs=args.runs, **shared)
+        elif args.kind == "host":
+            result = bench_host(model, runs=args.runs, **shared)
         elif args.kind == "slices":
             result = bench_slices(model, runs=args.runs, **shared)
         else:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 else:
     llama_cpp = loading.load(list(_package_paths))
 
-ABI_VERSION = 10
+ABI_VERSION = 11
 
 OK = 0
 ERR_ARGUMENT = 1
@@ -78,6 +78,9 @@ class session_info(ctypes.Structure):
         ("n_embd_head_k", c_int32),
         ("n_hidden", c_int32),
         ("n_dequantised", c_int32),
+        ("n_parts", c_int32),
+        ("n_graphs", c_int32),
+        ("host_us", c_int64),
         ("kv_bytes_cell", c_int64),
         ("kv_bytes_cell_sliding", c_int64),
         ("kv_bytes_decode", c_int64),

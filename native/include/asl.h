@@ -50,7 +50,7 @@ struct llama_context_params;
 typedef struct asl_session asl_session;
 
 // Raised with every incompatible change of this header.
-#define ASL_ABI_VERSION 10
+#define ASL_ABI_VERSION 11
 
 typedef enum asl_status {
     ASL_OK = 0,
@@ -100,6 +100,9 @@ typedef struct asl_session_info {
     int32_t n_embd_head_k; // elements of a key of one head of the layer that ran last
     int32_t n_hidden;      // elements of a token between two layers: n_embd, or several times as many
     int32_t n_dequantised; // weight matrices packed or expanded so far in this prefill (asl_dequant)
+    int32_t n_parts;       // chunks of layers, but for the last layer's, that this prefill or the last one has computed
+    int32_t n_graphs;      // full graphs that were built for these: one serves all layers of a chunk
+    int64_t host_us;       // CPU time that these took of the calling thread, beside computing and preparing weights: graphs, plans of memory
     int64_t kv_bytes_cell;     // bytes one cell takes over all layers of the decode context
     int64_t kv_bytes_cell_sliding; // of these, bytes in layers that attend to a sliding window
     int64_t kv_bytes_decode;   // bytes of the decode context's KV buffers

@@ -2,6 +2,9 @@
 
 #pragma once
 
+#include "full-graph.h"
+#include "parts.h"
+
 #include "llama-context.h"
 
 #include "llama-batch.h"
@@ -41,14 +44,58 @@ struct asl_context_access {
         }
     }
 
-    // what llama_context::decode does before and after the ubatch of a batch without outputs
-    static ggml_status process(llama_context & ctx, llama_memory_context_i & mctx) {
+    // What llama_context::decode does before and after the ubatch of a batch without outputs, and process_ubatch for it: `full`
+    // is built if it does not serve this one, and the hook's part of it computed.
+    //   is_placed: the cells hold the ubatch's tokens since an earlier layer
+    static ggml_status process(llama_context & ctx, llama_memory_context_i & mctx, bool is_placed, asl_full_graph & full,
+            asl_graph_hook & hook, asl_parts & parts) {
         ctx.sched_reserve();
         ctx.n_outputs = 0;
+        if (!is_placed && !mctx.apply()) {
+            return GGML_STATUS_FAILED;
+        }
+        ggml_backend_sched_t sched = ctx.sched.get();
+        forget_graph(ctx);
+        ggml_backend_sched_set_eval_callback(sched, ctx.cparams.cb_eval, ctx.cparams.cb_eval_user_data);
 
-        ggml_status status = GGML_STATUS_SUCCESS;
-        ctx.process_ubatch(mctx.get_ubatch(), LLM_GRAPH_TYPE_DEFAULT, &mctx, status);
+        full.take_back();
+        llm_graph_result & res = full.get();
+        const llama_ubatch & ubatch = mctx.get_ubatch();
+        const auto params = ctx.graph_params(&res, ubatch, &mctx, LLM_GRAPH_TYPE_DEFAULT);
+        if (!ctx.graph_reuse_disable && full.serves(params)) {
+            full.place(sched);
+        } else {
+            full.reset();
+            if (!ctx.model.build_graph(params)) {
+                return GGML_STATUS_FAILED;
+            }
+            full.note(params);
+            ++parts.n_graphs;
+        }
+        ggml_cgraph * part = hook.cut(res, ubatch);
+        if (!part) {
+            return GGML_STATUS_FAILED;
+        }
+        if (!ggml_backend_sched_alloc_graph(sched, part)) {
+            return GGML_STATUS_ALLOC_FAILED;
+        }
+        res.set_inputs(&ubatch);
+        const int64_t started_us = asl_thread_us();
+        const ggml_status status = ctx.graph_compute(part, ubatch.n_tokens > 1);
+        parts.host_us -= asl_thread_us() - started_us;
+        if (status == GGML_STATUS_SUCCESS) {
+            hook.read(ubatch);
+        }
         return status;
+    }
+
+    // LLAMA_GRAPH_REUSE_DISABLE is not set
+    static bool reuses_graphs(const llama_context & ctx) { return !ctx.graph_reuse_disable; }
+
+    // of a full graph
+    static int64_t max_nodes(llama_context & ctx) {
+        ctx.sched_reserve();
+        return ctx.gf_res_reserve->get_max_nodes();
     }
 
     // To be called before a graph of ours is computed in a context that decodes.

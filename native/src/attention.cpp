@@ -2,8 +2,6 @@
 
 #include "graph.h"
 
-#include "llama-graph.h"
-
 #include "ggml-backend.h"
 
 #include <cstring>
@@ -13,20 +11,6 @@ static float get_op_param_f32(const ggml_tensor * t, int i) {
     float value;
     memcpy(&value, t->op_params + i, sizeof(value));
     return value;
-}
-
-static std::string layer_name(const char * prefix, int32_t il) {
-    return std::string(prefix) + "-" + std::to_string(il);
-}
-
-// the last node with this name, NULL if there is none
-static ggml_tensor * find_node(ggml_cgraph * gf, const std::string & name) {
-    for (int i = ggml_graph_n_nodes(gf) - 1; i >= 0; --i) {
-        if (name == ggml_graph_node(gf, i)->name) {
-            return ggml_graph_node(gf, i);
-        }
-    }
-    return nullptr;
 }
 
 // the KV cache tensor behind a view of it, possibly through the cast that build_attn_mha adds for F32 caches
@@ -83,23 +67,13 @@ static asl_attention read_soft_max(ggml_tensor * node) {
     return att;
 }
 
-asl_attention asl_find_attention(const llm_graph_result & res, int32_t il) {
-    asl_attention att;
-    ggml_tensor * node = nullptr;
-    for (const auto & fused : res.get_fused_nodes()) {
-        if (fused.op == LLM_FUSED_OP_FLASH_ATTN && fused.il == il) {
-            node = fused.tensor;
-        }
+asl_attention asl_find_attention(const asl_graph_index & index, int32_t il) {
+    const auto found = index.attention.find(il);
+    if (found == index.attention.end()) {
+        throw std::runtime_error("layer " + std::to_string(il) + " has no attention");
     }
-    if (node) {
-        att = read_flash_attention(node);
-    } else {
-        node = find_node(res.get_gf(), layer_name("kq_soft_max", il));
-        if (!node) {
-            throw std::runtime_error("layer " + std::to_string(il) + " has no attention");
-        }
-        att = read_soft_max(node);
-    }
+    ggml_tensor * node = found->second;
+    asl_attention att = node->op == GGML_OP_FLASH_ATTN_EXT ? read_flash_attention(node) : read_soft_max(node);
     if (get_op_param_f32(node, 1) != 0.0f) {
         throw std::runtime_error("attention with ALiBi is not supported");
     }

@@ -29,11 +29,10 @@ static bool is_part_of_another(const ggml_tensor * reader, const ggml_tensor * t
     return reader->view_src && t->view_src;
 }
 
-std::vector<asl_carried> asl_find_carried(const llm_graph_result & res, int32_t il, const llama_model & model, const asl_layer_of & dependents) {
-    ggml_cgraph * gf = res.get_gf();
-    const int end = asl_find_layer_output(res, il) + 1;
+std::vector<asl_carried> asl_find_carried(ggml_cgraph * gf, const asl_graph_index & index, int32_t il, const llama_model & model, const asl_layer_of & dependents) {
+    const int end = asl_find_layer_output(index, il) + 1;
     const ggml_tensor * out = ggml_graph_node(gf, end - 1);
-    const int64_t n_tokens = res.asl_outputs.at(0)->ne[1];
+    const int64_t n_tokens = ggml_graph_node(gf, asl_find_layer_output(index, 0))->ne[1];
     std::unordered_set<const ggml_tensor *> earlier;
     for (int i = 0; i < end - 1; ++i) {
         earlier.insert(ggml_graph_node(gf, i));

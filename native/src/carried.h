@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <vector>
 
-class llm_graph_result;
+struct asl_graph_index;
 struct llama_model;
 
 // A node of a graph that goes on, F32.
@@ -31,6 +31,6 @@ asl_carried asl_describe_output(ggml_tensor * node, int32_t il, const llama_mode
 // depends on the token ids alone is left out, for it is computed again. Throws std::runtime_error if something is of a form
 // that cannot be carried.
 //   dependents: asl_find_dependents of the whole graph
-std::vector<asl_carried> asl_find_carried(const llm_graph_result & res, int32_t il, const llama_model & model, const asl_layer_of & dependents);
+std::vector<asl_carried> asl_find_carried(ggml_cgraph * gf, const asl_graph_index & index, int32_t il, const llama_model & model, const asl_layer_of & dependents);
 
 int64_t asl_count_rows(const std::vector<asl_carried> & carried);

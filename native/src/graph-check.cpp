@@ -21,6 +21,9 @@ asl_layer_of asl_find_dependents(ggml_cgraph * gf, int n, const asl_layer_of & m
         const ggml_tensor * node = ggml_graph_node(gf, i);
         int32_t layer = ASL_NONE;
         auto read = [&](const ggml_tensor * t) {
+            if (!t) {
+                return;
+            }
             for (const asl_layer_of * known : { &memory, const_cast<const asl_layer_of *>(&result) }) {
                 const auto found = known->find(t);
                 if (found != known->end()) {
@@ -57,8 +60,8 @@ static void check_reads(ggml_cgraph * gf, int begin, int end, int32_t il, const 
 }
 
 // In a decode context every layer has tensors of its own, so that it shows which one a layer attends to.
-static void check_attention(const llm_graph_result & res, llama_context & ctx, int32_t il) {
-    const asl_attention att = asl_find_attention(res, il);
+static void check_attention(const asl_graph_index & index, llama_context & ctx, int32_t il) {
+    const asl_attention att = asl_find_attention(index, il);
     const int32_t owner = asl_row_owner(ctx.get_model(), il);
     if (att.k != asl_get_kv_layer(ctx, owner).k) {
         throw std::runtime_error("layer " + str(il) + " does not attend to the K/V of layer " + str(owner));
@@ -69,6 +72,7 @@ int64_t asl_check_graph(const llm_graph_result & res, llama_context & ctx) {
     const llama_model & model = ctx.get_model();
     const int32_t n_layer = model.hparams.n_layer();
     ggml_cgraph * gf = res.get_gf();
+    const asl_graph_index index = asl_index_graph(res);
     const int n_nodes = ggml_graph_n_nodes(gf);
 
     std::unordered_map<const ggml_tensor *, int> places;
@@ -79,16 +83,16 @@ int64_t asl_check_graph(const llm_graph_result & res, llama_context & ctx) {
     int64_t n_rows = 1;
     int begin = 0;
     for (int32_t il = 0; il <= n_layer; ++il) {
-        const int end = il < n_layer ? asl_find_layer_output(res, il) + 1 : n_nodes;
+        const int end = il < n_layer ? asl_find_layer_output(index, il) + 1 : n_nodes;
         if (end <= begin) {
             throw std::runtime_error("the output of layer " + str(il) + " comes before that of layer " + str(il - 1));
         }
         if (il < n_layer) {
             const asl_carried out = asl_describe_output(ggml_graph_node(gf, end - 1), il, model);
-            n_rows = std::max(n_rows, out.n_rows + asl_count_rows(asl_find_carried(res, il, model, dependents)));
+            n_rows = std::max(n_rows, out.n_rows + asl_count_rows(asl_find_carried(gf, index, il, model, dependents)));
         }
         if (il < n_layer && asl_has_attention(model, il)) {
-            check_attention(res, ctx, il);
+            check_attention(index, ctx, il);
         }
         check_reads(gf, begin, end, il, il < n_layer ? "layer " + str(il) : "the output head", places, dependents);
         begin = end;

@@ -13,25 +13,23 @@
 #include <stdexcept>
 
 // What goes on after a layer; empty before the first one.
-std::vector<asl_carried> asl_layer_cutter::find_carried(const llm_graph_result & res, int32_t il) const {
+std::vector<asl_carried> asl_layer_cutter::find_carried(ggml_cgraph * gf, int32_t il) const {
     if (il < 0) {
         return {};
     }
     const auto & model = ctx.get_model();
-    ggml_cgraph * gf = res.get_gf();
-    std::vector<asl_carried> result = { asl_describe_output(ggml_graph_node(gf, asl_find_layer_output(res, il)), il, model) };
+    std::vector<asl_carried> result = { asl_describe_output(ggml_graph_node(gf, asl_find_layer_output(*index, il)), il, model) };
     if (hidden.width() > result[0].n_rows * model.hparams.n_embd) {
-        const auto dependents = asl_find_dependents(gf, ggml_graph_n_nodes(gf), asl_memory_tensors(ctx));
-        const auto more = asl_find_carried(res, il, model, dependents);
+        const auto more = asl_find_carried(gf, *index, il, model, *dependents);
         result.insert(result.end(), more.begin(), more.end());
     }
     return result;
 }
 
 // What the part reads in place of nodes of earlier layers, and which nodes go on: to be called before nodes change.
-void asl_layer_cutter::build_inputs(const llm_graph_result & res) {
-    going_on = range.head || chunk.rows_only ? std::vector<asl_carried>() : find_carried(res, range.last);
-    const std::vector<asl_carried> carried = find_carried(res, range.first - 1);
+void asl_layer_cutter::build_inputs(ggml_cgraph * gf) {
+    going_on = range.head || chunk.rows_only ? std::vector<asl_carried>() : find_carried(gf, range.last);
+    const std::vector<asl_carried> carried = find_carried(gf, range.first - 1);
     if (carried.empty()) {
         return;
     }
@@ -52,12 +50,6 @@ void asl_layer_cutter::build_inputs(const llm_graph_result & res) {
         replaced[c.node] = copy;
         copies.push_back(copy);
         i_row += c.n_rows;
-    }
-    // What is carried lives longer in some layers than in others whose parts have as many nodes: ggml_gallocr would take the
-    // places of one for another. It compares the numbers of leaves, too.
-    const bool any_carried = hidden.width() > carried[0].n_rows * ctx.get_model().hparams.n_embd;
-    for (int32_t i = 0; any_carried && i < range.first; ++i) {
-        copies.push_back(hidden.view(ctx_part.get(), chunk.n_past, 1));
     }
 }
 

@@ -3,6 +3,7 @@
 #include "graph.h"
 
 #include "cache.h"
+#include "full-graph.h"
 #include "per-layer.h"
 #include "support.h"
 
@@ -22,23 +23,22 @@
 static const size_t N_MASK_NODES = 3;
 // views of the hidden states, and the copies from and to them, for each row of a token at most
 static const size_t N_HIDDEN_NODES = 6;
+// that asl_part_forms asks for at most
+static const size_t N_PADS = 1;
 
-int asl_find_layer_output(const llm_graph_result & res, int32_t il) {
-    const auto found = res.asl_outputs.find(il);
-    ggml_cgraph * gf = res.get_gf();
-    for (int i = found == res.asl_outputs.end() ? -1 : ggml_graph_n_nodes(gf) - 1; i >= 0; --i) {
-        if (ggml_graph_node(gf, i) == found->second) {
-            return i;
-        }
+int asl_find_layer_output(const asl_graph_index & index, int32_t il) {
+    const auto found = index.outputs.find(il);
+    if (found == index.outputs.end()) {
+        throw std::runtime_error("the model's graph does not name the output of layer " + std::to_string(il) + " (l_out)");
     }
-    throw std::runtime_error("the model's graph does not name the output of layer " + std::to_string(il) + " (l_out)");
+    return found->second;
 }
 
 asl_layer_cutter::asl_layer_cutter(
         llama_context & ctx, asl_dequantiser & dequantiser, asl_attention_use & attention, asl_causal_mask & mask,
-        const asl_hidden & hidden, asl_chunk_inputs * inputs, const asl_layer_range & range, asl_chunk & chunk)
-    : ctx(ctx), dequantiser(dequantiser), attention(attention), mask(mask), hidden(hidden), inputs(inputs), range(range),
-      chunk(chunk) {
+        const asl_hidden & hidden, asl_chunk_inputs * inputs, const asl_layer_range & range, asl_chunk & chunk, asl_parts & parts, asl_full_graph * full)
+    : ctx(ctx), dequantiser(dequantiser), attention(attention), mask(mask), hidden(hidden), inputs(inputs), parts(parts),
+      full(full), range(range), chunk(chunk) {
 }
 
 // The computed nodes from begin to last, with others in place of some that they read.
@@ -113,20 +113,6 @@ std::vector<ggml_tensor *> asl_layer_cutter::own_nodes(ggml_cgraph * gf, int beg
     return result;
 }
 
-// What is read and neither computed nor in memory yet, in the order in which the nodes read it.
-static std::vector<ggml_tensor *> find_inputs(ggml_cgraph * gf, const std::unordered_set<const ggml_tensor *> & unused) {
-    std::vector<ggml_tensor *> inputs;
-    for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
-        for (ggml_tensor * src : ggml_graph_node(gf, i)->src) {
-            if (src && !src->data && (src->flags & GGML_TENSOR_FLAG_INPUT) && !unused.count(src) &&
-                    std::find(inputs.begin(), inputs.end(), src) == inputs.end()) {
-                inputs.push_back(src);
-            }
-        }
-    }
-    return inputs;
-}
-
 // How rows of an attention mask must be aligned where they may lie apart; 0 where kernels are not known to take such masks.
 static size_t mask_alignment(const llama_context & ctx, ggml_backend_buffer_type_t buft) {
     if (ctx.get_model().devices.empty()) {
@@ -152,28 +138,39 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
         throw std::runtime_error("expected a ubatch of " + std::to_string(chunk.n_tokens) + " tokens, got " + std::to_string(ubatch.n_tokens));
     }
 
-    const int i_prev = range.first > 0 ? asl_find_layer_output(res, range.first - 1) : -1;
-    const int i_last = range.head ? ggml_graph_n_nodes(gf) - 1 : asl_find_layer_output(res, range.last);
+    if (!full) {
+        own_index = asl_index_graph(res);
+    }
+    index = full ? &full->get_index() : &own_index;
+    find_dependents(gf);
+    const int i_prev = range.first > 0 ? asl_find_layer_output(*index, range.first - 1) : -1;
+    const int i_last = range.head ? ggml_graph_n_nodes(gf) - 1 : asl_find_layer_output(*index, range.last);
 
     // the capacity of the full graph bounds the part as well
     const auto & hparams = ctx.get_model().hparams;
-    const size_t n_extra = n_score_nodes(hparams.n_head_kv(range.last)) + N_MASK_NODES * hparams.n_layer() + N_HIDDEN_NODES * (hidden.width() / hparams.n_embd) + hparams.n_layer() + ASL_N_SHARE_NODES +
+    const size_t n_extra = n_score_nodes(hparams.n_head_kv(range.last)) + N_MASK_NODES * hparams.n_layer() + N_HIDDEN_NODES * (hidden.width() / hparams.n_embd) + N_PADS + ASL_N_SHARE_NODES +
                            dequantiser.n_extra(i_last - i_prev) + asl_attend_node::N_NODES * (range.last + 1 - range.first);
     const size_t n_nodes = res.get_max_nodes() + n_extra;
-    ctx_part.reset(ggml_init({ n_extra * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
+    ctx_part.reset(parts.memory.make(n_extra * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false)));
     ggml_cgraph * part = ggml_new_graph_custom(ctx_part.get(), n_nodes, false);
 
-    build_inputs(res);
+    build_inputs(gf);
+    if (full) {
+        full->save(i_prev + 1, i_last);
+    }
     std::vector<ggml_tensor *> nodes = own_nodes(gf, i_prev + 1, take_nodes(gf, i_prev + 1, i_last, replaced));
     asl_take_own_share(nodes, ctx_part.get());
     if (chunk.first) {
+        const int64_t started_us = asl_thread_us();
         dequantiser.prepare(nodes);
+        prepare_us = asl_thread_us() - started_us;
     }
-    const auto unused_masks = replace_masks(res, nodes);
+    const auto unused_masks = replace_masks(nodes);
 
     // every other input stays, used or not: the set_input of each writes to its buffer. They come first, and what has
     // memory already after them: ggml_gallocr takes the places of an earlier graph of as many nodes and leaves
-    const std::vector<ggml_tensor *> read = find_inputs(gf, unused_masks);
+    std::vector<ggml_tensor *> read = index->inputs;
+    read.erase(std::remove_if(read.begin(), read.end(), [&](ggml_tensor * t) { return unused_masks.count(t); }), read.end());
     for (ggml_tensor * t : read) {
         ggml_build_forward_expand(part, t);
     }
@@ -193,7 +190,7 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
         }
     }
     if (chunk.first && range.first > 0) {
-        verify(res, part, i_prev + 1);
+        verify(gf, part, i_prev + 1, i_last);
     }
     if (!range.head || chunk.rows_only) {
         keep_output(res, part);
@@ -201,18 +198,25 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     if (chunk.scores && chunk.n_queries > 0) {
         add_scores(res, part);
     }
+    read.insert(read.end(), copies.begin(), copies.end());
+    for (int i = parts.forms.count_pads(part, read); i > 0; --i) {
+        ggml_build_forward_expand(part, hidden.view(ctx_part.get(), chunk.n_past, 1));
+    }
+    if (full) {
+        full->save_unplaced(part, read);
+    }
     res.gf = part;
     return part;
 }
 
 // The layers read the prefill's own masks, but for sliding windows over tokens that do not follow each other. Returns
 // the inputs that stand for them in the full graph: without a buffer, their set_input does not fill them.
-std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(llm_graph_result & res, const std::vector<ggml_tensor *> & nodes) {
+std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(const std::vector<ggml_tensor *> & nodes) {
     const auto & model = ctx.get_model();
     const ggml_tensor * inputs[2] = {}; // of layers that attend to all tokens, and of those with a sliding window
     for (const bool sliding : { false, true }) {
         const int32_t il = asl_first_layer(model, sliding);
-        inputs[sliding] = il < 0 ? nullptr : asl_find_attention(res, il).mask;
+        inputs[sliding] = il < 0 ? nullptr : asl_find_attention(*index, il).mask;
     }
     std::unordered_set<const ggml_tensor *> unused(std::begin(inputs), std::end(inputs));
 
@@ -221,7 +225,7 @@ std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(llm_grap
         if (!asl_has_attention(model, il)) {
             continue;
         }
-        const asl_attention att = asl_find_attention(res, il);
+        const asl_attention att = asl_find_attention(*index, il);
         const bool sliding = asl_is_sliding(model, il);
         if (att.mask != inputs[sliding]) {
             throw std::runtime_error("layer " + std::to_string(il) + " has an attention mask of its own");
@@ -268,15 +272,29 @@ bool asl_layer_cutter::find_own_attention(const asl_attention & att, int32_t il,
     return reason.empty();
 }
 
+// Before nodes change: of the first chunk's graph, and where more than the output goes from layer to layer.
+void asl_layer_cutter::find_dependents(ggml_cgraph * gf) {
+    if (!chunk.first && hidden.width() == ctx.get_model().hparams.n_embd) {
+        return;
+    }
+    if (!full) {
+        own_dependents = asl_find_dependents(gf, ggml_graph_n_nodes(gf), asl_memory_tensors(ctx));
+    }
+    dependents = full ? &full->get_dependents(ctx) : &own_dependents;
+}
+
 // Nothing in the part may read what an earlier layer computed, except through its output, or from the chunk's token ids
 // alone: that is computed again. Nor may it read states of other layers.
-void asl_layer_cutter::verify(const llm_graph_result & res, ggml_cgraph * part, int begin) const {
-    const asl_layer_of dependents = asl_find_dependents(res.get_gf(), begin, asl_memory_tensors(ctx));
+void asl_layer_cutter::verify(ggml_cgraph * gf, ggml_cgraph * part, int begin, int last) const {
+    std::unordered_set<const ggml_tensor *> of_range;
+    for (int i = begin; i <= last; ++i) {
+        of_range.insert(ggml_graph_node(gf, i));
+    }
     for (int i = 0; i < ggml_graph_n_nodes(part); ++i) {
-        const auto found = dependents.find(ggml_graph_node(part, i));
-        if (found != dependents.end() && (found->second < range.first || found->second > range.last)) {
-            throw std::runtime_error("layer " + std::to_string(range.first) + " reads '" +
-                                     ggml_graph_node(part, i)->name + "' of an earlier layer, beside its output");
+        const ggml_tensor * node = ggml_graph_node(part, i);
+        const auto found = dependents->find(node);
+        if (!of_range.count(node) && found != dependents->end() && (found->second < range.first || found->second > range.last)) {
+            throw std::runtime_error("layer " + std::to_string(range.first) + " reads '" + node->name + "' of an earlier layer, beside its output");
         }
     }
 }

@@ -6,10 +6,12 @@
 #include "attend-node.h"
 #include "carried.h"
 #include "dequant.h"
+#include "graph-index.h"
 #include "hidden.h"
 #include "inputs.h"
 #include "mask.h"
 #include "memory.h"
+#include "parts.h"
 
 #include "ggml-cpp.h"
 #include "ggml.h"
@@ -20,6 +22,8 @@
 #include <string>
 #include <unordered_set>
 #include <vector>
+
+class asl_full_graph;
 
 struct llama_context;
 
@@ -67,27 +71,33 @@ public:
     // hidden: of the current tokens: read where the range does not begin with layer 0, written where it does not end
     // with the model's last
     // inputs: of the chunks of ctx, NULL to take them from the host
+    // parts: of the prefill
+    // full: what is cut, if it will be cut again; NULL if not
     asl_layer_cutter(llama_context & ctx, asl_dequantiser & dequantiser, asl_attention_use & attention, asl_causal_mask & mask,
-            const asl_hidden & hidden, asl_chunk_inputs * inputs, const asl_layer_range & range, asl_chunk & chunk);
+            const asl_hidden & hidden, asl_chunk_inputs * inputs, const asl_layer_range & range, asl_chunk & chunk, asl_parts & parts, asl_full_graph * full);
 
     ggml_cgraph * cut(llm_graph_result & res, const llama_ubatch & ubatch) override;
     void read(const llama_ubatch & ubatch) override;
 
     const std::string & get_error() const { return error; }
 
+    // microseconds of this thread that packing or expanding weights took
+    int64_t get_prepare_us() const { return prepare_us; }
+
 private:
     ggml_cgraph * cut_impl(llm_graph_result & res, const llama_ubatch & ubatch);
 
     std::vector<ggml_tensor *> own_nodes(ggml_cgraph * gf, int begin, std::vector<ggml_tensor *> nodes) const;
     // graph-hidden.cpp
-    std::vector<asl_carried> find_carried(const llm_graph_result & res, int32_t il) const;
-    void build_inputs(const llm_graph_result & res);
+    std::vector<asl_carried> find_carried(ggml_cgraph * gf, int32_t il) const;
+    void build_inputs(ggml_cgraph * gf);
     void keep_output(llm_graph_result & res, ggml_cgraph * part);
     void put_output(ggml_cgraph * part);
     void read_output();
-    std::unordered_set<const ggml_tensor *> replace_masks(llm_graph_result & res, const std::vector<ggml_tensor *> & nodes);
+    std::unordered_set<const ggml_tensor *> replace_masks(const std::vector<ggml_tensor *> & nodes);
     bool find_own_attention(const asl_attention & att, int32_t il, const std::vector<ggml_tensor *> & nodes, bool has_own_mask);
-    void verify(const llm_graph_result & res, ggml_cgraph * part, int begin) const;
+    void find_dependents(ggml_cgraph * gf);
+    void verify(ggml_cgraph * gf, ggml_cgraph * part, int begin, int last) const;
     // scores.cpp
     size_t n_score_nodes(int64_t n_head_kv) const;
     void add_scores(llm_graph_result & res, ggml_cgraph * part);
@@ -99,10 +109,16 @@ private:
     asl_causal_mask & mask;
     const asl_hidden & hidden;
     asl_chunk_inputs * inputs;
+    asl_parts & parts;
+    asl_full_graph * full;
 
     const asl_layer_range range;
     asl_chunk & chunk;
 
+    asl_graph_index own_index; // of a graph that is cut once
+    const asl_graph_index * index = nullptr;
+    asl_layer_of own_dependents;
+    const asl_layer_of * dependents = nullptr; // found where they are asked for
     ggml_context_ptr ctx_part; // the cut graph and the score nodes
 
     std::map<const ggml_tensor *, ggml_tensor *> replaced; // nodes of earlier layers, by what is read in their place
@@ -114,15 +130,16 @@ private:
     asl_attention scored;              // attention of the last layer, before it became our own
     std::map<int32_t, std::unique_ptr<asl_attend_node>> own; // by layer: attention of our own
 
+    int64_t prepare_us = 0;
     std::string error;
 };
 
 // Finds the attention of a layer in a full graph. Throws std::runtime_error with the reason if there is
 // none of a form whose scores can be computed.
-asl_attention asl_find_attention(const llm_graph_result & res, int32_t il);
+asl_attention asl_find_attention(const asl_graph_index & index, int32_t il);
 
-// Index of the node that is a layer's output. Throws std::runtime_error if the model does not name it.
-int asl_find_layer_output(const llm_graph_result & res, int32_t il);
+// The node that is a layer's output. Throws std::runtime_error if the model does not name it.
+int asl_find_layer_output(const asl_graph_index & index, int32_t il);
 
 // Of the first n nodes, those that depend on what a context remembers: on that of one layer, or ASL_MIXED.
 asl_layer_of asl_find_dependents(ggml_cgraph * gf, int n, const asl_layer_of & memory);

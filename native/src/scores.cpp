@@ -66,7 +66,7 @@ ggml_tensor * asl_layer_cutter::build_scores(const asl_attention & att, ggml_ten
 
 void asl_layer_cutter::add_scores(llm_graph_result & res, ggml_cgraph * part) {
     const auto found = own.find(range.last);
-    const asl_attention att = found == own.end() ? asl_find_attention(res, range.last) : scored;
+    const asl_attention att = found == own.end() ? asl_find_attention(*index, range.last) : scored;
     ggml_context * c = ctx_part.get();
 
     const int64_t n_query = chunk.n_queries;

@@ -101,7 +101,7 @@ std::vector<float> asl_session::run_head() {
     const std::vector<llama_pos> last(positions.end() - n, positions.end());
     std::vector<llama_token> ids = ids_at(last);
 
-    asl_layer_cutter cutter(*prefill, dequantiser, attention, mask, hidden, nullptr, range, chunk);
+    asl_layer_cutter cutter(*prefill, dequantiser, attention, mask, hidden, nullptr, range, chunk, parts, nullptr);
     asl_hook_scope scope(*prefill, ctx, cutter);
     const int32_t status = decode_tokens(ids, last.data(), true);
     if (cutter.get_error().empty() && status == 2) {

@@ -75,6 +75,9 @@ asl_session_info asl_session::get_info() const {
     info.kv_bytes_prefill_peak = kv_bytes_prefill_peak;
     info.host_bytes = hidden.size_bytes(true) + dequantiser.size_bytes() + mask.size_bytes(true) + sliding.size_bytes();
     info.device_bytes = hidden.size_bytes(false) + mask.size_bytes(false) + inputs.size_bytes();
+    info.host_us = parts.host_us;
+    info.n_parts = parts.n;
+    info.n_graphs = parts.n_graphs;
     asl_copy_message(info.attention, sizeof(info.attention), attention.describe().c_str());
     return info;
 }

@@ -235,8 +235,7 @@ void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
         positions[i] = positions[kept[i]];
     }
     positions.resize(n_index);
-    plan.clear();
-    inputs.clear();
+    forget_chunks();
     has_scores = false;
     n_work_total = n_work_done + (int64_t) (n_index - n_past) * (n_layer - next_layer);
 }
@@ -316,8 +315,7 @@ void asl_session::load_hidden(const float * src, size_t n_bytes) {
     hidden.set(0, n_past, src);
     hidden.set(n_past, n_tokens, computed.data());
     n_past = 0;
-    plan.clear();
-    inputs.clear();
+    forget_chunks();
     n_work_total = n_work_done + (int64_t) n_tokens * (n_layer - next_layer);
 }
 

@@ -81,6 +81,9 @@ bool asl_session::run_slice() {
     }
     ggml_backend_sched_synchronize(prefill->get_sched());
     has_scores = chunk.scores;
+    // the next layer finds the tokens in their cells. Those of a later chunk hide behind the causal mask, as empty ones do;
+    // states and K/V of a past come from elsewhere for each layer
+    is_placed = n_past == 0 && !asl_has_states(*prefill) && asl_context_access::reuses_graphs(*prefill);
     return true;
 }
 
@@ -89,15 +92,19 @@ void asl_session::begin_layer() {
     scores.clear();
     queries.clear();
 
-    prefill->get_memory()->clear(false);
     dequantiser.next_layer((int64_t) positions.size() - n_past);
+    slices.n_done = n_past;
+    is_placed = is_placed && next_layer < n_layer - 1; // whose tokens llama_decode places
+    if (is_placed) {
+        return;
+    }
+    prefill->get_memory()->clear(false);
     if (past.exists()) {
         asl_load_past(past, ctx, *prefill, next_layer);
         asl_mark_past(past, *prefill);
     } else {
         take_past_cells();
     }
-    slices.n_done = n_past;
 }
 
 // A layer has run, or was loaded.
@@ -167,10 +174,10 @@ asl_chunk asl_session::next_chunk() const {
     return chunk;
 }
 
-// whether the last used cell is this one and holds this position
-static bool asl_lies_in(const llama_kv_cache & kv, int32_t cell, llama_pos pos) {
+// whether this cell holds this position, and as many cells are used
+static bool asl_lies_in(const llama_kv_cache & kv, int32_t cell, llama_pos pos, int32_t n_used) {
     const auto & cells = kv.get_cells(0);
-    return !cells.is_empty(cell) && cells.pos_get(cell) == pos && (int32_t) cells.get_used() == cell + 1;
+    return !cells.is_empty(cell) && cells.pos_get(cell) == pos && (int32_t) cells.get_used() == n_used;
 }
 
 void asl_session::run_chunk(const asl_layer_range & range, asl_chunk & chunk) {
@@ -180,12 +187,13 @@ void asl_session::run_chunk(const asl_layer_range & range, asl_chunk & chunk) {
     for (int32_t i = 0; i < n; ++i) {
         ids[i] = tokens[positions[chunk.n_past + i] - first_pos];
     }
-    asl_layer_cutter cutter(*prefill, dequantiser, attention, mask, hidden, &inputs, range, chunk);
+    const bool last = range.is_last(n_layer);
+    asl_full_graph * full = last ? nullptr : &graphs.get(chunk.n_past, asl_context_access::max_nodes(*prefill));
+    asl_layer_cutter cutter(*prefill, dequantiser, attention, mask, hidden, &inputs, range, chunk, parts, full);
     int32_t status;
     {
         asl_hook_scope scope(*prefill, ctx, cutter);
-        const bool last = range.is_last(n_layer);
-        status = last ? decode_tokens(ids, positions.data() + chunk.n_past, !chunk.rows_only) : compute_chunk(ids, chunk);
+        status = last ? decode_tokens(ids, positions.data() + chunk.n_past, !chunk.rows_only) : compute_chunk(ids, chunk, *full, cutter);
     }
     if (!cutter.get_error().empty()) {
         throw asl_error(ASL_ERR_UNSUPPORTED, cutter.get_error());
@@ -202,7 +210,7 @@ void asl_session::run_chunk(const asl_layer_range & range, asl_chunk & chunk) {
     // token i of the current tokens must lie in cell i: gathering rows relies on it
     const int32_t i_last = chunk.n_past + n - 1;
     for (const llama_kv_cache * kv : { &asl_get_kv_cache(*prefill), asl_get_kv_cache_swa(*prefill) }) {
-        if (kv && !asl_lies_in(*kv, i_last, positions[i_last])) {
+        if (kv && !asl_lies_in(*kv, i_last, positions[i_last], is_placed ? positions.size() : i_last + 1)) {
             throw asl_error(ASL_ERR_INTERNAL, "token " + str(i_last) + " does not lie in cell " + str(i_last));
         }
     }
@@ -231,9 +239,13 @@ int32_t asl_session::decode_tokens(std::vector<llama_token> & ids, const llama_p
 }
 
 // As decode_tokens without an output, for a chunk whose cells are known from the layer before. Returns its statuses.
-int32_t asl_session::compute_chunk(const std::vector<llama_token> & ids, const asl_chunk & chunk) {
+int32_t asl_session::compute_chunk(const std::vector<llama_token> & ids, const asl_chunk & chunk, asl_full_graph & full, asl_layer_cutter & cutter) {
+    const int64_t started_us = asl_thread_us();
     auto & mctx = plan.get(*prefill, chunk.n_past, ids, positions.data() + chunk.n_past);
-    switch (asl_context_access::process(*prefill, mctx)) {
+    const ggml_status status = asl_context_access::process(*prefill, mctx, is_placed, full, cutter, parts);
+    parts.host_us += asl_thread_us() - started_us - cutter.get_prepare_us();
+    ++parts.n;
+    switch (status) {
     case GGML_STATUS_SUCCESS:
         return 0;
     case GGML_STATUS_ABORTED:

@@ -17,6 +17,9 @@ static bool has_quantised_weights(const llama_model & model) {
     });
 }
 
+// host memory for graphs of chunks: of small models a graph takes 1 MB. A quarter of the hidden states if that is more
+static const size_t MIN_GRAPH_BYTES = 64 << 20;
+
 static std::string str(int64_t value) { return std::to_string(value); }
 
 asl_session::asl_session(llama_context & ctx, const llama_context_params & params, uint32_t n_ctx)
@@ -131,7 +134,9 @@ void asl_session::open(std::vector<int32_t> tokens, int32_t n_window, int32_t fi
     }
     const size_t n_bytes_hidden = hidden.size_bytes(false); // 0 in host memory: a device waits for them anyway
     inputs.reset(n_bytes_hidden > 0 ? hidden.get_type() : nullptr, n_bytes_hidden);
+    graphs.reset(std::max(MIN_GRAPH_BYTES, (hidden.size_bytes(true) + n_bytes_hidden) / 4));
     kv_bytes_prefill_peak = asl_kv_bytes(*prefill);
+    parts = asl_parts();
     n_work_total = (int64_t) (n_tokens - n_past) * n_layer;
 }
 
@@ -181,10 +186,20 @@ void asl_session::set_past(int32_t n_past) {
     n_work_total = (int64_t) (n_tokens - n_past) * n_layer;
 }
 
+// The current tokens have changed.
+void asl_session::forget_chunks() {
+    plan.clear();
+    inputs.clear();
+    graphs.clear();
+    is_placed = false;
+}
+
 void asl_session::release() {
     asl_context_access::expect_buffer_sizes(*prefill);
     asl_context_access::expect_buffer_sizes(ctx);
     plan.clear();
+    graphs.reset(0);
+    is_placed = false;
     inputs.reset(nullptr, 0);
     prefill.reset();
     slices = asl_slices();

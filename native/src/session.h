@@ -6,6 +6,7 @@
 #include "chunks.h"
 #include "dequant.h"
 #include "error.h"
+#include "full-graph.h"
 #include "graph.h"
 #include "hidden.h"
 #include "inputs.h"
@@ -85,7 +86,7 @@ private:
     int32_t count_head_rows() const;
     void run_chunk(const asl_layer_range & range, asl_chunk & chunk);
     int32_t decode_tokens(std::vector<llama_token> & ids, const llama_pos * positions, bool output);
-    int32_t compute_chunk(const std::vector<llama_token> & ids, const asl_chunk & chunk);
+    int32_t compute_chunk(const std::vector<llama_token> & ids, const asl_chunk & chunk, asl_full_graph & full, asl_layer_cutter & cutter);
     void collect(const asl_chunk & chunk);
     void report_progress(int64_t n_done);
 
@@ -102,6 +103,7 @@ private:
     void hold(int32_t il, int32_t first, int32_t n_rows, std::vector<llama_pos> row_positions);
     void check_shrunk() const;
 
+    void forget_chunks();
     void release();
     bool is_sliding(int32_t il) const;
 
@@ -134,6 +136,9 @@ private:
     asl_slices slices;
     asl_past past; // what the decode context held before asl_session_extend
     asl_chunk_plan plan; // of the current tokens in the prefill context
+    asl_full_graphs graphs; // of its chunks
+    bool is_placed = false; // the current tokens lie in the cells of the prefill context
+    asl_parts parts; // of this prefill, or of the last one
     asl_chunk_inputs inputs; // of its chunks, where hidden states lie on a device
 
     int32_t n_tokens = 0;

@@ -32,6 +32,15 @@ def test_bench_slices(capsys, model):
     assert found["spreads"].keys() < found.keys()
 
 
+def test_bench_host(capsys, model):
+    arguments = ["--tokens", "300", "--runs", "1", "-t", "1", "--n-ubatch", "64", "--dequant", "off", "--json"]
+    assert main(["bench", "host", "-m", model, *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parts_unpruned"] == 5 * 5 >= found["parts_pruned"]  # chunks of all layers but the last
+    for kind in ("unpruned", "pruned"):
+        assert found[f"host_ms_{kind}"] > 0 < found[f"host_ms_{kind}_rebuilt"]
+
+
 @pytest.mark.long
 def test_bench_agents(capsys, model):
     arguments = ["--tokens", "600", "--turns", "2", "--turn-tokens", "400", "--runs", "1", "-t", "1", "--json"]

@@ -36,7 +36,7 @@ REPORT_KEYS = {
 COMMANDS = [
     "inspect", "compare", "calibrate", "eval", "report", "demo", "run", "models", "models list", "models pull",
     "models path", "bench", "bench prefill", "bench decode", "bench memory", "bench saved", "bench turns",
-    "bench agents", "bench slices", "bench kernels", "chat", "doctor",
+    "bench agents", "bench slices", "bench host", "bench kernels", "chat", "doctor",
 ]  # fmt: skip
 
 
