@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 else:
     llama_cpp = loading.load(list(_package_paths))
 
-ABI_VERSION = 10
+ABI_VERSION = 11
 
 OK = 0
 ERR_ARGUMENT = 1
@@ -137,7 +137,6 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_attention_kernel_name": (c_char_p, []),
     "asl_attention_compute": (c_bool, [c_char_p, POINTER(attention_case), POINTER(c_float), POINTER(c_float)]),
     "asl_model_can_drop_tokens": (c_bool, [c_void_p]),
-    "asl_model_can_load_rows": (c_bool, [c_void_p]),
     "asl_context_kv_bytes": (c_int64, [c_void_p]),
     "asl_context_state_bytes": (c_int64, [c_void_p]),
     "asl_context_get_kv_resident": (c_bool, [c_void_p, POINTER(c_int64)]),
@@ -162,6 +161,10 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_session_row_bytes": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),
     "asl_session_save_rows": (c_int, [c_void_p, c_int32, c_int32, c_void_p, c_int64]),
     "asl_session_load_rows": (c_int, [c_void_p, c_void_p, c_int64]),
+    "asl_session_state_bytes": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),
+    "asl_session_set_state_ends": (c_int, [c_void_p, POINTER(c_int32), c_int32]),
+    "asl_session_save_state": (c_int, [c_void_p, c_int32, c_void_p, c_int64]),
+    "asl_session_load_state": (c_int, [c_void_p, c_void_p, c_int64]),
     "asl_session_save_hidden": (c_int, [c_void_p, c_int32, c_int32, POINTER(c_float), c_int64]),
     "asl_session_load_hidden": (c_int, [c_void_p, POINTER(c_float), c_int64]),
     "asl_session_run": (c_int, [c_void_p, c_int32, c_bool]),
