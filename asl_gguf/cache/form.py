@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ class Form:
     """elements of a token between two layers"""
     row_bytes: tuple[int, ...] = ()
     """of one token's K/V in each layer, as they lie on the host; (): not known, or they are not kept"""
+    state_bytes: tuple[int, ...] = ()
+    """of the recurrent state of each layer; (): no layer holds one"""
 
     @classmethod
     def of(cls, model: Any, host: HostKV | None, n_hidden: int) -> Form:
@@ -33,6 +35,7 @@ class Form:
             n_layer=llama_cpp.llama_model_n_layer(model),
             n_hidden=n_hidden,
             row_bytes=() if host is None else host.row_bytes,
+            state_bytes=() if host is None else host.state_bytes,
         )
 
     def check(self, held: Snapshot) -> None:
@@ -67,9 +70,15 @@ class Form:
             if not _is_int(token) or not 0 <= token < self.n_vocab:
                 raise ValueError(f"expected {name} from 0 to {self.n_vocab - 1}, got {token!r:.80}")
 
-    def check_rows(self, tokens: Sequence[int], layers: Sequence[np.ndarray], hidden: Floats | None) -> None:
-        """What a `HostKV` holds. All three are empty where it holds nothing."""
-        if not layers and not tokens and hidden is None:
+    def check_rows(
+        self,
+        tokens: Sequence[int],
+        layers: Sequence[np.ndarray],
+        hidden: Floats | None,
+        states: Mapping[int, np.ndarray],
+    ) -> None:
+        """What a `HostKV` holds. All four are empty where it holds nothing."""
+        if not layers and not tokens and hidden is None and not states:
             return
         self.check_tokens("tokens of K/V", tokens)
         if not 1 <= len(layers) <= self.n_layer:
@@ -88,6 +97,16 @@ class Form:
             raise ValueError(
                 f"expected hidden states as float32 [{len(tokens)}, {self.n_hidden}], got {hidden.dtype} {list(hidden.shape)}"
             )
+        self._check_states(len(tokens), sum(self.state_bytes[: len(layers)]), states)
+
+    def _check_states(self, n_tokens: int, n_bytes: int, states: Mapping[int, np.ndarray]) -> None:
+        """Recurrent states after numbers of tokens: those of all layers that have K/V."""
+        for end, state in states.items():
+            if not 1 <= end <= n_tokens or state.dtype != np.uint8 or state.shape != (n_bytes,):
+                raise ValueError(
+                    f"expected recurrent states after 1 to {n_tokens} tokens as uint8 [{n_bytes}], got {state.dtype} "
+                    f"{list(state.shape)} after {end}"
+                )
 
 
 def _is_int(value: object) -> bool:

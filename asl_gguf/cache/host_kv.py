@@ -2,17 +2,18 @@
 
 K/V of a token depend on the tokens before it alone, as long as no token was dropped: those of a prompt's start serve
 every prompt that starts alike, in all layers up to the one where the prompt was cut down. `HostKV` keeps them, and the
-hidden states that the deeper layers began with; `engine.reusing` runs prompts over them.
+hidden states that the deeper layers began with; `engine.reusing` runs prompts over them. Recurrent states do not go back:
+of layers that hold one, it is kept after a few numbers of tokens, and prompts go on from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from ..errors import OptionError
 from ..models import gguf_header
 from ..native.session import Session
 from ..policies.contract import Floats
@@ -24,12 +25,15 @@ class HostKV:
 
     Args:
         packing: makes them smaller; None: they stay as the cache stores them.
-        row_bytes: what one token takes in each layer; (): not known.
+        row_bytes: what one token takes in each layer, 0 in one without K/V of its own; (): not known.
+        state_bytes: what the recurrent state of each layer takes; (): no layer holds one.
     """
 
-    def __init__(self, packing: Packing | None = None, row_bytes: Sequence[int] = ()) -> None:
+    def __init__(
+        self, packing: Packing | None = None, row_bytes: Sequence[int] = (), state_bytes: Sequence[int] = ()
+    ) -> None:
         self._packing = packing
-        self.row_bytes = tuple(row_bytes)
+        self.row_bytes, self.state_bytes = tuple(row_bytes), tuple(state_bytes)
         self.clear()
 
     @classmethod
@@ -37,32 +41,28 @@ class HostKV:
         """What `asl_full_kv` asks for; None: nothing.
 
         Args:
-            session: of the model.
+            session: of the model. Nothing is evaluated in its context.
             path: its GGUF file.
             arguments: of llama_cpp.Llama.
 
         Raises:
-            OptionError: as `Packing`, or layers of the model hold more than K/V rows of their own.
-            ModelError: as `Packing`.
+            OptionError, ModelError: as `Packing`.
         """
         if not full_kv:
             return None
-        if not session.loads_rows:
-            raise OptionError(
-                "asl_full_kv: expected False for a model whose layers hold recurrent states or attend to K/V of earlier "
-                f"layers, got {full_kv!r}; rows of all tokens do not restore those"
-            )
-        widths, bytes_cell = gguf_header.cache_widths(path, arguments), session.info().kv_bytes_cell
+        row_bytes, state_bytes = _sizes(session)
         if isinstance(full_kv, str):
-            packing = Packing(full_kv, *session.kv_types, widths, bytes_cell)
-            return cls(packing, packing.row_bytes)
-        row_bytes = [sum(map(gguf_header.row_bytes, session.kv_types, pair)) for pair in widths]
-        return cls(None, row_bytes if sum(row_bytes) == bytes_cell else ())
+            widths = gguf_header.cache_widths(path, arguments)
+            own = [pair if n_bytes else (0, 0) for pair, n_bytes in zip(widths, row_bytes)]
+            packing = Packing(full_kv, *session.kv_types, own, session.info().kv_bytes_cell)
+            return cls(packing, packing.row_bytes, state_bytes)
+        return cls(None, row_bytes, state_bytes)
 
     @property
     def n_bytes(self) -> int:
         """Host memory it takes."""
-        return sum(layer.nbytes for layer in self.layers) + (0 if self.hidden is None else self.hidden.nbytes)
+        arrays = [*self.layers, *self.states.values(), *([] if self.hidden is None else [self.hidden])]
+        return sum(array.nbytes for array in arrays)
 
     @property
     def depth(self) -> int:
@@ -71,12 +71,17 @@ class HostKV:
 
     def packed(self, layer: int, rows: np.ndarray) -> np.ndarray:
         """Rows as the cache stores them -> as they lie here."""
-        return rows if self._packing is None else self._packing.pack(layer, rows)
+        return rows if self._packing is None or not rows.shape[1] else self._packing.pack(layer, rows)
 
     def rows(self, layer: int, n_rows: int) -> np.ndarray:
         """The first rows of a layer, uint8 [n_rows, row bytes], as the cache stores them."""
         rows = self.layers[layer][:n_rows]
-        return rows if self._packing is None else self._packing.unpack(layer, rows)
+        return rows if self._packing is None or not rows.shape[1] else self._packing.unpack(layer, rows)
+
+    def state(self, layer: int, n_tokens: int) -> np.ndarray:
+        """The recurrent state of a layer after so many tokens, one of `states`."""
+        begin = sum(self.state_bytes[:layer])
+        return self.states[n_tokens][begin : begin + self.state_bytes[layer]]
 
     def clear(self) -> None:
         """Gives the memory back; the next prompt runs from its first token."""
@@ -85,6 +90,8 @@ class HostKV:
         """uint8 [n_tokens, row bytes] of each layer that saw all tokens, packed"""
         self.hidden: Floats | None = None
         """float32 [n_tokens, n_hidden]: what the last of them put out; None if it is the model's last"""
+        self.states: dict[int, np.ndarray] = {}
+        """after so many tokens, uint8: the recurrent states of these layers, one after another"""
 
     def n_common(self, tokens: Sequence[int]) -> int:
         """How many tokens at the start of a prompt it has."""
@@ -92,15 +99,43 @@ class HostKV:
         differing = np.flatnonzero(np.array(self.tokens[:n_most]) != np.array(tokens[:n_most]))
         return int(differing[0]) if differing.size else n_most
 
-    def put(self, tokens: Sequence[int], n_past: int, layers: Sequence[np.ndarray], hidden: Floats | None) -> None:
+    @property
+    def has_states(self) -> bool:
+        """Whether layers of the model hold recurrent states."""
+        return any(self.state_bytes)
+
+    def reusable(self, tokens: Sequence[int], n_most: int) -> int:
+        """How many tokens at the start of a prompt, n_most at most, need not run again."""
+        n_tokens = min(self.n_common(tokens), n_most)
+        return max((n for n in self.states if n <= n_tokens), default=0) if self.has_states else n_tokens
+
+    def put(
+        self,
+        tokens: Sequence[int],
+        n_past: int,
+        layers: Sequence[np.ndarray],
+        hidden: Floats | None,
+        states: Mapping[int, np.ndarray] = MappingProxyType({}),
+    ) -> None:
         """Another prompt, whose first n_past tokens are those it has.
 
         Args:
             layers: uint8 [n_tokens - n_past, row bytes] of each layer that it has, packed; [n_tokens, row bytes] of others.
             hidden: float32 [n_tokens, n_hidden] after the last of these layers; None if it is the model's last.
+            states: after so many tokens, uint8, the recurrent states of these layers one after another.
         """
         old = list(self.layers)
         self.clear()
         # layer by layer: at no time all layers of both prompts
         joined = [np.concatenate([old.pop(0)[:n_past], new]) if len(new) < len(tokens) else new for new in layers]
-        self.tokens, self.layers, self.hidden = tuple(tokens), tuple(joined), hidden
+        self.tokens, self.layers, self.hidden, self.states = tuple(tokens), tuple(joined), hidden, dict(states)
+
+
+def _sizes(session: Session) -> tuple[list[int], list[int]]:
+    """Bytes of a token's K/V, and of the recurrent state, in each layer."""
+    session.begin([0], 1)
+    try:
+        layers = range(session.info().n_layer)
+        return [session.row_bytes(layer) for layer in layers], [session.state_size(layer) for layer in layers]
+    finally:
+        session.abort()

@@ -31,8 +31,9 @@ _PREFIX = b"sha256:"
 _COMMENT_BYTES = len(_PREFIX) + 64
 _CHUNK = 1 << 20
 
-AllRows = tuple[list[int], list[np.ndarray], Floats | None]
-"""the tokens, the packed rows of each layer, and the hidden states of a `HostKV`; empty if there are none"""
+AllRows = tuple[list[int], list[np.ndarray], Floats | None, dict[int, np.ndarray]]
+"""the tokens, the packed rows of each layer, the hidden states and the recurrent ones of a `HostKV`; empty if there are none"""
+_FULL = {"full_tokens", "hidden", "state_ends", "states"}
 
 
 def save(path: Path, state: State, full: HostKV | None = None) -> int:
@@ -62,6 +63,9 @@ def save(path: Path, state: State, full: HostKV | None = None) -> int:
         arrays["full_tokens"] = np.array(full.tokens, dtype=np.int32)  # and their rows, packed as they are
         arrays |= {f"full_{layer}": rows for layer, rows in enumerate(full.layers)}
         arrays |= {} if full.hidden is None else {"hidden": full.hidden}
+        if full.states:
+            arrays["state_ends"] = np.array(list(full.states), dtype=np.int32)
+            arrays["states"] = np.stack(list(full.states.values()))
     with replacing(path) as file:
         np.savez(file, **arrays)
         _seal(file)
@@ -138,7 +142,7 @@ def _parse(arrays: dict[str, np.ndarray], expected: Any, form: Form) -> tuple[St
         raise ValueError(f"{about['kind']!r:.80} of format {about['format']!r:.80}")
     check_fingerprint(about["origin"], expected)
     layers = [f"full_{layer}" for layer in range(min(about["full_layers"], len(arrays)))]
-    if about.keys() != _ABOUT or not _ARRAYS <= arrays.keys() <= _ARRAYS | {"full_tokens", "hidden", *layers}:
+    if about.keys() != _ABOUT or not _ARRAYS <= arrays.keys() <= _ARRAYS | _FULL | {*layers}:
         raise ValueError(f"other parts than save_prompt writes: {sorted([*about, *arrays])}")
     kinds = {
         "tokens": np.int32,
@@ -146,6 +150,7 @@ def _parse(arrays: dict[str, np.ndarray], expected: Any, form: Form) -> tuple[St
         "logits": np.float32,
         "cells": np.uint8,
         "full_tokens": np.int32,
+        "state_ends": np.int32,
     }
     for name in kinds.keys() & arrays.keys():
         if arrays[name].dtype != kinds[name] or arrays[name].ndim != 1:
@@ -162,10 +167,14 @@ def _parse(arrays: dict[str, np.ndarray], expected: Any, form: Form) -> tuple[St
         logits=arrays["logits"] if arrays["logits"].size else None,
     )
     form.check(held)
+    ends, states = arrays.get("state_ends", np.empty(0, np.int32)), arrays.get("states", np.empty((0, 0), np.uint8))
+    if len(ends) != len(states):
+        raise ValueError(f"recurrent states after {len(ends)} numbers of tokens, of shape {list(states.shape)}")
     full = (
         arrays["full_tokens"].tolist() if "full_tokens" in arrays else [],
         [arrays[name] for name in layers],
         arrays.get("hidden"),
+        dict(zip(ends.tolist(), states)),
     )
     form.check_rows(*full)
     return State(held, arrays["cells"].tobytes(), seed, about["origin"]), full

@@ -86,7 +86,8 @@ class Llama(AnsweringLlama):
             select anew and run their other tokens alone up to there (default False). A prompt that was cut down
             nowhere is kept in all layers, and what follows it is not cut down either. Policies that run kept tokens a
             second time (gemfilter, asl-two-pass) keep nothing there. "q8_0" quantises
-            the K/V there: half the memory of an f16 cache, and what is selected from them is rounded.
+            the K/V there: half the memory of an f16 cache, and what is selected from them is rounded. Of recurrent states
+            a few along the prompt are kept: one that leaves it before them runs whole, and its report says so.
         asl_progress: called as (done, total) in token-layers during a prefill; False cancels it. The total is an estimate:
             it follows the layer from which on fewer tokens run. True shows a bar (tqdm's where it is installed).
         **kwargs: those of llama_cpp.Llama.

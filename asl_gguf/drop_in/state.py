@@ -254,9 +254,9 @@ class StatefulLlama(llama_cpp.Llama):
         """
         if self._asl_session is None:
             raise StateError("expected a Llama with asl_budget to load a prompt, got one without; pass asl_budget")
-        saved, (tokens, layers, hidden) = prompt_file.load(Path(path), self._origin(), self._asl_form())
+        saved, (tokens, layers, hidden, states) = prompt_file.load(Path(path), self._origin(), self._asl_form())
         self.load_state(saved)
         self._text.unasked = saved.held.n_pruned > 0
         if self._sequence is not None and self._sequence.host is not None:
-            self._sequence.host.put(tokens, 0, layers, hidden)
+            self._sequence.host.put(tokens, 0, layers, hidden, states)
         return list(saved.held.text_tokens)

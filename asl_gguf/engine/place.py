@@ -92,7 +92,7 @@ class OwnContext:
     @property
     def takes_turns(self) -> bool:
         """Whether new tokens can run layer by layer over what the cells hold."""
-        return context.loads_rows(self.ctx) and not any(context.first_cells(self.ctx))
+        return not any(context.first_cells(self.ctx))
 
     def remove_from(self, begin: int) -> bool:
         """Frees the cells from this position on. Returns whether it could: recurrent states do not go back."""
@@ -203,7 +203,7 @@ class SharedContext:
     @property
     def takes_turns(self) -> bool:
         """Whether new tokens can run layer by layer over what the cells hold."""
-        return context.loads_rows(self.ctx)
+        return True
 
     def remove_from(self, begin: int) -> bool:
         """Frees the cells from this position on. Returns whether it could: recurrent states do not go back."""

@@ -2,6 +2,9 @@
 
 A question that selects at an earlier layer than the one before it keeps K/V of its tokens there, but no token is
 dropped before the layer whose hidden states there are; one that selects later runs all tokens from that layer on.
+
+Of layers with recurrent states, the states are kept at the prompt's end and at ends of chunks before it: where a later
+prompt may leave this one.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from ..report import PrefillReport
 
 _MIN_PAST = 32
 """a shorter common start is not worth it: chunks would end elsewhere than without"""
+_MAX_STATES = 4
+"""states after so many different numbers of tokens are kept of a layer"""
 
 
 class ReusingLayers:
@@ -34,6 +39,8 @@ class ReusingLayers:
         self._n_loading = 0  # tokens whose K/V are loaded, as long as they are
         self._rows: list[np.ndarray] = []  # new K/V of the layers that saw all tokens, packed
         self._hidden: Floats | None = None  # what the last of them put out
+        self._states: dict[int, list[np.ndarray]] = {}  # of these layers, after so many tokens
+        self._missed = 0  # tokens that the kept prompt begins with, too, and that run for want of a state
         self._window: tuple[int, Floats | None] = (0, None)  # and the weights of its queries
         self._n_computed = 0  # token-layers
         self.n_past = 0
@@ -46,7 +53,7 @@ class ReusingLayers:
         if self._whole:
             self._n_computed = self.n_past = 0
         self._tokens, self._current, self._n_loading = tuple(tokens), None, 0
-        self._rows, self._hidden = [], None
+        self._rows, self._hidden, self._states, self._missed = [], None, {}, 0
         self._window = (window, None)
 
     def set_window(self, window: int, weights: Floats | None = None) -> None:
@@ -61,11 +68,35 @@ class ReusingLayers:
     def _set_past(self) -> None:
         """Before the first layer runs, when the window is known: its tokens are computed, for their queries choose."""
         window, weights = self._window
-        n_past = min(self._kept.n_common(self._tokens), len(self._tokens) - window)
+        n_most = len(self._tokens) - window
+        n_past = self._kept.reusable(self._tokens, n_most)
         self.n_past = self._n_loading = n_past if n_past >= _MIN_PAST else 0
         if self.n_past:
             self._session.set_past(self.n_past)
             self._session.set_window(window, weights)
+        if self._kept.has_states:
+            n_common = min(self._kept.n_common(self._tokens), n_most)
+            self._missed = n_common if n_common >= _MIN_PAST and not self.n_past else 0
+            self._states = {end: [] for end in self._state_ends(n_common, n_most)}
+            self._session.set_state_ends([end for end in self._states if end < len(self._tokens)])
+
+    def _state_ends(self, n_common: int, n_most: int) -> list[int]:
+        """Where a later prompt may go on: where this one did, before it left the one before, and at its end.
+
+        New ones are ends of chunks, which run as they would without.
+        """
+        n_ubatch = self._session.chunks["n_ubatch"]
+        new = {self._chunk_end(n) for n in (n_common, n_most - n_ubatch, n_most)}
+        ends = sorted(
+            {end for end in self._kept.states if end <= self.n_past} | {end for end in new if end >= _MIN_PAST}
+        )
+        return [*ends[:1], *ends[1:][2 - _MAX_STATES :], len(self._tokens)]
+
+    def _chunk_end(self, n_tokens: int) -> int:
+        """The last end of a chunk after at most so many tokens."""
+        n_batch, n_ubatch = self._session.chunks["n_batch"], self._session.chunks["n_ubatch"]
+        n_new = max(0, n_tokens - self.n_past)
+        return self.n_past + n_new // n_batch * n_batch + n_new % n_batch // n_ubatch * n_ubatch
 
     def running(self, n_layers: int, with_scores: bool) -> Iterator[None]:
         """`Session.running`, over the tokens that are new."""
@@ -79,12 +110,30 @@ class ReusingLayers:
         if self._n_loading and layer == self._kept.depth:
             self._leave_past()
         if self._n_loading:
-            self._session.load_rows(self._kept.rows(layer, self._n_loading))
+            self._load(layer)
         yield from self._session.running(1, with_scores)
         self._n_computed += self._session.info().n_current - self._n_loading
         if self._whole:
-            rows = self._session.save_rows(self._n_loading, len(self._tokens))
-            self._rows.append(self._kept.packed(layer, rows))
+            self._save(layer)
+
+    def _load(self, layer: int) -> None:
+        rows = self._kept.rows(layer, self._n_loading)
+        if rows.shape[1]:
+            self._session.load_rows(rows)
+        if self._kept.has_states and self._kept.state_bytes[layer]:
+            self._session.load_state(self._kept.state(layer, self._n_loading))
+
+    def _save(self, layer: int) -> None:
+        n_tokens = len(self._tokens)
+        if self._session.row_bytes(layer):
+            rows = self._session.save_rows(self._n_loading, n_tokens)
+        else:
+            rows = np.empty((n_tokens - self._n_loading, 0), dtype=np.uint8)
+        self._rows.append(self._kept.packed(layer, rows))
+        for end, states in self._states.items():
+            if self._kept.state_bytes[layer]:
+                kept = end <= self._n_loading
+                states.append(self._kept.state(layer, end) if kept else self._session.save_state(end))
 
     def _leave_past(self) -> None:
         """The layers whose K/V there are have run: the past's hidden states join, and what was dropped goes."""
@@ -154,15 +203,22 @@ class ReusingLayers:
         self._n_computed += (n_layer - info.next_layer) * info.n_current
         yield from self._session.finishing()
         if self._rows:
-            self._kept.put(self._tokens, self.n_past, self._rows, self._hidden)
+            none = np.empty(0, dtype=np.uint8)
+            states = {end: np.concatenate([none, *of_layers]) for end, of_layers in self._states.items()}
+            self._kept.put(self._tokens, self.n_past, self._rows, self._hidden, states)
 
     def abort(self) -> None:
         """`Session.abort`; what `HostKV` has stays."""
         self._session.abort()
-        self._rows, self._hidden = [], None
+        self._rows, self._hidden, self._states = [], None, {}
 
     def corrected(self, report: PrefillReport) -> PrefillReport:
         """The engine's report, with what was computed in truth."""
+        missed = f"the prompt leaves the one before after {self._missed} tokens, where no recurrent state was kept: all of it ran"
         return replace(
-            report, token_layers=self._n_computed, reused_tokens=self.n_past, full_kv_bytes=self._kept.n_bytes
+            report,
+            token_layers=self._n_computed,
+            reused_tokens=self.n_past,
+            full_kv_bytes=self._kept.n_bytes,
+            reason=missed if self._missed else report.reason,
         )

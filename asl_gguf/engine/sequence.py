@@ -189,7 +189,9 @@ class Sequence:
     def _selects_again(self, tokens: abc.Sequence[int]) -> bool:
         """Whether a longer prompt chooses anew among all K/V of the one that was pruned."""
         n_pruned, longer = len(self.transcript.pruned), len(tokens) > self.transcript.n_tokens
-        return bool(self.host and n_pruned and longer and self.host.n_common(tokens) >= n_pruned)
+        if not self.host or not n_pruned or not longer or self.host.n_common(tokens) < n_pruned:
+            return False
+        return self.host.reusable(tokens, len(tokens)) > 0
 
     def _plan_turn(self, request: Request) -> Plan | None:
         """Where the prompt goes on from a pruned past and brings enough to be pruned as well; None: it does not."""

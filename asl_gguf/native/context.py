@@ -14,15 +14,6 @@ from ..policies.contract import Floats
 from .bindings import lib, llama_cpp
 
 
-def loads_rows(context: int) -> bool:
-    """Whether K/V rows alone restore what layers remember: no recurrent states, no layers that attend to K/V of others.
-
-    Args:
-        context: a `llama_context *`.
-    """
-    return bool(lib.model_can_load_rows(llama_cpp.llama_get_model(context)))
-
-
 def first_cells(ctx: Any) -> tuple[int, ...]:
     """The cell from which on each layer attends."""
     first = (ctypes.c_int32 * llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(ctx)))()

@@ -86,8 +86,6 @@ class Session:
         nothing, a recurrent state, or K/V of an earlier layer"""
         self.drops_tokens = bool(lib.model_can_drop_tokens(model))
         """whether deeper layers may run over fewer tokens"""
-        self.loads_rows = bool(lib.model_can_load_rows(model))
-        """whether `set_past` is possible"""
         self.state_bytes = int(lib.context_state_bytes(context))
         """of recurrent states, whatever the length of the prompt"""
 
@@ -187,7 +185,8 @@ class Session:
         self._check(lib.session_set_window(self._handle, window, None if factors is None else float_p(factors)))
 
     def set_past(self, n_past: int) -> None:
-        """The first n_past tokens are not computed: `load_rows` gives their K/V before each layer runs.
+        """The first n_past tokens are not computed: before each layer runs, `load_rows` gives their K/V, and `load_state` the
+        recurrent state after them.
 
         Tokens cannot be dropped then, and all layers have to run, one by one.
         """
@@ -195,10 +194,8 @@ class Session:
         self._check(lib.session_set_past(self._handle, n_past))
 
     def row_bytes(self, layer: int) -> int:
-        """Bytes of one token's K/V in a layer."""
-        n_bytes = ctypes.c_int64()
-        self._check(lib.session_row_bytes(self._handle, layer, ctypes.byref(n_bytes)))
-        return n_bytes.value
+        """Bytes of one token's K/V in a layer; 0 without K/V of its own."""
+        return self._bytes_of(lib.session_row_bytes, layer)
 
     def save_rows(self, begin: int, end: int) -> np.ndarray:
         """uint8 [end - begin, row bytes]: K/V of these tokens in the layer that ran last, for `load_rows`."""
@@ -222,6 +219,28 @@ class Session:
             raise OptionError(f"rows: expected uint8 [n_past, {n_row}], got {rows.dtype} {list(rows.shape)}")
         data = np.ascontiguousarray(rows)
         self._check(lib.session_load_rows(self._handle, data.ctypes.data, data.nbytes))
+
+    def state_size(self, layer: int) -> int:
+        """Bytes of the recurrent state of a layer; 0 if it holds none."""
+        return self._bytes_of(lib.session_state_bytes, layer)
+
+    def set_state_ends(self, ends: Sequence[int]) -> None:
+        """In the layers that run from now on, chunks end after so many tokens too, and states are noted there."""
+        values = np.array(ends, dtype=np.int32)
+        self._check(lib.session_set_state_ends(self._handle, int32_p(values), values.size))
+
+    def save_state(self, n_tokens: int) -> np.ndarray:
+        """uint8: the recurrent state of the layer that ran last after so many tokens: all, or a number of `set_state_ends`."""
+        result = np.empty(self.state_size(max(0, self.info().next_layer - 1)), dtype=np.uint8)
+        self._check(lib.session_save_state(self._handle, n_tokens, result.ctypes.data, result.nbytes))
+        return result
+
+    def load_state(self, state: np.ndarray) -> None:
+        """The recurrent state after the first n_past tokens of the layer that runs next, as from `save_state`."""
+        if state.dtype != np.uint8 or state.ndim != 1:
+            raise OptionError(f"state: expected uint8 [n], got {state.dtype} {list(state.shape)}")
+        data = np.ascontiguousarray(state)
+        self._check(lib.session_load_state(self._handle, data.ctypes.data, data.nbytes))
 
     def save_hidden(self, begin: int, end: int) -> Floats:
         """float32 [end - begin, n_hidden]: output of the layer that ran last, not the model's last, for `load_hidden`."""
@@ -355,8 +374,11 @@ class Session:
         self._check(lib.session_load_layer(self._handle, layer, data.ctypes.data, data.size))
 
     def _layer_bytes(self, layer: int) -> int:
+        return self._bytes_of(lib.session_layer_bytes, layer)
+
+    def _bytes_of(self, size: Callable[..., int], layer: int) -> int:
         n_bytes = ctypes.c_int64()
-        self._check(lib.session_layer_bytes(self._handle, layer, ctypes.byref(n_bytes)))
+        self._check(size(self._handle, layer, ctypes.byref(n_bytes)))
         return n_bytes.value
 
     def finish(self) -> None:

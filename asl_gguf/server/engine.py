@@ -19,7 +19,6 @@ from ..budget.share import round_cells
 from ..engine.place import SharedContext
 from ..errors import AslError, ContextFullError, OptionError, OutOfMemoryError, PromptError, UnsupportedModelError
 from ..models.gguf_header import n_ctx_train
-from ..native import context
 from ..native.bindings import lib, llama_cpp
 from ..native.session import set_decoding, unsupported_reason
 from . import bindings
@@ -87,8 +86,6 @@ class Engine:
         def work() -> None:
             if reason := unsupported_reason(llama_cpp.llama_get_model(ctx)):
                 raise UnsupportedModelError(reason)
-            if not context.loads_rows(ctx):
-                raise UnsupportedModelError("recurrent states, and K/V that layers share, cannot move into a slot")
             n_ctx, path = sizes.contents.n_ctx_slot, sizes.contents.model.decode()
             own = type(params.contents).from_buffer_copy(params.contents)
             rules = Rules(self._options, path, n_ctx)

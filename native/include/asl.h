@@ -130,10 +130,6 @@ ASL_API int32_t asl_model_get_sliding(const struct llama_model * model, bool * s
 // rows can be dropped, but every layer runs over all tokens.
 ASL_API bool asl_model_can_drop_tokens(const struct llama_model * model);
 
-// Whether K/V rows of an earlier prefill can take the place of computing tokens (asl_session_set_past). False where layers hold
-// a recurrent state, or attend to K/V of earlier layers.
-ASL_API bool asl_model_can_load_rows(const struct llama_model * model);
-
 // Which weight types ASL_DEQUANT_AUTO packs or expands on this machine, in one line.
 ASL_API const char * asl_kernel_rule(void);
 
@@ -331,10 +327,11 @@ ASL_API asl_status asl_session_begin(asl_session * session, const int32_t * toke
 
 // Starts a prefill of tokens that follow what sequence 0 of the decode context holds, pruned or not. Its cells are the first
 // n_past of the current tokens, in the order of the cells; the new tokens follow, at positions from its last one + 1 on, and
-// see all of them and each other. Scores, queries and keys are those of a prefill; the past keeps all its rows and tokens:
-// the lists of asl_session_keep_rows and asl_session_keep_tokens begin with 0..n_past-1. Rows of new tokens lie in the cells
-// after the last used one, as many in every layer (ASL_ERR_CELLS if there are too few). The decode context must not be used
-// meanwhile. It changes in the last slice only: an abort, an error or a cancelled prefill leaves it as it was.
+// see all of them and each other; layers with a recurrent state go on from the sequence's. Scores, queries and keys are those
+// of a prefill; the past keeps all its rows and tokens: the lists of asl_session_keep_rows and asl_session_keep_tokens begin
+// with 0..n_past-1. Rows of new tokens lie in the cells after the last used one, as many in every layer (ASL_ERR_CELLS if there
+// are too few). The decode context must not be used meanwhile. It changes in the last slice only: an abort, an error or a
+// cancelled prefill leaves it as it was.
 //   tokens    int32 [n_tokens], 1 <= n_tokens, up to position n_ctx - 1
 //   n_window  last of the new tokens whose attention is scored, >= 1; more than n_tokens means n_tokens
 // ASL_ERR_STATE with the reason if there is no past, layers kept different numbers of rows, or other sequences live there.
@@ -346,13 +343,16 @@ ASL_API asl_status asl_session_extend(asl_session * session, const int32_t * tok
 ASL_API asl_status asl_session_set_window(asl_session * session, int32_t n_window, const float * weights);
 
 // The first n_past tokens are not computed: their K/V, of an earlier prefill that began with the same tokens, are
-// loaded before each layer runs (asl_session_load_rows), one layer per asl_session_run. The others attend to them.
+// loaded before each layer runs (asl_session_load_rows), one layer per asl_session_run. The others attend to them. Of layers
+// that hold a recurrent state, the state after these tokens is loaded (asl_session_load_state); layers without K/V of their own
+// need no rows.
 // Tokens cannot be dropped then, and every layer has to run before asl_session_finish, unless their hidden states follow
 // (asl_session_load_hidden). To be called before any layer ran; makes the window at most n_tokens - n_past tokens.
 //   n_past    0 <= n_past < n_tokens
 ASL_API asl_status asl_session_set_past(asl_session * session, int32_t n_past);
 
-// Bytes of one token's K/V in a layer: its K row, then its V row, as the cache stores them. A prefill must be open.
+// Bytes of one token's K/V in a layer: its K row, then its V row, as the cache stores them; 0 without K/V of its own. A prefill
+// must be open.
 ASL_API asl_status asl_session_row_bytes(const asl_session * session, int32_t il, int64_t * n_bytes);
 
 // K/V rows of tokens begin..end-1 in the layer that ran last, for asl_session_load_rows in a session over the same
@@ -364,6 +364,21 @@ ASL_API asl_status asl_session_save_rows(const asl_session * session, int32_t be
 // any more.
 //   src       uint8 [n_past, row bytes]
 ASL_API asl_status asl_session_load_rows(asl_session * session, const void * src, int64_t n_bytes);
+
+// Bytes of the recurrent state of a layer, 0 if it holds none. A prefill must be open.
+ASL_API asl_status asl_session_state_bytes(const asl_session * session, int32_t il, int64_t * n_bytes);
+
+// In the layers that run from now on, chunks end after so many tokens, too, and states are noted there. All tokens must be
+// current; once some are dropped, nothing is noted any more.
+//   ends      int32 [n_ends], increasing, 1 to n_tokens - 1; NULL allowed if n_ends is 0
+ASL_API asl_status asl_session_set_state_ends(asl_session * session, const int32_t * ends, int32_t n_ends);
+
+// The recurrent state of the layer that ran last, after n_tokens of the current tokens: all of them, or a number of
+// asl_session_set_state_ends. For asl_session_load_state in a session over the same model.
+ASL_API asl_status asl_session_save_state(const asl_session * session, int32_t n_tokens, void * dst, int64_t n_bytes);
+
+// The recurrent state after the first n_past tokens (asl_session_set_past) of the layer that runs next.
+ASL_API asl_status asl_session_load_state(asl_session * session, const void * src, int64_t n_bytes);
 
 // Output of the layer that ran last, not of the model's last layer, for tokens begin..end-1 that were computed.
 //   dst       float [end - begin, n_hidden]

@@ -67,10 +67,6 @@ bool asl_model_can_drop_tokens(const llama_model * model) {
     return asl_can_drop_tokens(*model);
 }
 
-bool asl_model_can_load_rows(const llama_model * model) {
-    return asl_can_load_rows(*model);
-}
-
 int64_t asl_context_kv_bytes(const llama_context * ctx) {
     return ctx->get_memory() ? asl_kv_bytes(*ctx) : 0;
 }
@@ -264,6 +260,22 @@ asl_status asl_session_save_rows(const asl_session * session, int32_t begin, int
 
 asl_status asl_session_load_rows(asl_session * session, const void * src, int64_t n_bytes) {
     return guard(session, [&] { session->load_rows((const uint8_t *) src, n_bytes); });
+}
+
+asl_status asl_session_set_state_ends(asl_session * session, const int32_t * ends, int32_t n_ends) {
+    return guard(session, [&] { session->set_state_ends(ends, n_ends); });
+}
+
+asl_status asl_session_state_bytes(const asl_session * session, int32_t il, int64_t * n_bytes) {
+    return guard(const_cast<asl_session *>(session), [&] { *n_bytes = session->state_bytes(il); });
+}
+
+asl_status asl_session_save_state(const asl_session * session, int32_t n_tokens, void * dst, int64_t n_bytes) {
+    return guard(const_cast<asl_session *>(session), [&] { session->save_state(n_tokens, (uint8_t *) dst, n_bytes); });
+}
+
+asl_status asl_session_load_state(asl_session * session, const void * src, int64_t n_bytes) {
+    return guard(session, [&] { session->load_state((const uint8_t *) src, n_bytes); });
 }
 
 asl_status asl_session_save_hidden(const asl_session * session, int32_t begin, int32_t end, float * dst, int64_t n_bytes) {

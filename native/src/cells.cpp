@@ -6,7 +6,7 @@
 
 // One token a cell, all of one sequence.
 struct cell_batch {
-    cell_batch(llama_seq_id seq_id, uint32_t n) : alloc(1), seq_id(seq_id), ubatch(alloc.ubatch_reserve(n, 1)) {
+    cell_batch(llama_seq_id seq_id, uint32_t n) : alloc(N_POS), seq_id(seq_id), ubatch(alloc.ubatch_reserve(n, 1)) {
         ubatch.seq_id_unq[0] = seq_id;
         for (uint32_t i = 0; i < n; ++i) {
             ubatch.n_seq_id[i] = 1;
@@ -14,9 +14,18 @@ struct cell_batch {
         }
     }
 
+    // Text stands at the same place in each dimension that a cell remembers.
+    void set(uint32_t i, llama_pos pos, llama_token id) {
+        for (uint32_t dim = 0; dim < N_POS; ++dim) {
+            ubatch.pos[dim * ubatch.n_tokens + i] = pos;
+        }
+        ubatch.token[i] = id;
+    }
+
     cell_batch(const cell_batch &) = delete;
     cell_batch & operator=(const cell_batch &) = delete;
 
+    static constexpr uint32_t N_POS = 3; // models with fewer do not ask for the others
     llama_batch_allocr alloc;
     llama_seq_id seq_id;
     llama_ubatch ubatch;
@@ -50,8 +59,7 @@ void asl_mark_cells(llama_kv_cache & kv, llama_seq_id seq_id, const std::vector<
     }
     cell_batch batch(seq_id, cells.size());
     for (size_t i = 0; i < cells.size(); ++i) {
-        batch.ubatch.pos[i] = positions[i];
-        batch.ubatch.token[i] = ids[i];
+        batch.set(i, positions[i], ids[i]);
     }
     llama_kv_cache::slot_info slot;
     slot.s0 = slot.s1 = kv.get_stream(seq_id);

@@ -1,10 +1,10 @@
 #include "memory.h"
 
 #include "cache.h"
-#include "chunks.h"
 #include "error.h"
 #include "support.h"
 
+#include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-memory-hybrid-idx.h"
 #include "llama-memory-hybrid-iswa.h"
@@ -74,32 +74,61 @@ size_t asl_state_size(llama_context & ctx, int32_t il) {
     return n_bytes;
 }
 
-// A memory that was cleared gives cell 0 to the first sequence.
-void asl_save_state(llama_context & ctx, int32_t il, uint8_t * dst) {
+asl_state_cell asl_find_state(llama_context & ctx, int32_t seq_id) {
+    asl_state_cell found;
+    const llama_memory_recurrent * states = get_states(ctx);
+    if (!states || seq_id < 0 || seq_id >= (int32_t) states->size || states->cells[seq_id].tail < 0) {
+        return found;
+    }
+    const auto & cell = states->cells[states->cells[seq_id].tail];
+    found.row = cell.src >= 0 ? cell.src : states->cells[seq_id].tail;
+    found.pos = cell.pos;
+    found.is_shared = cell.seq_id.size() != 1;
+    return found;
+}
+
+int32_t asl_take_state(llama_context & ctx, int32_t seq_id, llama_pos pos) {
+    llama_memory_recurrent * states = get_states(ctx);
+    if (!states) {
+        return ASL_NONE;
+    }
+    llama_batch_allocr balloc(1);
+    llama_ubatch ubatch = balloc.ubatch_reserve(1, 1);
+    ubatch.pos[0] = pos;
+    ubatch.n_seq_id[0] = 1;
+    ubatch.seq_id[0] = &seq_id;
+    ubatch.seq_id_unq[0] = seq_id;
+    if (!states->find_slot(ubatch)) {
+        throw asl_error(ASL_ERR_INTERNAL, "the cell of the recurrent states could not be taken");
+    }
+    return asl_find_state(ctx, seq_id).row;
+}
+
+void asl_advance_state(llama_context & ctx, int32_t seq_id, llama_pos pos) {
+    llama_memory_recurrent * states = get_states(ctx);
+    if (states && states->cells[seq_id].tail >= 0) {
+        states->cells[states->cells[seq_id].tail].pos = pos;
+    }
+}
+
+void asl_save_state(llama_context & ctx, int32_t il, int32_t row, uint8_t * dst) {
     for (const ggml_tensor * t : asl_state_tensors(ctx, il)) {
-        ggml_backend_tensor_get(t, dst, 0, t->nb[1]);
+        ggml_backend_tensor_get(t, dst, row * t->nb[1], t->nb[1]);
         dst += t->nb[1];
     }
 }
 
-void asl_load_state(llama_context & ctx, int32_t il, const uint8_t * src) {
+void asl_load_state(llama_context & ctx, int32_t il, int32_t row, const uint8_t * src) {
     for (ggml_tensor * t : asl_state_tensors(ctx, il)) {
-        ggml_backend_tensor_set(t, src, 0, t->nb[1]);
+        ggml_backend_tensor_set(t, src, row * t->nb[1], t->nb[1]);
         src += t->nb[1];
     }
 }
 
-void asl_copy_state(llama_context & src, llama_context & dst, int32_t il) {
+void asl_copy_state(llama_context & src, int32_t src_row, llama_context & dst, int32_t dst_row, int32_t il) {
     std::vector<uint8_t> state(asl_state_size(src, il));
-    asl_save_state(src, il, state.data());
-    asl_load_state(dst, il, state.data());
-}
-
-void asl_mark_state(llama_context & ctx, llama_token token, llama_pos pos) {
-    llama_memory_recurrent * states = get_states(ctx);
-    if (states && !asl_place_tokens(ctx, *states, { token }, &pos)->apply()) {
-        throw asl_error(ASL_ERR_INTERNAL, "the cell of the recurrent states could not be taken");
-    }
+    asl_save_state(src, il, src_row, state.data());
+    asl_load_state(dst, il, dst_row, state.data());
 }
 
 ggml_backend_buffer_type_t asl_layer_buffer_type(llama_context & ctx, int32_t il) {

@@ -36,16 +36,27 @@ std::vector<ggml_tensor *> asl_state_tensors(llama_context & ctx, int32_t il);
 // Bytes of the states of all layers.
 int64_t asl_state_bytes(llama_context & ctx);
 
-// The state of a layer after the last token that ran, from one context to another. Does nothing for layers without.
-void asl_copy_state(llama_context & src, llama_context & dst, int32_t il);
+// Where the tensors of all layers hold the state of a sequence, and the token that it is after.
+struct asl_state_cell {
+    int32_t row = ASL_NONE; // the sequence has no state
+    llama_pos pos = -1;
+    bool is_shared = false; // with another sequence
+};
+asl_state_cell asl_find_state(llama_context & ctx, int32_t seq_id);
 
-// Tells a cleared memory that the state of sequence 0 is that after this token. Does nothing without states.
-void asl_mark_state(llama_context & ctx, llama_token token, llama_pos pos);
+// A row for the state of a sequence that has none yet, which is to be that after the token at pos. ASL_NONE without states.
+int32_t asl_take_state(llama_context & ctx, int32_t seq_id, llama_pos pos);
+
+// The state of a sequence is that after the token at pos from now on. Does nothing without states.
+void asl_advance_state(llama_context & ctx, int32_t seq_id, llama_pos pos);
+
+// The state of a layer, from one context to another. Does nothing for layers without.
+void asl_copy_state(llama_context & src, int32_t src_row, llama_context & dst, int32_t dst_row, int32_t il);
 
 // The same to and from host memory.
 size_t asl_state_size(llama_context & ctx, int32_t il);
-void asl_save_state(llama_context & ctx, int32_t il, uint8_t * dst);
-void asl_load_state(llama_context & ctx, int32_t il, const uint8_t * src);
+void asl_save_state(llama_context & ctx, int32_t il, int32_t row, uint8_t * dst);
+void asl_load_state(llama_context & ctx, int32_t il, int32_t row, const uint8_t * src);
 
 // Where a layer of a context runs: the buffer type of what it remembers, NULL if it remembers nothing.
 ggml_backend_buffer_type_t asl_layer_buffer_type(llama_context & ctx, int32_t il);

@@ -43,7 +43,7 @@ static void check_sequence(const llama_context & ctx, int32_t seq_id) {
 
 static void check_even(llama_context & ctx, const char * name) {
     for (uint32_t il = 0; il < ctx.get_model().hparams.n_layer(); ++il) {
-        if (asl_get_first_cell(ctx, il) > 0) {
+        if (asl_owns_rows(ctx.get_model(), il) && asl_get_first_cell(ctx, il) > 0) {
             refuse(std::string("expected layers that keep equal numbers of rows in ") + name + ", layer " + str(il) +
                     " keeps fewer: cells of such a layout cannot be shared; use a policy that keeps as many rows in every layer");
         }
@@ -62,9 +62,6 @@ static void check_contexts(llama_context & src, int32_t src_seq_id, llama_contex
     if (&src.get_model() != &dst.get_model()) {
         refuse("expected two contexts of one model, got contexts of two");
     }
-    if (asl_has_states(src)) {
-        refuse("expected a model without recurrent states: those of a hybrid model cannot be moved");
-    }
     check_sequence(src, src_seq_id);
     check_sequence(dst, seq_id);
     const llama_kv_cache & a = asl_get_any_kv_cache(src);
@@ -79,6 +76,9 @@ static void check_contexts(llama_context & src, int32_t src_seq_id, llama_contex
     }
     if (of_src.v_trans != of_dst.v_trans) {
         refuse("expected flash attention in both contexts or in none: V is stored in another form");
+    }
+    if (asl_has_states(src) && (src.get_cparams().n_rs_seq > 0 || dst.get_cparams().n_rs_seq > 0)) {
+        refuse("expected contexts without snapshots of recurrent states (n_rs_seq)");
     }
     check_even(src, "the context that was prefilled");
     check_even(dst, "the context that takes the cells");
@@ -141,6 +141,17 @@ static std::vector<cache_move> plan_all(llama_context & src, int32_t src_seq_id,
     return moves;
 }
 
+static void move_state(llama_context & src, int32_t src_seq_id, llama_context & dst, int32_t seq_id) {
+    const asl_state_cell state = asl_find_state(src, src_seq_id);
+    if (state.row == ASL_NONE) {
+        return;
+    }
+    const int32_t row = asl_take_state(dst, seq_id, state.pos);
+    for (uint32_t il = 0; il < src.get_model().hparams.n_layer(); ++il) {
+        asl_copy_state(src, state.row, dst, row, il);
+    }
+}
+
 void asl_move_cells(llama_context & src, int32_t src_seq_id, llama_context & dst, int32_t seq_id, bool with_logits) {
     check_contexts(src, src_seq_id, dst, seq_id);
     llama_kv_cache * to_swa = asl_get_kv_cache_swa(dst);
@@ -160,6 +171,7 @@ void asl_move_cells(llama_context & src, int32_t src_seq_id, llama_context & dst
     if (logits && !asl_context_access::set_logits(dst, logits)) {
         throw asl_error(ASL_ERR_MEMORY, "cannot allocate room for logits");
     }
+    move_state(src, src_seq_id, dst, seq_id);
     for (const cache_move & move : moves) {
         for (const uint32_t il : move.src->get_layer_ids()) {
             asl_copy_cells(src, move.from, dst, move.to, il);

@@ -38,7 +38,7 @@ asl_past asl_read_past(llama_context & ctx) {
         throw asl_error(ASL_ERR_STATE, "expected a decode context that holds tokens, got an empty one; call asl_session_begin");
     }
     for (uint32_t il = 0; il < ctx.get_model().hparams.n_layer(); ++il) {
-        if (asl_get_first_cell(ctx, il) > 0) {
+        if (asl_owns_rows(ctx.get_model(), il) && asl_get_first_cell(ctx, il) > 0) {
             throw asl_error(ASL_ERR_STATE, "expected a past that keeps equal numbers of rows in every layer, layer " + str(il) +
                                                    " keeps fewer; decode the turn, or prefill it all again");
         }
@@ -56,6 +56,13 @@ asl_past asl_read_past(llama_context & ctx) {
         throw asl_error(ASL_ERR_STATE, "expected a past whose tokens stand at positions of their own, got " + str(n) + " cells before position " +
                                                str(past.next_pos) + " and " + str(past.sliding_cells.size()) + " cells of sliding layers");
     }
+    if (asl_has_states(ctx)) {
+        past.state = asl_find_state(ctx, 0);
+        if (past.state.row == ASL_NONE || past.state.is_shared || past.state.pos + 1 != past.next_pos) {
+            throw asl_error(ASL_ERR_STATE, "expected the recurrent states of sequence 0 alone after position " + str(past.next_pos - 1) +
+                                                   ", got " + (past.state.is_shared ? "some that it shares" : "those after position " + str(past.state.pos)));
+        }
+    }
     return past;
 }
 
@@ -67,6 +74,10 @@ void asl_check_past(const asl_past & past, llama_context & ctx) {
 }
 
 void asl_load_past(const asl_past & past, llama_context & ctx, llama_context & prefill, int32_t il) {
+    asl_copy_state(ctx, past.state.row, prefill, 0, il);
+    if (!asl_owns_rows(ctx.get_model(), il)) {
+        return;
+    }
     const auto & from = asl_is_sliding(ctx.get_model(), il) ? past.sliding_cells : past.cells;
     const uint32_t n = past.cells.size();
     asl_copy_cells(ctx, from, prefill, asl_cell_list(n - from.size(), n), il);
@@ -78,6 +89,7 @@ void asl_mark_past(const asl_past & past, llama_context & prefill) {
     std::iota(positions.begin(), positions.end(), past.next_pos - (llama_pos) n);
     const std::vector<llama_token> ids(n, 0);
     asl_mark_cells(asl_get_kv_cache(prefill), 0, asl_cell_list(0, n).cells, positions, ids);
+    asl_take_state(prefill, 0, past.next_pos - 1);
     if (llama_kv_cache * swa = asl_get_kv_cache_swa(prefill)) {
         // new tokens lie in the same cells of both caches: those in front are of a sequence that nobody sees
         const uint32_t first = n - past.sliding_cells.size();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "gather.h"
+#include "memory.h"
 
 #include "llama.h"
 
@@ -17,6 +18,7 @@ struct asl_past {
     std::vector<llama_pos> sliding_positions;
     uint32_t first_free = 0; // the cell after the last used one
     llama_pos next_pos = 0;
+    asl_state_cell state; // of layers that hold one
 
     bool exists() const { return !cells.empty(); }
 };
@@ -27,9 +29,10 @@ asl_past asl_read_past(llama_context & ctx);
 // Throws asl_error if the context was used since.
 void asl_check_past(const asl_past & past, llama_context & ctx);
 
-// Copies the rows of a layer to the last of the cells 0..n_past-1 of a prefill context.
+// Copies the rows of a layer to the last of the cells 0..n_past-1 of a prefill context, and its state. Where a layer attends to
+// K/V of an earlier one, those lie there.
 void asl_load_past(const asl_past & past, llama_context & ctx, llama_context & prefill, int32_t il);
 
 // Marks these cells in the prefill context. Tokens of full layers stand right before the first new one, because masks of
-// those layers do not ask for positions; tokens of sliding layers stand where they stand.
+// those layers do not ask for positions; tokens of sliding layers stand where they stand. States are those after the past.
 void asl_mark_past(const asl_past & past, llama_context & prefill);

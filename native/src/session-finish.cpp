@@ -131,7 +131,7 @@ void asl_session::mark_cells() {
 
     ctx.get_memory()->clear(false);
     asl_mark_cells(asl_get_kv_cache(ctx), 0, asl_cell_list(0, n_rows).cells, cells, ids_at(cells));
-    asl_mark_state(ctx, tokens.back(), positions.back());
+    asl_take_state(ctx, 0, positions.back());
     if (swa) {
         const std::vector<llama_pos> left(positions.begin() + first, positions.end());
         const std::vector<uint32_t> taken = asl_cell_list(0, left.size()).cells;
@@ -156,4 +156,8 @@ void asl_session::mark_new_cells() {
     }
     const std::vector<uint32_t> taken = asl_cell_list(past.first_free, past.first_free + cells.size()).cells;
     asl_mark_cells(asl_get_kv_cache(ctx), 0, taken, cells, ids_at(cells));
+    for (size_t il = 0; il < states.size(); ++il) {
+        asl_load_state(ctx, il, past.state.row, states[il].data());
+    }
+    asl_advance_state(ctx, 0, positions.back());
 }

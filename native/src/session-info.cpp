@@ -74,6 +74,11 @@ asl_session_info asl_session::get_info() const {
     info.kv_bytes_prefill = prefill ? asl_kv_bytes(*prefill) : 0;
     info.kv_bytes_prefill_peak = kv_bytes_prefill_peak;
     info.host_bytes = hidden.size_bytes(true) + dequantiser.size_bytes() + mask.size_bytes(true) + sliding.size_bytes();
+    for (const auto * of_layers : { &states, &states_noted }) {
+        for (const auto & state : *of_layers) {
+            info.host_bytes += state.size();
+        }
+    }
     info.device_bytes = hidden.size_bytes(false) + mask.size_bytes(false) + inputs.size_bytes();
     info.host_us = parts.host_us;
     info.n_parts = parts.n;

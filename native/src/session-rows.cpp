@@ -17,7 +17,7 @@
 
 static std::string str(int64_t value) { return std::to_string(value); }
 
-static void check_size(size_t expected, size_t n_bytes) {
+void asl_session::check_size(size_t expected, size_t n_bytes) {
     if (n_bytes != expected) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected a buffer of " + str(expected) + " bytes, got " + str(n_bytes));
     }
@@ -235,6 +235,7 @@ void asl_session::keep_tokens(const int32_t * index, int32_t n_index) {
         positions[i] = positions[kept[i]];
     }
     positions.resize(n_index);
+    state_ends.clear(); // of all tokens
     forget_chunks();
     has_scores = false;
     n_work_total = n_work_done + (int64_t) (n_index - n_past) * (n_layer - next_layer);
@@ -279,6 +280,9 @@ void asl_session::load_rows(const uint8_t * src, size_t n_bytes) {
         throw asl_error(ASL_ERR_STATE, "expected tokens to load (asl_session_set_past) and a layer left to run, got " + str(n_past) +
                                                " tokens and layer " + str(next_layer) + " of " + str(n_layer));
     }
+    if (!asl_owns_rows(ctx.get_model(), next_layer)) {
+        throw asl_error(ASL_ERR_STATE, "expected a layer with K/V of its own, layer " + str(next_layer) + " has none");
+    }
     check_size(n_past * asl_row_bytes(*prefill, next_layer), n_bytes);
     asl_set_rows(*prefill, next_layer, 0, n_past, src);
     past_ready = true;
@@ -305,7 +309,7 @@ void asl_session::save_hidden(int32_t begin, int32_t end, float * dst, size_t n_
 void asl_session::load_hidden(const float * src, size_t n_bytes) {
     check_hidden();
     check_begun();
-    if (n_past == 0 || past_ready) {
+    if (n_past == 0 || past_ready || state_ready) {
         throw asl_error(ASL_ERR_STATE, "expected tokens whose K/V were loaded (asl_session_set_past) and a layer that ran over the others");
     }
     check_size((size_t) n_past * n_hidden * sizeof(float), n_bytes);
@@ -339,7 +343,7 @@ void asl_session::save_layer(uint8_t * dst, size_t n_bytes) const {
         asl_get_rows(*prefill, il, 0, n_tokens, dst);
         dst += n_row_bytes;
     }
-    asl_save_state(*prefill, il, dst);
+    asl_save_state(*prefill, il, 0, dst);
     dst += asl_state_size(*prefill, il);
     if (il == n_layer - 1) {
         memcpy(dst, output.data(), output.size() * sizeof(float));
@@ -364,7 +368,7 @@ void asl_session::load_layer(int32_t il, const uint8_t * src, size_t n_bytes) {
         asl_set_rows(*prefill, il, 0, n_tokens, src);
         src += n_row_bytes;
     }
-    asl_load_state(*prefill, il, src);
+    asl_load_state(*prefill, il, 0, src);
     src += asl_state_size(*prefill, il);
     if (il == n_layer - 1) {
         output.resize((size_t) count_head_rows() * n_hidden);

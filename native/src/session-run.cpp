@@ -19,16 +19,20 @@ void asl_session::start(int32_t n_layers, bool with_scores) {
     if (n_layers < 1 || n_layers > n_layer - next_layer) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected 1 to " + str(n_layer - next_layer) + " layers, got " + str(n_layers));
     }
-    if (n_past > 0 && !past.exists() && (n_layers != 1 || !past_ready)) {
+    if (n_past > 0 && !past.exists() && (n_layers != 1 || !is_loaded())) {
         throw asl_error(ASL_ERR_STATE, "expected the K/V of the first " + str(n_past) + " tokens in layer " + str(next_layer) +
-                                               " (asl_session_load_rows), and that one layer to run");
+                                               " (asl_session_load_rows, asl_session_load_state), and that one layer to run");
     }
     if (with_scores && !asl_has_attention(ctx.get_model(), next_layer + n_layers - 1)) {
         throw asl_error(ASL_ERR_STATE, "expected a layer with attention to be scored, layer " + str(next_layer + n_layers - 1) + " has none");
     }
-    past_ready = false;
+    past_ready = state_ready = false;
     slices.end_layer = next_layer + n_layers;
     slices.with_scores = with_scores;
+}
+
+bool asl_session::is_loaded() const {
+    return (past_ready || !asl_owns_rows(ctx.get_model(), next_layer)) && (state_ready || asl_state_size(*prefill, next_layer) == 0);
 }
 
 void asl_session::run(int32_t n_layers, bool with_scores) {
@@ -75,6 +79,7 @@ bool asl_session::run_slice() {
         collect(chunk);
     }
     slices.n_done += chunk.n_tokens;
+    note_state();
     report_progress(chunk.n_tokens);
     if (slices.n_done < (int32_t) positions.size()) {
         return false;
@@ -91,6 +96,7 @@ void asl_session::begin_layer() {
     has_scores = false;
     scores.clear();
     queries.clear();
+    states_noted.clear();
 
     dequantiser.next_layer((int64_t) positions.size() - n_past);
     slices.n_done = n_past;
@@ -112,7 +118,7 @@ void asl_session::end_layer(int32_t il) {
     next_layer = il + 1;
     slices.n_done = -1;
     rows_kept.resize(next_layer, 0);
-    asl_copy_state(*prefill, ctx, il);
+    keep_state(il);
     if (is_sliding(il)) {
         if (past.exists()) {
             sliding.take_new(*prefill, ctx, il, positions, n_past);
@@ -140,11 +146,13 @@ void asl_session::take_past_cells() {
     }
 }
 
-// Chunks end where stock llama.cpp ends its ubatches: at every n_ubatch tokens of every n_batch.
+// Chunks end where stock llama.cpp ends its ubatches: at every n_ubatch tokens of every n_batch; and where states are noted.
 int32_t asl_session::chunk_size(int32_t n_done) const {
     const int32_t n_batch = prefill->n_batch();
     const int32_t n_left_batch = n_batch - (n_done - n_past) % n_batch;
-    return std::min({ (int32_t) prefill->n_ubatch(), n_left_batch, (int32_t) positions.size() - n_done });
+    const auto end = std::upper_bound(state_ends.begin(), state_ends.end(), n_done);
+    const int32_t n_left_state = end == state_ends.end() ? n_tokens : *end - n_done;
+    return std::min({ (int32_t) prefill->n_ubatch(), n_left_batch, n_left_state, (int32_t) positions.size() - n_done });
 }
 
 // Rows that the last chunk leaves for the head.

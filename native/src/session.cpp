@@ -64,9 +64,6 @@ void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_wind
 
 void asl_session::extend(const int32_t * tokens, int32_t n_tokens, int32_t n_window) {
     check_tokens(tokens, n_tokens, n_window);
-    if (!asl_can_load_rows(ctx.get_model())) {
-        throw asl_error(ASL_ERR_STATE, "what a context holds cannot be extended where layers hold a recurrent state or share K/V; decode the turn, or prefill it all again");
-    }
     asl_past found = asl_read_past(ctx);
     if (found.next_pos > (int32_t) n_ctx - n_tokens) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str((int64_t) n_ctx - found.next_pos) + " tokens from position " +
@@ -167,9 +164,6 @@ void asl_session::set_window(int32_t n_window, const float * weights) {
 void asl_session::set_past(int32_t n_past) {
     check_open(false);
     check_begun();
-    if (n_past > 0 && !asl_can_load_rows(ctx.get_model())) {
-        throw asl_error(ASL_ERR_STATE, "K/V of an earlier prefill cannot be loaded where layers hold a recurrent state or share K/V");
-    }
     if (next_layer > 0) {
         throw asl_error(ASL_ERR_STATE, "expected a prefill of which no layer has run, layer " + str(next_layer) + " is next");
     }
@@ -177,7 +171,7 @@ void asl_session::set_past(int32_t n_past) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected 0 to " + str(n_tokens - 1) + " tokens whose K/V are loaded, got " + str(n_past));
     }
     this->n_past = n_past;
-    past_ready = false;
+    past_ready = state_ready = false;
     n_window = std::min(n_window, n_tokens - n_past);
     if ((int32_t) weights.size() > n_window) {
         weights.erase(weights.begin(), weights.end() - n_window);
@@ -207,13 +201,17 @@ void asl_session::release() {
     dequantiser.release();
     mask.reset(0, 0);
     n_tokens = n_window = first_pos = next_layer = n_past = 0;
-    past_ready = false;
+    past_ready = state_ready = false;
+    state_ends.clear();
     n_work_done = n_work_total = 0;
     has_scores = false;
     for (auto * v : { &tokens, &rows_kept }) {
         std::vector<int32_t>().swap(*v);
     }
     std::vector<asl_held_rows>().swap(held);
+    for (auto * v : { &states, &states_noted }) {
+        std::vector<std::vector<uint8_t>>().swap(*v);
+    }
     hidden.release();
     for (auto * v : { &output, &scores, &queries, &weights }) {
         std::vector<float>().swap(*v);

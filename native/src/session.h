@@ -56,6 +56,10 @@ struct asl_session {
     size_t row_bytes(int32_t il) const;
     void save_rows(int32_t begin, int32_t end, uint8_t * dst, size_t n_bytes) const;
     void load_rows(const uint8_t * src, size_t n_bytes);
+    void set_state_ends(const int32_t * ends, int32_t n_ends);
+    size_t state_bytes(int32_t il) const;
+    void save_state(int32_t n_tokens, uint8_t * dst, size_t n_bytes) const;
+    void load_state(const uint8_t * src, size_t n_bytes);
     void save_hidden(int32_t begin, int32_t end, float * dst, size_t n_bytes) const;
     void load_hidden(const float * src, size_t n_bytes);
 
@@ -78,6 +82,7 @@ private:
     bool run_slice();
     void begin_layer();
     void end_layer(int32_t il);
+    bool is_loaded() const; // what the next layer remembers of tokens that are not computed
     bool keeps_itself(int32_t il) const; // what it remembers: a sliding window, a state, K/V of another layer, nothing
     void compact_shared(const std::vector<int32_t> & kept);
     void take_past_cells();
@@ -100,6 +105,11 @@ private:
 
     // session-rows.cpp
     void copy_rows(int32_t il, const std::vector<int32_t> & lists, int32_t n_rows);
+
+    // session-states.cpp
+    void note_state();
+    void keep_state(int32_t il);
+
     void hold(int32_t il, int32_t first, int32_t n_rows, std::vector<llama_pos> row_positions);
     void check_shrunk() const;
 
@@ -112,6 +122,7 @@ private:
     void check_computed() const;
     void check_past_kept(const std::vector<int32_t> & lists, int32_t n_rows) const;
     void check_hidden() const;
+    static void check_size(size_t expected, size_t n_bytes);
     void check_slot() const;
     void check_room(int32_t n_rows) const;
     int32_t check_open(bool layer_ran) const; // returns the layer that ran last
@@ -147,6 +158,9 @@ private:
     int32_t next_layer = 0;
     int32_t n_past = 0;       // tokens whose K/V are loaded, or lie in the decode context
     bool past_ready = false; // those of the next layer are
+    bool state_ready = false; // the state after them is
+    std::vector<int32_t> state_ends; // increasing: states after so many tokens are noted
+    std::vector<std::vector<uint8_t>> states_noted; // of the layer that ran last
     int64_t n_work_done = 0; // token-layers
     int64_t n_work_total = 0;
     int64_t kv_bytes_prefill_peak = 0;
@@ -160,6 +174,7 @@ private:
     std::vector<int32_t> rows_kept; // per layer that has run: rows copied to the decode context, 0 for none
     std::vector<asl_held_rows> held;  // per layer: where they lie there
     asl_sliding_rows sliding;
+    std::vector<std::vector<uint8_t>> states; // after a past, of layers that hold one: what the decode context gets in the end
     std::vector<llama_pos> cells;     // position each cell, from past.first_free on, stands for when all layers have run
 
     bool has_scores = false;

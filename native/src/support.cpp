@@ -56,10 +56,6 @@ int32_t asl_first_layer(const llama_model & model, bool sliding) {
     return -1;
 }
 
-bool asl_can_load_rows(const llama_model & model) {
-    return !llama_model_is_hybrid(&model) && asl_first_shared(model) == (int32_t) model.hparams.n_layer();
-}
-
 bool asl_can_drop_tokens(const llama_model & model) {
     return model.arch != LLM_ARCH_MINIMAX_01;
 }

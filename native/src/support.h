@@ -34,9 +34,6 @@ bool asl_is_sliding(const llama_model & model, int32_t il);
 // The first layer whose attention slides, or does not; -1 if there is none.
 int32_t asl_first_layer(const llama_model & model, bool sliding);
 
-// Whether rows of an earlier prefill can take the place of tokens: a state and K/V of other layers would be needed as well.
-bool asl_can_load_rows(const llama_model & model);
-
 // Rows of n_embd elements per token in the output of a layer: more than one in a model with several residual streams.
 int32_t asl_n_streams(const llama_model & model);
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asl_gguf import Llama, OptionError
+from asl_gguf import Llama, ModelError, OptionError
 from harness import llama_cpp
 from tiny_kinds import write_kind
 from tiny_llama import greedy, logits
@@ -64,7 +64,7 @@ def test_a_prompt_after_others(path):
                 assert llm.last_prefill.pruned and llm.last_prefill.reused_tokens in (0, len(tokens))
 
 
-def test_a_turn_goes_on_from_the_state(path):
+def test_a_short_turn_goes_on_from_the_state(path):
     """It is decoded: its tokens after what was kept and answered, and no earlier token runs again."""
     turn = prompt(4, 50)
     with opened(path) as llm, opened(path) as other:
@@ -100,9 +100,41 @@ def test_nothing_pruned_is_the_parents(path):
             assert greedy(llm, tokens) == greedy(stock, tokens) and np.array_equal(logits(llm), logits(stock))
 
 
-def test_k_v_of_all_tokens_are_refused_at_load(path):
-    with pytest.raises(OptionError, match="asl_full_kv: expected False for a model whose layers hold recurrent states"):
-        Llama(path, **OPTIONS, **PRUNED, asl_full_kv=True)
+def test_a_long_turn_is_pruned_over_what_was_kept(path):
+    """Its tokens alone run; a turn after it goes on from all of it, and one that leaves it begins anew."""
+    turn = prompt(4, 100)
+    with opened(path) as llm:
+        whole = prompt() + greedy(llm, prompt())
+        answer = greedy(llm, whole + turn)
+        report = llm.last_prefill
+        assert report.reused_tokens == len(whole) - 1 and report.turns == ((120, 48), (101, 40))
+        assert report.kept_tokens == 48 + 7 + 40 and 0 < report.token_layers <= 101 * report.n_layer
+        greedy(llm, whole + turn + answer + prompt(5, 20))
+        assert llm.last_prefill.reused_tokens >= len(whole) + 100
+        assert greedy(llm, prompt()[:90] + turn) == fresh(path, prompt()[:90] + turn)[0]
+        assert llm.last_prefill.reused_tokens == 0
+
+
+@pytest.mark.parametrize("full_kv", [True, "q8_0"])
+def test_every_question_selects_again(path, full_kv, tmp_path):
+    """From K/V and states of all tokens, in the same object and in one that loads the file."""
+    document, questions = prompt(6, 160), [prompt(seed, 40) for seed in (7, 8)]
+    try:
+        made = opened(path, asl_full_kv=full_kv)
+    except (OptionError, ModelError) as err:  # narrow rows, latent attention
+        assert full_kv == "q8_0" and ("whole blocks" in str(err) or "K/V widths" in str(err))
+        return
+    with made as llm:
+        llm.prefill(document)
+        llm.save_prompt(tmp_path / "prompt")
+        expected = [greedy(llm, document + question) for question in questions]
+        assert llm.last_prefill.reused_tokens == 160 and llm.last_prefill.full_kv_bytes > 0
+        if full_kv is True:
+            assert expected[1] == fresh(path, document + questions[1])[0]
+    with opened(path, asl_full_kv=full_kv) as llm:
+        llm.load_prompt(tmp_path / "prompt")
+        assert greedy(llm, document + questions[0]) == expected[0]
+        assert llm.last_prefill.reused_tokens == 160
 
 
 def test_the_report_tells_states_from_k_v(path):

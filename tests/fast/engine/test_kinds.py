@@ -182,34 +182,86 @@ def test_a_saved_state_goes_on(model):
 
 
 def test_a_pruned_prompt_moves_beside_another(model, kind):
-    """Into a stream of its own, where it answers as it does alone; states of hybrids are not moved."""
+    """Into a stream of its own, where it answers as it does alone; out of it again, with its state, as it is by then."""
     own, shared = Options(n_ctx=256), Options(n_ctx=512, n_seq_max=2)
     with model.context(own) as ours, model.context(shared) as target:
         session = ours.session()
         prefill(session, prompt(), make_policy(f"fastkv:tsp_layer={session.sliding.index(False)}"), N_KEPT)
         live = Sequences(target)
         live.decode(0, prompt(1, 30))
-        if kind in STATES:
-            with pytest.raises(OptionError, match="those of a hybrid model cannot be moved"):
-                moving.move(ours.handle, target.handle, 1)
-            return
         moving.move(ours.handle, target.handle, 1)
         found = []
         for token in ANSWER:
             found.append(live.decode(1, [token]))
             live.decode(0, [token])
         assert_same(found, [ours.decode([token]) for token in ANSWER])
+        other = model.context(own)
+        moving.move(target.handle, other.handle, 0, with_logits=False, source_id=1)
+        assert_same([other.decode([80])], [ours.decode([80])])
+        other.close()
 
 
-def test_rows_of_earlier_prompts_are_refused_where_they_do_not_suffice(model, kind):
-    with model.context(Options(n_ctx=256)) as ours:
-        session = ours.session()
-        assert session.loads_rows is (kind not in STATES + SHARED)
+def test_what_an_earlier_prompt_remembers_takes_the_place_of_its_tokens(model, kind):
+    """Rows and states of each layer are loaded; what follows is decoded bit for bit as after them."""
+    options, more = Options(n_ctx=256, n_batch=48, n_ubatch=32), prompt(1, 50)
+    with model.context(options) as stock, model.context(options) as ours:
+        stock.prefill(prompt())
+        stock.decode(more)
+        expected, session, kept = stock.continuation(ANSWER), ours.session(), []
         session.begin(prompt(), WINDOW)
-        if not session.loads_rows:
-            with pytest.raises(NativeError, match="cannot be loaded where layers hold a recurrent state or share K/V"):
-                session.set_past(10)
+        for layer in range(model.n_layer):
+            session.run(1, False)
+            rows = session.save_rows(0, N_TOKENS) if session.row_bytes(layer) else None
+            kept.append((rows, session.save_state(N_TOKENS) if session.state_size(layer) else None))
+        assert any(state is not None for _, state in kept) is (kind in STATES)
+        session.begin([*prompt(), *more], WINDOW)
+        session.set_past(N_TOKENS)
+        for layer, (rows, state) in enumerate(kept):
+            if state is not None or rows is not None:
+                with pytest.raises(NativeError, match="asl_session_load_rows, asl_session_load_state"):
+                    session.run(1, False)
+            if rows is not None:
+                session.load_rows(rows)
+            if state is not None:
+                session.load_state(state)
+            session.run(1, False)
+            if not session.sliding[layer]:
+                session.keep_rows(None)
+        session.finish()
+        assert_same(ours.continuation(ANSWER), expected)
+
+
+def test_states_within_a_prompt(model, kind):
+    """Noted at ends of chunks, which stay where they are, they are those of a shorter prompt."""
+    if kind not in STATES:
+        pytest.skip("no states")
+    with model.context(Options(n_ctx=256, n_batch=48, n_ubatch=32)) as ours, model.context(Options(n_ctx=256)) as other:
+        session, shorter = ours.session(), other.session()
+        session.begin(prompt(), WINDOW)
+        session.set_state_ends([48, 80])
+        noted: dict[int, list[bytes]] = {48: [], 80: [], N_TOKENS: []}
+        for layer in range(model.n_layer):
+            session.run(1, False)
+            for end, states in noted.items():
+                states.append(session.save_state(end).tobytes() if session.state_size(layer) else b"")
+        for call, match in (
+            (lambda: session.save_state(49), "expected all 100 current tokens, or a number of"),
+            (
+                lambda: session.set_state_ends([5, 5]),
+                "expected increasing numbers of tokens from 1 to 99, got 5 at place 1",
+            ),
+            (lambda: session.load_state(np.empty(0, np.uint8)), "expected tokens that are not computed"),
+        ):
+            with pytest.raises((OptionError, NativeError), match=match):
+                call()
         session.abort()
+        for end, states in noted.items():
+            shorter.begin(prompt()[:end], 1)
+            for layer in range(model.n_layer):
+                shorter.run(1, False)
+                a, b = (np.frombuffer(s, np.float32) for s in (states[layer], shorter.save_state(end).tobytes()))
+                np.testing.assert_allclose(a, b, atol=1e-3)
+            shorter.abort()
 
 
 def test_tokens_are_not_dropped_where_states_decay_by_position(model, kind):
