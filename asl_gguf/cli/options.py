@@ -135,7 +135,10 @@ _layers.__name__ = "number of layers, all or auto"  # what argparse calls it
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """-m, threads, device, cache type."""
     parser.add_argument(
-        "-m", "--model", default=DEFAULT_MODEL, help="GGUF file or name of a pulled model (default %(default)s)"
+        "-m",
+        "--model",
+        default=DEFAULT_MODEL,
+        help="GGUF file, name of a pulled model, or ollama:NAME[:TAG] (default %(default)s)",
     )
     parser.add_argument("-t", "--threads", type=int, default=None, help="threads (default: llama-cpp-python's)")
     parser.add_argument(

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import DownloadError, ModelError
+from . import ollama
 from .files import xdg_folder
 from .parts import parts_of
 
@@ -137,14 +138,20 @@ def pull(name: str, *, force: bool = False, verify: bool = False, progress: Prog
 def resolve(name_or_path: str | os.PathLike) -> Path:
     """The GGUF file that a path or the name of a pulled model stands for. Never downloads.
 
-    A file wins over a name; a part of a split model stands for its first. Raises ModelError when a known name is not
+    A file wins over a name; a part of a split model stands for its first, and a manifest of Ollama's or the folder of one
+    for its weights, as `ollama:NAME:TAG` does. Raises ModelError when a known name is not
     pulled yet, when the file is not a GGUF or cannot be read, when a part is missing, and when the argument is neither
     a file nor a known name.
     """
     text = os.fsdecode(name_or_path)
     path = Path(text)
+    manifest = ollama.find_manifest(path)
+    if manifest is not None:
+        return _check_magic(ollama.blob_of(manifest))
     if path.is_file():
         return _check_magic(parts_of(path)[0])
+    if text.startswith(ollama.PREFIX):
+        return _check_magic(ollama.named(text.removeprefix(ollama.PREFIX)))
     models = named_models()
     if text in models:
         if not is_pulled(models[text]):
