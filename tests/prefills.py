@@ -42,10 +42,13 @@ class Interrupt:
         return self._answer
 
 
+ON_ANY_MODEL = tuple(name for name, kind in REGISTRY.items() if kind.ranks_by == "attention")
+"""policies that ask for no indexer"""
+
 WINDOW = 32
 
 POLICIES: dict[str, Policy] = {
-    **{name: kind() for name, kind in REGISTRY.items()},
+    **{name: REGISTRY[name]() for name in ON_ANY_MODEL},
     "asl-selects": ASL(min_layer=2, obs_layers=2, tau=2),
     "asl-other-window": ASL(window=16, min_layer=2, obs_layers=2, tau=2),
     "fastkv-recorded-window": FastKV(window=WINDOW, tsp_layer=2, cache_k="all"),

@@ -232,3 +232,24 @@ def rounded_attention(
         factor = np.exp(largest - top)
         total, result = total * factor + np.exp(sinks - top), result * factor[..., None]
     return np.divide(result, total[..., None], out=np.zeros_like(result), where=total[..., None] > 0)
+
+
+def indexer_attention(
+    queries: np.ndarray, keys: np.ndarray, of_heads: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """f64 [n]: what an indexer's scores say of attention, by their softmax, summed over the queries of a window.
+
+    Args:
+        queries: [window, n_head, width], of the last tokens.
+        keys: [n, width], of all tokens.
+        of_heads: [window, n_head], how much each query's heads count.
+        weights: [window], of the queries; None: 1.
+    """
+    window, n_head, width = queries.shape
+    products = np.maximum(np.einsum("whd,nd->whn", queries, keys, dtype=np.float64), 0)
+    scores = np.einsum("wh,whn->wn", of_heads, products) / math.sqrt(n_head * width)
+    later = np.arange(len(keys))[None] > np.arange(len(keys) - window, len(keys))[:, None]
+    scores = np.where(later, -np.inf, scores)
+    softmax = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    softmax /= softmax.sum(axis=-1, keepdims=True)
+    return (softmax * (1 if weights is None else weights[:, None])).sum(axis=0)

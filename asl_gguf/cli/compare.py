@@ -25,7 +25,7 @@ from .streams import print_json
 if TYPE_CHECKING:
     from ..inspect.comparison import Answer
 
-_POLICIES = ",".join(["none", *(name for name in REGISTRY if name != "none")])
+_POLICIES = ",".join(["none", *(name for name in REGISTRY if name not in ("none", "indexer"))])
 _ANSWER_WIDTH = 60
 _COLUMNS = ("policy", "selection layer", "kept tokens", "prefill", "KV MiB", "attention mass", "answer")
 

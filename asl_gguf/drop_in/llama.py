@@ -205,6 +205,7 @@ class Llama(AnsweringLlama):
         """Puts a session on the decode context. Returns why the model cannot be pruned, if it cannot."""
         if reason := unsupported_reason(self.model):
             return reason
+        context.check_ranking(self.ctx, rule.context.policy)
         n_ctx = rule.context.n_ctx
         params = type(self.context_params).from_buffer_copy(self.context_params)
         params.n_batch = min(n_ctx, kwargs.get("n_batch", 512))

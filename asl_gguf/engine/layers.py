@@ -39,6 +39,9 @@ class Layers(Protocol):
     def set_window(self, window: int, weights: Floats | None = None) -> None:
         """Scores come from the last `window` tokens from now on, float32 [window] factors on their queries."""
 
+    def rank_by(self, ranks_by: str) -> None:
+        """What scores tell from now on: "attention", or what an "indexer" makes of it."""
+
     def expect(self, n_kept: int, layer: int) -> None:
         """For the progress callback: layers after this one will see n_kept tokens."""
 

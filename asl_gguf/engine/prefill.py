@@ -31,6 +31,7 @@ class _Trace:
         self.selection_layer: int | None = None
         self.rows: list[int] = []
         self.passes = 1
+        self.by_attention = True
         self.n_kept = n_tokens
         self.token_layers = 0
         self.n_dequantised = self.kv_bytes_peak = 0
@@ -53,7 +54,7 @@ class _Trace:
     def add(self, scores: LayerScores, decision: Decision) -> None:
         if decision.variance is not None:
             self.variance.append((scores.layer, decision.variance, decision.ratio or 0.0))
-        if scores.attention.size and not decision.second_pass:
+        if scores.attention.size and self.by_attention and not decision.second_pass:
             self.attention_mass.append(attention_mass(scores.attention, decision.rows))
 
     def check(self, guard: float) -> None:
@@ -145,6 +146,7 @@ def prefill_slices(
     prompt = replace(_check(info.n_cells, layers.sliding, len(tokens), policy, n_kept, protected), late=late)
     asked = prompt.n_kept < prompt.n_tokens or (always_ask and prompt.n_tokens > policy.min_kept)
     trace = _Trace(prompt.n_tokens)
+    trace.by_attention = policy.ranks_by == "attention"
     work = _run(layers, tokens, policy if asked else Full(window=policy.window), prompt, trace, guard)
     started, paused = time.perf_counter(), 0.0
     try:
@@ -162,6 +164,7 @@ def _run(
     layers: Layers, tokens: Sequence[int], policy: Policy, prompt: Prompt, trace: _Trace, guard: float | None
 ) -> Generator[None, None, None]:
     with trace.phase("setup"):
+        layers.rank_by(policy.ranks_by)
         layers.begin(tokens, min(policy.window, len(tokens)))
     try:
         yield  # a context for the whole prompt was made

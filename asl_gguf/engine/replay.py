@@ -64,6 +64,7 @@ def record(
     n_past: first tokens whose rows are kept as well, for `rescored`.
     """
     layers = []
+    session.rank_by("attention")
     session.begin(tokens, window)
     try:
         session.set_window(min(window, len(tokens)), weights)
@@ -87,6 +88,7 @@ def rescored(session: Session, recording: Recording, window: int, weights: Float
         recording: with rows, of a number of tokens at which a chunk begins and that leaves room for the window.
     """
     layers: list[RecordedLayer] = []
+    session.rank_by("attention")
     session.begin(recording.tokens, window)
     try:
         for layer in recording.layers:
@@ -114,6 +116,7 @@ class Replay:
         self._intact = False  # all tokens of the recording are current
         self._window = 0
         self._weights: Floats | None = None
+        self._by_attention = True
         self._from_record = False  # scores and queries of the last layer are the recording's
         self.seconds_spared = 0.0
         """that the layers taken from the record would have taken to run, less what loading them took; of all prompts"""
@@ -129,6 +132,11 @@ class Replay:
         """`Session.set_window`"""
         self._session.set_window(window, weights)
         self._window, self._weights = window, weights
+
+    def rank_by(self, ranks_by: str) -> None:
+        """`Session.rank_by`; the record has attention's scores."""
+        self._session.rank_by(ranks_by)
+        self._by_attention = ranks_by == "attention"
 
     def expect(self, n_kept: int, layer: int) -> None:
         """`Session.expect`"""
@@ -158,7 +166,7 @@ class Replay:
     def _recorded(self) -> bool:
         """Whether the scores that are wanted are those of the record."""
         theirs, ours = self._recording.weights, self._weights
-        if self._window != self._recording.window or (theirs is None) != (ours is None):
+        if not self._by_attention or self._window != self._recording.window or (theirs is None) != (ours is None):
             return False
         return theirs is None or ours is None or np.array_equal(theirs, ours)
 

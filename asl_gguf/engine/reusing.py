@@ -61,6 +61,10 @@ class ReusingLayers:
         self._session.set_window(window, weights)
         self._window = (window, weights)
 
+    def rank_by(self, ranks_by: str) -> None:
+        """`Session.rank_by`"""
+        self._session.rank_by(ranks_by)
+
     def expect(self, n_kept: int, layer: int) -> None:
         """`Session.expect`. No token is dropped before the layer whose hidden states there are."""
         self._session.expect(n_kept, max(layer, self._kept.depth - 1) if self._n_loading else layer)

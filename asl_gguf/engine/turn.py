@@ -43,6 +43,10 @@ class TurnLayers:
         """`Session.set_window`"""
         self._session.set_window(window, weights)
 
+    def rank_by(self, ranks_by: str) -> None:
+        """`Session.rank_by`"""
+        self._session.rank_by(ranks_by)
+
     def expect(self, n_kept: int, layer: int) -> None:
         """`Session.expect`"""
         self._session.expect(n_kept, layer)

@@ -159,6 +159,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_context_move": (c_int, [c_void_p, c_int32, c_void_p, c_int32, c_bool, c_char_p, c_size_t]),
     "asl_session_begin": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_int32, c_int32]),
     "asl_session_extend": (c_int, [c_void_p, POINTER(c_int32), c_int32, c_int32]),
+    "asl_session_rank_by": (c_int, [c_void_p, c_bool]),
+    "asl_context_has_indexer": (c_bool, [c_void_p]),
     "asl_session_set_window": (c_int, [c_void_p, c_int32, POINTER(c_float)]),
     "asl_session_set_past": (c_int, [c_void_p, c_int32]),
     "asl_session_row_bytes": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),

@@ -9,9 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import NativeError
-from ..policies.contract import Floats
+from ..errors import NativeError, OptionError
+from ..policies.contract import Floats, Policy
 from .bindings import lib, llama_cpp
+
+
+def check_ranking(context: int, policy: Policy) -> None:
+    """Raises OptionError if the policy ranks by an indexer and the model has none.
+
+    Args:
+        context: a `llama_context *`.
+    """
+    if policy.ranks_by == "indexer" and not lib.context_has_indexer(context):
+        raise OptionError(
+            f"asl_policy: expected a model with an indexer (sparse attention) for the policy {policy.name}, this one has none; "
+            "use asl-span"
+        )
 
 
 def first_cells(ctx: Any) -> tuple[int, ...]:

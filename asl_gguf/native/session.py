@@ -88,6 +88,8 @@ class Session:
         """whether deeper layers may run over fewer tokens"""
         self.state_bytes = int(lib.context_state_bytes(context))
         """of recurrent states, whatever the length of the prompt"""
+        self.has_indexer = bool(lib.context_has_indexer(context))
+        """whether `rank_by` takes the indexer"""
 
     @property
     def _handle(self) -> int:
@@ -183,6 +185,14 @@ class Session:
         if factors is not None and factors.shape != (window,):
             raise OptionError(f"weights: expected shape [{window}], got {list(factors.shape)}")
         self._check(lib.session_set_window(self._handle, window, None if factors is None else float_p(factors)))
+
+    def rank_by(self, ranks_by: str) -> None:
+        """What `scores` tells from now on, in all prefills: "attention" of the window, or what an "indexer" makes of it.
+
+        Raises:
+            OptionError: the model's layers have no indexer.
+        """
+        self._check(lib.session_rank_by(self._handle, ranks_by == "indexer"))
 
     def set_past(self, n_past: int) -> None:
         """The first n_past tokens are not computed: before each layer runs, `load_rows` gives their K/V, and `load_state` the

@@ -12,6 +12,7 @@ from .asl_span import SpanASL
 from .contract import Decision, Floats, Indices, LateBudget, LayerScores, Observer, Policy, Prompt
 from .fastkv import FastKV
 from .gemfilter import GemFilter
+from .indexer import Indexer
 from .none import Full
 from .pyramidinfer import PyramidInfer
 from .scoring import ScoringPolicy, SelectingPolicy
@@ -26,6 +27,7 @@ REGISTRY: dict[str, type[Policy]] = {
     "asl-two-pass": TwoPassASL,
     "fastkv": FastKV,
     "gemfilter": GemFilter,
+    "indexer": Indexer,
     "snapkv": SnapKV,
     "pyramidinfer": PyramidInfer,
     "streaming_llm": StreamingLLM,
@@ -85,6 +87,7 @@ __all__ = [
     "Floats",
     "Full",
     "GemFilter",
+    "Indexer",
     "Indices",
     "LateBudget",
     "LayerScores",

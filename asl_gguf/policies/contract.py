@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +79,7 @@ class LayerScores:
     """counted from 0"""
     attention: Floats
     """float32 [n_head_kv, n_current]: softmax over the current tokens, summed over the window's queries
-    and over the query heads of each KV head"""
+    and over the query heads of each KV head; [1, n_current] of an indexer (`Policy.ranks_by`)"""
     window: int
     """number of queries; their tokens are the last columns"""
     protected: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int32))
@@ -177,6 +177,9 @@ class Policy(ABC):
 
     scores_kept_rows: ClassVar[bool] = True
     """scores are computed for the rows that are kept, so that asl_guard can judge them; of two passes they never are"""
+
+    ranks_by: ClassVar[Literal["attention", "indexer"]] = "attention"
+    """what `LayerScores.attention` is: the window's attention, or what the model's indexer makes of it (sparse attention)"""
 
     window: int = 32
     """last prompt tokens whose attention is scored; always kept"""

@@ -89,6 +89,7 @@ class Engine:
             n_ctx, path = sizes.contents.n_ctx_slot, sizes.contents.model.decode()
             own = type(params.contents).from_buffer_copy(params.contents)
             rules = Rules(self._options, path, n_ctx)
+            context.check_ranking(ctx, rules.server().context.policy)
 
             def place(seq_id: int, progress: Any) -> SharedContext:
                 return SharedContext(ctx, seq_id, own, n_ctx, dequant=self._options.dequant, progress=progress)

@@ -104,6 +104,13 @@ static std::map<std::string, variant> get_variants(llm_arch arch) {
         // the fixture's attention slides in every layer; that of the published models does not
         result["full"] = { false, 4, [](gguf_context * ctx, const std::string &) { gguf_remove_key(ctx, "lfm2.attention.sliding_window"); } };
     }
+    const std::set<llm_arch> has_indexer = { LLM_ARCH_DEEPSEEK32, LLM_ARCH_GLM_DSA, LLM_ARCH_DOTS3NOTE };
+    if (has_indexer.count(arch)) {
+        // the fixture's indexers choose all tokens
+        result["few"] = { moe_implemented(arch), 4, [](gguf_context * ctx, const std::string & arch) {
+            gguf_set_val_u32(ctx, (arch + ".attention.indexer.top_k").c_str(), 48);
+        } };
+    }
     if (!moe_mandatory(arch)) {
         result["dense"] = {};
     }

@@ -241,6 +241,9 @@ ASL_API int64_t asl_context_kv_bytes(const struct llama_context * ctx);
 // other models.
 ASL_API int64_t asl_context_state_bytes(struct llama_context * ctx);
 
+// Whether the layers that attend to the whole prompt have an indexer, which chooses the tokens that each query attends to.
+ASL_API bool asl_context_has_indexer(struct llama_context * ctx);
+
 // Bytes of physical memory that the K/V of each layer take now. In ordinary host memory on Linux,
 // asl_session_finish gives back the pages of cells that hold no row: a layer that keeps fewer rows takes less. Elsewhere:
 // what is allocated.
@@ -341,6 +344,11 @@ ASL_API asl_status asl_session_extend(asl_session * session, const int32_t * tok
 //   n_window  1 <= n_window <= n_current
 //   weights   float [n_window]: factors on the attention of each query. NULL: 1
 ASL_API asl_status asl_session_set_window(asl_session * session, int32_t n_window, const float * weights);
+
+// What asl_session_get_scores tells of the layers that run from now on, in all prefills of the session: the window's attention
+// (the start), or what the layer's indexer makes of it (models with sparse attention, asl_context_has_indexer): the softmax of
+// its scores over all tokens, which it was trained to match with attention. Queries and keys stay those of attention.
+ASL_API asl_status asl_session_rank_by(asl_session * session, bool indexer);
 
 // The first n_past tokens are not computed: their K/V, of an earlier prefill that began with the same tokens, are
 // loaded before each layer runs (asl_session_load_rows), one layer per asl_session_run. The others attend to them. Of layers

@@ -84,6 +84,10 @@ int64_t asl_context_state_bytes(llama_context * ctx) {
     return asl_state_bytes(*ctx);
 }
 
+bool asl_context_has_indexer(llama_context * ctx) {
+    return asl_get_kv_cache_indexer(*ctx) != nullptr;
+}
+
 bool asl_context_get_kv_resident(llama_context * ctx, int64_t * n_bytes) {
     try {
         asl_get_kv_cache(*ctx);
@@ -208,6 +212,10 @@ asl_status asl_session_extend(asl_session * session, const int32_t * tokens, int
 
 asl_status asl_session_set_window(asl_session * session, int32_t n_window, const float * weights) {
     return guard(session, [&] { session->set_window(n_window, weights); });
+}
+
+asl_status asl_session_rank_by(asl_session * session, bool indexer) {
+    return guard(session, [&] { session->rank_by(indexer); });
 }
 
 asl_status asl_session_run(asl_session * session, int32_t n_layers, bool with_scores) {

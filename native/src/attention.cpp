@@ -67,6 +67,15 @@ static asl_attention read_soft_max(ggml_tensor * node) {
     return att;
 }
 
+ggml_tensor * asl_find_indexer(const asl_graph_index & index, int32_t il) {
+    const auto found = index.indexers.find(il);
+    ggml_tensor * node = found == index.indexers.end() ? nullptr : found->second;
+    if (!node || node->type != GGML_TYPE_F32 || ggml_nrows(node) != node->ne[1]) {
+        throw std::runtime_error("layer " + std::to_string(il) + " has no indexer whose scores can be read");
+    }
+    return node;
+}
+
 asl_attention asl_find_attention(const asl_graph_index & index, int32_t il) {
     const auto found = index.attention.find(il);
     if (found == index.attention.end()) {

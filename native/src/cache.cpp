@@ -5,6 +5,8 @@
 #include "support.h"
 
 #include "llama-context.h"
+#include "llama-kv-cache-dsa-iswa.h"
+#include "llama-kv-cache-dsa.h"
 #include "llama-kv-cache-iswa.h"
 #include "llama-model.h"
 
@@ -21,7 +23,16 @@ bool asl_kv_slots_are_shared() {
 asl_shared_kv_scope::asl_shared_kv_scope() { ++n_shared_scopes; }
 asl_shared_kv_scope::~asl_shared_kv_scope() { --n_shared_scopes; }
 
+static llama_kv_cache_dsa * get_sparse(llama_context & ctx) {
+    llama_memory_i * memory = asl_attention_memory(ctx);
+    auto * both = dynamic_cast<llama_kv_cache_dsa_iswa *>(memory);
+    return both ? both->get_dsa() : dynamic_cast<llama_kv_cache_dsa *>(memory);
+}
+
 llama_kv_cache & asl_get_any_kv_cache(llama_context & ctx) {
+    if (llama_kv_cache_dsa * sparse = get_sparse(ctx)) {
+        return *sparse->get_mla();
+    }
     llama_memory_i * memory = asl_attention_memory(ctx);
     auto * both = dynamic_cast<llama_kv_cache_iswa *>(memory);
     auto * kv = both ? both->get_base() : dynamic_cast<llama_kv_cache *>(memory);
@@ -29,7 +40,7 @@ llama_kv_cache & asl_get_any_kv_cache(llama_context & ctx) {
         throw std::runtime_error("the model remembers nothing of earlier tokens: an encoder");
     }
     if (!kv) {
-        throw std::runtime_error("the model's memory is of another kind than K/V and recurrent states (keys of an indexer, compressed blocks)");
+        throw std::runtime_error("the model's memory is of another kind than K/V, keys of an indexer and recurrent states: its sparse attention chooses blocks of tokens");
     }
     return *kv;
 }
@@ -43,8 +54,16 @@ llama_kv_cache & asl_get_kv_cache(llama_context & ctx) {
 }
 
 llama_kv_cache * asl_get_kv_cache_swa(llama_context & ctx) {
+    if (auto * sparse = dynamic_cast<llama_kv_cache_dsa_iswa *>(asl_attention_memory(ctx))) {
+        return sparse->get_swa();
+    }
     auto * both = dynamic_cast<llama_kv_cache_iswa *>(asl_attention_memory(ctx));
     return both ? both->get_swa() : nullptr;
+}
+
+llama_kv_cache * asl_get_kv_cache_indexer(llama_context & ctx) {
+    llama_kv_cache_dsa * sparse = get_sparse(ctx);
+    return sparse ? sparse->get_lid() : nullptr;
 }
 
 llama_kv_cache & asl_get_kv_cache(llama_context & ctx, int32_t il) {
@@ -57,8 +76,15 @@ struct asl_kv_access {
 
     static size_t n_layers(const llama_kv_cache & kv) { return kv.layers.size(); }
 
+    static bool has(const llama_kv_cache & kv, int32_t il) { return kv.map_layer_ids.count(il) > 0; }
+
     static asl_kv_layout & layout(llama_kv_cache & kv) { return kv.asl_layout; }
 };
+
+bool asl_has_indexer(llama_context & ctx, int32_t il) {
+    const llama_kv_cache * keys = asl_get_kv_cache_indexer(ctx);
+    return keys && asl_kv_access::has(*keys, il);
+}
 
 uint32_t asl_get_version(const llama_kv_cache_context * mctx) {
     return mctx ? mctx->get_asl_version() : 0;
@@ -69,14 +95,24 @@ uint32_t asl_get_version(const llama_kv_cache_iswa_context * mctx) {
     return mctx ? asl_get_version(mctx->get_base()) : 0;
 }
 
+uint32_t asl_get_version(const llama_kv_cache_dsa_context * mctx) {
+    return mctx ? asl_get_version(mctx->get_mla()) : 0;
+}
+
 uint32_t asl_get_first_cell(llama_context & ctx, int32_t il) {
     llama_kv_cache & kv = asl_get_kv_cache(ctx, il);
     return asl_kv_access::layout(kv).get_first(asl_kv_access::index(kv, il));
 }
 
-void asl_set_first_cell(llama_context & ctx, int32_t il, uint32_t first) {
-    llama_kv_cache & kv = asl_get_kv_cache(ctx, il);
+static void set_first_cell(llama_kv_cache & kv, int32_t il, uint32_t first) {
     asl_kv_access::layout(kv).set_first(asl_kv_access::n_layers(kv), asl_kv_access::index(kv, il), first);
+}
+
+void asl_set_first_cell(llama_context & ctx, int32_t il, uint32_t first) {
+    set_first_cell(asl_get_kv_cache(ctx, il), il, first);
+    if (asl_has_indexer(ctx, il)) {
+        set_first_cell(*asl_get_kv_cache_indexer(ctx), il, first);
+    }
 }
 
 asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il) {
@@ -95,6 +131,8 @@ asl_kv_layer asl_get_kv_layer(llama_context & ctx, int32_t il) {
     layer.n_embd_head_k = hparams.n_embd_head_k(il);
     layer.n_embd_head_v = hparams.n_embd_head_v(il);
     if (hparams.is_mla()) {
+        layer.v = asl_has_indexer(ctx, il) ? asl_get_kv_cache_indexer(ctx)->get_k_storage(il) : nullptr;
+        layer.n_embd_head_v = layer.v ? layer.v->ne[0] : 0;
         return layer;
     }
     const ggml_tensor * v = kv.get_v(tmp.get(), il, 1 + asl_get_first_cell(ctx, il), sinfo);

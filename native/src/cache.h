@@ -23,7 +23,9 @@ struct asl_shared_kv_scope {
 // K and V tensors of one layer, as a view on the cache of a context.
 struct asl_kv_layer {
     ggml_tensor * k = nullptr; // [n_embd_k_gqa, n_cells, n_stream]
-    ggml_tensor * v = nullptr; // the same; if v_trans its data are [n_cells, n_embd_v_gqa]. NULL: a part of K (MLA)
+    // the same; if v_trans its data are [n_cells, n_embd_v_gqa]. Where V is a part of K (MLA): the keys of the layer's indexer,
+    // which go with K's rows wherever those go; NULL if it has none
+    ggml_tensor * v = nullptr;
 
     int64_t n_head_kv = 0;
     int64_t n_embd_head_k = 0;
@@ -40,6 +42,12 @@ llama_kv_cache & asl_get_any_kv_cache(llama_context & ctx);
 
 // That of the layers that attend to a sliding window, NULL if the model has no such layers.
 llama_kv_cache * asl_get_kv_cache_swa(llama_context & ctx);
+
+// That of the indexers' keys (DeepSeek's sparse attention), whose cells are those of asl_get_kv_cache; NULL if there is none.
+llama_kv_cache * asl_get_kv_cache_indexer(llama_context & ctx);
+
+// Whether a layer has an indexer of its own.
+bool asl_has_indexer(llama_context & ctx, int32_t il);
 
 // That of a layer, with any number of streams.
 llama_kv_cache & asl_get_kv_cache(llama_context & ctx, int32_t il);

@@ -1,5 +1,7 @@
 #include "cells.h"
 
+#include "cache.h"
+
 #include "llama-batch.h"
 
 #include <algorithm>
@@ -66,4 +68,12 @@ void asl_mark_cells(llama_kv_cache & kv, llama_seq_id seq_id, const std::vector<
     slot.strm = { (llama_seq_id) slot.s0 };
     slot.idxs = { cells };
     kv.apply_ubatch(slot, batch.ubatch);
+}
+
+void asl_mark_cells(llama_context & ctx, llama_seq_id seq_id, const std::vector<uint32_t> & cells,
+        const std::vector<llama_pos> & positions, const std::vector<llama_token> & ids) {
+    asl_mark_cells(asl_get_any_kv_cache(ctx), seq_id, cells, positions, ids);
+    if (llama_kv_cache * keys = asl_get_kv_cache_indexer(ctx)) {
+        asl_mark_cells(*keys, seq_id, cells, positions, ids);
+    }
 }

@@ -7,12 +7,10 @@
 #include <unordered_map>
 #include <unordered_set>
 
-static const char SOFT_MAX[] = "kq_soft_max-";
-
-// Of a softmax, from its name; -1 for another node.
-static int32_t layer_of_soft_max(const char * name) {
-    const size_t n = strlen(SOFT_MAX);
-    if (strncmp(name, SOFT_MAX, n) != 0) {
+// Of a node that the model calls so, from its name; -1 for another one.
+static int32_t layer_of(const char * name, const char * called) {
+    const size_t n = strlen(called);
+    if (strncmp(name, called, n) != 0) {
         return -1;
     }
     char * end = nullptr;
@@ -34,9 +32,11 @@ asl_graph_index asl_index_graph(const llm_graph_result & res) {
         for (auto it = begin; it != end; ++it) {
             index.outputs[it->second] = i;
         }
-        const int32_t il = layer_of_soft_max(node->name);
-        if (il >= 0) {
+        if (const int32_t il = layer_of(node->name, "kq_soft_max-"); il >= 0) {
             index.attention[il] = node;
+        }
+        if (const int32_t il = layer_of(node->name, "indexer_score-"); il >= 0) {
+            index.indexers[il] = node; // the last of those with the name
         }
         for (ggml_tensor * src : node->src) {
             if (src && !src->data && (src->flags & GGML_TENSOR_FLAG_INPUT) && seen.insert(src).second) {

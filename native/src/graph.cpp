@@ -216,7 +216,7 @@ std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(const st
     const ggml_tensor * inputs[2] = {}; // of layers that attend to all tokens, and of those with a sliding window
     for (const bool sliding : { false, true }) {
         const int32_t il = asl_first_layer(model, sliding);
-        inputs[sliding] = il < 0 ? nullptr : asl_find_attention(*index, il).mask;
+        inputs[sliding] = il < 0 || asl_has_indexer(ctx, il) ? nullptr : asl_find_attention(*index, il).mask;
     }
     std::unordered_set<const ggml_tensor *> unused(std::begin(inputs), std::end(inputs));
 
@@ -227,11 +227,12 @@ std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(const st
         }
         const asl_attention att = asl_find_attention(*index, il);
         const bool sliding = asl_is_sliding(model, il);
-        if (att.mask != inputs[sliding]) {
+        const bool is_chosen = asl_has_indexer(ctx, il); // what an indexer chooses is open in a mask of the layer's own
+        if (att.mask != inputs[sliding] && !is_chosen) {
             throw std::runtime_error("layer " + std::to_string(il) + " has an attention mask of its own");
         }
         // ours are of windows; those of gaps, and of chunks, are llama.cpp's
-        const bool is_stock = sliding && (chunk.has_gaps || model.hparams.swa_type != LLAMA_SWA_TYPE_STANDARD);
+        const bool is_stock = is_chosen || (sliding && (chunk.has_gaps || model.hparams.swa_type != LLAMA_SWA_TYPE_STANDARD));
         scored = att;
         const bool is_own = find_own_attention(att, il, nodes, is_stock);
         if (is_stock) {
@@ -326,7 +327,7 @@ void asl_layer_cutter::read(const llama_ubatch &) {
 
     const int64_t n_keys = chunk.n_past + chunk.n_tokens;
     for (ggml_tensor * t : scores) {
-        for (int64_t h = 0; h < (own.empty() ? 1 : t->ne[1]); ++h) {
+        for (int64_t h = 0; h < (own.empty() || chunk.by_indexer ? 1 : t->ne[1]); ++h) {
             chunk.scores_kv.emplace_back(n_keys);
             ggml_backend_tensor_get(t, chunk.scores_kv.back().data(), h * t->nb[1], n_keys * sizeof(float));
         }

@@ -43,13 +43,14 @@ struct asl_chunk {
     int32_t n_past = 0;       // current tokens before the chunk
     int32_t n_queries = 0;       // last tokens of the chunk that belong to the window
     bool scores = false;
+    bool by_indexer = false; // scores are those of the layer's indexer
     const float * weights = nullptr; // [n_queries] factors on the queries' attention, NULL for 1
     bool has_gaps = false;   // positions do not follow each other: tokens were dropped
     bool first = false;   // first chunk of the range: weights are expanded, the cut is verified
     bool rows_only = false;   // nothing after the chunk reads its output, only its K/V
 
     std::vector<float> queries;                // [n_queries, n_head, n_embd_head_k]
-    std::vector<std::vector<float>> scores_kv; // [n_head_kv][n_past + n_tokens]: (weighted) sum over the chunk's window queries
+    std::vector<std::vector<float>> scores_kv; // [n_head_kv or 1][n_past + n_tokens]: (weighted) sum over the chunk's window queries
     std::vector<float> output;                 // [asl_n_head_rows, n_hidden] of the last tokens, if the range ends with the model's last layer
 };
 
@@ -101,7 +102,9 @@ private:
     // scores.cpp
     size_t n_score_nodes(int64_t n_head_kv) const;
     void add_scores(llm_graph_result & res, ggml_cgraph * part);
+    ggml_tensor * build_weights(llm_graph_result & res);
     ggml_tensor * build_scores(const asl_attention & att, ggml_tensor * weights, int64_t head_kv, int64_t begin, int64_t end);
+    ggml_tensor * build_indexer_scores(ggml_tensor * of_indexer, ggml_tensor * weights);
 
     llama_context & ctx;
     asl_dequantiser & dequantiser;
@@ -137,6 +140,10 @@ private:
 // Finds the attention of a layer in a full graph. Throws std::runtime_error with the reason if there is
 // none of a form whose scores can be computed.
 asl_attention asl_find_attention(const asl_graph_index & index, int32_t il);
+
+// The node of a layer's indexer: F32 [n_kv, n_tokens], -INFINITY where a token does not see another. Throws std::runtime_error
+// if it has none.
+ggml_tensor * asl_find_indexer(const asl_graph_index & index, int32_t il);
 
 // The node that is a layer's output. Throws std::runtime_error if the model does not name it.
 int asl_find_layer_output(const asl_graph_index & index, int32_t il);

@@ -176,7 +176,11 @@ void asl_move_cells(llama_context & src, int32_t src_seq_id, llama_context & dst
         for (const uint32_t il : move.src->get_layer_ids()) {
             asl_copy_cells(src, move.from, dst, move.to, il);
         }
-        asl_mark_cells(*move.dst, seq_id, move.to.cells, move.positions, move.ids);
+        if (move.dst == to_swa) {
+            asl_mark_cells(*move.dst, seq_id, move.to.cells, move.positions, move.ids);
+        } else {
+            asl_mark_cells(dst, seq_id, move.to.cells, move.positions, move.ids);
+        }
     }
 }
 

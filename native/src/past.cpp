@@ -88,7 +88,7 @@ void asl_mark_past(const asl_past & past, llama_context & prefill) {
     std::vector<llama_pos> positions(n);
     std::iota(positions.begin(), positions.end(), past.next_pos - (llama_pos) n);
     const std::vector<llama_token> ids(n, 0);
-    asl_mark_cells(asl_get_kv_cache(prefill), 0, asl_cell_list(0, n).cells, positions, ids);
+    asl_mark_cells(prefill, 0, asl_cell_list(0, n).cells, positions, ids);
     asl_take_state(prefill, 0, past.next_pos - 1);
     if (llama_kv_cache * swa = asl_get_kv_cache_swa(prefill)) {
         // new tokens lie in the same cells of both caches: those in front are of a sequence that nobody sees

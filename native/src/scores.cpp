@@ -64,6 +64,27 @@ ggml_tensor * asl_layer_cutter::build_scores(const asl_attention & att, ggml_ten
     return ggml_sum_rows(c, ggml_cont(c, ggml_transpose(c, a)));
 }
 
+// F32 [1, n_query], NULL for 1: an input
+ggml_tensor * asl_layer_cutter::build_weights(llm_graph_result & res) {
+    if (!chunk.weights) {
+        return nullptr;
+    }
+    ggml_tensor * weights = ggml_new_tensor_2d(ctx_part.get(), GGML_TYPE_F32, 1, chunk.n_queries);
+    ggml_set_input(weights);
+    res.add_input(std::make_unique<asl_input_weights>(weights, std::vector<float>(chunk.weights, chunk.weights + chunk.n_queries)));
+    return weights;
+}
+
+// F32 [1, n_kv]: what the indexer's scores of the window say of attention, by their softmax, summed over the queries
+ggml_tensor * asl_layer_cutter::build_indexer_scores(ggml_tensor * of_indexer, ggml_tensor * weights) {
+    ggml_context * c = ctx_part.get();
+    const int64_t i_query = of_indexer->ne[1] - chunk.n_queries;
+    ggml_tensor * a = ggml_cont(c, ggml_view_2d(c, of_indexer, of_indexer->ne[0], chunk.n_queries, of_indexer->nb[1], i_query * of_indexer->nb[1]));
+    a = ggml_soft_max(c, a);
+    a = weights ? ggml_mul(c, a, weights) : a;
+    return ggml_sum_rows(c, ggml_cont(c, ggml_transpose(c, a)));
+}
+
 void asl_layer_cutter::add_scores(llm_graph_result & res, ggml_cgraph * part) {
     const auto found = own.find(range.last);
     const asl_attention att = found == own.end() ? asl_find_attention(*index, range.last) : scored;
@@ -74,31 +95,27 @@ void asl_layer_cutter::add_scores(llm_graph_result & res, ggml_cgraph * part) {
 
     // F32 [n_embd_head, n_query, n_head]
     queries = ggml_cont(c, ggml_view_3d(c, att.q, att.q->ne[0], n_query, att.q->ne[2], att.q->nb[1], att.q->nb[2], i_query * att.q->nb[1]));
-    ggml_set_output(queries);
 
-    if (found != own.end()) {
+    if (chunk.by_indexer) {
+        scores.push_back(build_indexer_scores(asl_find_indexer(*index, range.last), build_weights(res)));
+    } else if (found != own.end()) {
         scores.push_back(found->second->build_scores(c, n_query, chunk.weights));
-        for (ggml_tensor * t : { queries, scores.back() }) {
-            ggml_set_output(t);
-            ggml_build_forward_expand(part, t);
+    } else {
+        ggml_tensor * weights = build_weights(res);
+        // one KV head at a time: with 128K tokens the logits of all heads together would take half a GiB
+        for (int64_t h = 0; h < att.n_head_kv; ++h) {
+            ggml_tensor * sum = nullptr;
+            for (int64_t begin = 0; begin < n_query; begin += N_QUERY_BLOCK) {
+                ggml_tensor * part_sum = build_scores(att, weights, h, begin, std::min(begin + N_QUERY_BLOCK, n_query));
+                sum = sum ? ggml_add(c, sum, part_sum) : part_sum;
+            }
+            scores.push_back(sum);
         }
-        return;
     }
-    ggml_tensor * weights = nullptr;
-    if (chunk.weights) {
-        weights = ggml_new_tensor_2d(c, GGML_TYPE_F32, 1, n_query);
-        ggml_set_input(weights);
-        res.add_input(std::make_unique<asl_input_weights>(weights, std::vector<float>(chunk.weights, chunk.weights + n_query)));
-    }
-    // one KV head at a time: with 128K tokens the logits of all heads together would take half a GiB
-    for (int64_t h = 0; h < att.n_head_kv; ++h) {
-        ggml_tensor * sum = nullptr;
-        for (int64_t begin = 0; begin < n_query; begin += N_QUERY_BLOCK) {
-            ggml_tensor * part_sum = build_scores(att, weights, h, begin, std::min(begin + N_QUERY_BLOCK, n_query));
-            sum = sum ? ggml_add(c, sum, part_sum) : part_sum;
-        }
-        ggml_set_output(sum);
-        ggml_build_forward_expand(part, sum);
-        scores.push_back(sum);
+    ggml_set_output(queries);
+    ggml_build_forward_expand(part, queries);
+    for (ggml_tensor * t : scores) {
+        ggml_set_output(t);
+        ggml_build_forward_expand(part, t);
     }
 }

@@ -130,7 +130,7 @@ void asl_session::mark_cells() {
     const size_t first = swa ? sliding.choose(ctx, positions, n_rows, n_rows < n_tokens) : 0;
 
     ctx.get_memory()->clear(false);
-    asl_mark_cells(asl_get_kv_cache(ctx), 0, asl_cell_list(0, n_rows).cells, cells, ids_at(cells));
+    asl_mark_cells(ctx, 0, asl_cell_list(0, n_rows).cells, cells, ids_at(cells));
     asl_take_state(ctx, 0, positions.back());
     if (swa) {
         const std::vector<llama_pos> left(positions.begin() + first, positions.end());
@@ -155,7 +155,7 @@ void asl_session::mark_new_cells() {
         asl_mark_cells(*swa, 0, taken, left, ids_at(left));
     }
     const std::vector<uint32_t> taken = asl_cell_list(past.first_free, past.first_free + cells.size()).cells;
-    asl_mark_cells(asl_get_kv_cache(ctx), 0, taken, cells, ids_at(cells));
+    asl_mark_cells(ctx, 0, taken, cells, ids_at(cells));
     for (size_t il = 0; il < states.size(); ++il) {
         asl_load_state(ctx, il, past.state.row, states[il].data());
     }

@@ -173,6 +173,7 @@ asl_chunk asl_session::next_chunk() const {
     chunk.n_tokens = chunk_size(n_done);
     chunk.n_queries = std::max(0, n_done + chunk.n_tokens - std::max(n_done, n_current - n_window));
     chunk.scores = slices.with_scores && next_layer == slices.end_layer - 1;
+    chunk.by_indexer = by_indexer;
     chunk.weights = weights.empty() ? nullptr : weights.data() + std::max(0, n_done - (n_current - n_window));
     chunk.first = n_done == n_past;
     // of a past that was pruned, sliding layers must know the positions
@@ -217,7 +218,7 @@ void asl_session::run_chunk(const asl_layer_range & range, asl_chunk & chunk) {
     }
     // token i of the current tokens must lie in cell i: gathering rows relies on it
     const int32_t i_last = chunk.n_past + n - 1;
-    for (const llama_kv_cache * kv : { &asl_get_kv_cache(*prefill), asl_get_kv_cache_swa(*prefill) }) {
+    for (const llama_kv_cache * kv : { &asl_get_kv_cache(*prefill), asl_get_kv_cache_swa(*prefill), asl_get_kv_cache_indexer(*prefill) }) {
         if (kv && !asl_lies_in(*kv, i_last, positions[i_last], is_placed ? positions.size() : i_last + 1)) {
             throw asl_error(ASL_ERR_INTERNAL, "token " + str(i_last) + " does not lie in cell " + str(i_last));
         }

@@ -161,6 +161,17 @@ void asl_session::set_window(int32_t n_window, const float * weights) {
     has_scores = false;
 }
 
+void asl_session::rank_by(bool indexer) {
+    if (slices.is_open()) {
+        throw asl_error(ASL_ERR_STATE, "a run is under way; call asl_session_step until no slice is left, or asl_session_abort");
+    }
+    if (indexer && !asl_get_kv_cache_indexer(ctx)) {
+        throw asl_error(ASL_ERR_ARGUMENT, "expected a model whose layers choose tokens with an indexer (sparse attention), this one has none: its tokens are ranked by attention");
+    }
+    has_scores &= by_indexer == indexer;
+    by_indexer = indexer;
+}
+
 void asl_session::set_past(int32_t n_past) {
     check_open(false);
     check_begun();

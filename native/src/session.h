@@ -38,6 +38,7 @@ struct asl_session {
     void begin(const int32_t * tokens, int32_t n_tokens, int32_t n_window, int32_t first_pos);
     void extend(const int32_t * tokens, int32_t n_tokens, int32_t n_window);
     void set_window(int32_t n_window, const float * weights);
+    void rank_by(bool indexer);
     void set_past(int32_t n_past);
     void start(int32_t n_layers, bool with_scores);
     void start_finish();
@@ -178,6 +179,7 @@ private:
     std::vector<llama_pos> cells;     // position each cell, from past.first_free on, stands for when all layers have run
 
     bool has_scores = false;
+    bool by_indexer = false; // scores are those of the layers' indexers
     std::vector<float> scores;  // [n_head_kv, n_current]
     std::vector<float> queries; // [n_window, n_head, n_embd_head_k]
 };

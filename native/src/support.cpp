@@ -46,6 +46,11 @@ bool asl_is_sliding(const llama_model & model, int32_t il) {
     return asl_has_attention(model, il) && model.hparams.swa_type != LLAMA_SWA_TYPE_NONE && model.hparams.is_swa(il);
 }
 
+static bool shares_indexer(const llama_model & model, int32_t il) {
+    const bool may_share = model.arch == LLM_ARCH_GLM_DSA || model.arch == LLM_ARCH_HY_V4 || model.arch == LLM_ARCH_DOTS3NOTE;
+    return may_share && model.hparams.indexer_top_k > 0 && !asl_is_sliding(model, il) && !model.hparams.is_indexer_full(il);
+}
+
 int32_t asl_first_layer(const llama_model & model, bool sliding) {
     const int32_t n_layer = model.hparams.n_layer();
     for (int32_t il = 0; il < n_layer; ++il) {
@@ -97,6 +102,11 @@ void asl_check_model(const llama_model & model) {
     }
     if (model.arch == LLM_ARCH_DEEPSEEK4) {
         fail("compressed sparse attention over several residual streams is not supported");
+    }
+    for (int32_t il = 0; il < (int32_t) hparams.n_layer(); ++il) {
+        if (shares_indexer(model, il)) {
+            fail("layer " + str(il) + " attends to the tokens that the indexer of an earlier layer chose, which may be others in its cells");
+        }
     }
     if (model.arch == LLM_ARCH_CHAMELEON || model.arch == LLM_ARCH_PLM) {
         fail("llama.cpp's graph of this architecture ends the process: its own test leaves it out");

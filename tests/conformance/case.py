@@ -38,6 +38,8 @@ CHUNKS = ((64, 64), (48, 32), (256, 256))
 """n_batch, n_ubatch"""
 POLICIES = ("fastkv:tsp_layer={first}", "asl-span", "gemfilter:select_layer={first}", "snapkv")
 """{first}: the first layer that a policy is asked about"""
+INDEXER = ("indexer:tsp_layer={first}",)
+"""where layers have one"""
 CLOSE = 0.02
 """of the standard deviation of logits: what chunks of another size may change in a pruned prompt, by rounding"""
 TIED = 1
@@ -179,7 +181,7 @@ class Case:
         return [layer for layer in own if layer < self.model.n_layer - 1]
 
     def check_pruned(self, setting: Options, ours: Context, session: Session) -> None:
-        for template in POLICIES:
+        for template in (*POLICIES, *INDEXER) if session.has_indexer else POLICIES:
             name = template.format(first=session.sliding.index(False))
             policy = make_policy(name)
             report = prefill(session, self.tokens, policy, N_KEPT)
@@ -267,7 +269,8 @@ def _kind(names: set[str], itself: bool) -> str:
     attends = any(name.startswith(("attn_q", "attn_k")) for name in names)
     latent = any(name.startswith("attn_kv_a") for name in names)
     if not itself:
-        return "MLA" if latent else "full + state" if has_state else "full"
+        sparse = ", indexer" if any(name.startswith("indexer") for name in names) else ""
+        return f"MLA{sparse}" if latent else "full + state" if has_state else "full"
     return "state" if has_state else "sliding or shared" if attends else "no attention"
 
 

@@ -137,9 +137,10 @@ def markdown(rows: list[Row], seeds: Sequence[int] = SEEDS) -> str:
         "makes a tiny random model of every architecture, mostly with 4 layers. Each runs through stock llama.cpp and through",
         "asl_gguf in one process (tests/conformance/case.py): nothing pruned (logits of the prompt and of 8 tokens after it, flash",
         "attention on and off, chunks of 32, 64 and 256 tokens, sliding caches of both sizes, f16 and q8_0 K/V), all tokens kept at",
-        "each selection layer, and pruned under four policies, where chunks of another size may change nothing but rounding. In four",
-        "settings a pruned state is saved, loaded and goes on, a second turn follows a whole and a pruned prompt, and a pruned",
-        f"prompt moves into a context where another sequence lives. Seeds of the weights: {', '.join(map(str, seeds))}.",
+        "each selection layer, and pruned under four policies (and `indexer` where layers have one), where chunks of another size",
+        "may change nothing but rounding. In four settings a pruned state is saved, loaded and goes on, a second turn follows a",
+        "whole and a pruned prompt, and a pruned prompt moves into a context where another sequence lives. Seeds of the weights:",
+        f"{', '.join(map(str, seeds))}.",
         "",
         f"**{counts['pruned']} of {len(tested)} files are pruned**, bit-exact with nothing pruned (before 2026-11-28: {BEFORE}); "
         f"{counts['refused']} are refused when the model is loaded, with the reason, and answered from the full cache; "

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from asl_gguf import ContextFullError
-from asl_gguf.policies import DEFAULT, REGISTRY, make_policy
+from asl_gguf.policies import DEFAULT, make_policy
 from harness import llama_cpp, prompt
+from prefills import ON_ANY_MODEL
 from tiny_gguf import FIRST_BYTE
 from tiny_llama import N_CTX, N_LAYER, READABLE, SETTLES, TEXT, cells, chat, complete, greedy, logits
 
@@ -138,7 +139,7 @@ def test_report(make, policy):
     assert llm.last_decode.tokens == 4 and llm.last_decode.tokens_per_second > 0
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", ON_ANY_MODEL)
 def test_every_policy_by_its_name(make, name):
     """It prunes, repeats itself after another prompt, and a turn goes on from what it left."""
     llm, turn = make(asl_budget=100, asl_policy=name), prompt(20, seed=2)

@@ -9,9 +9,10 @@ import pytest
 
 from asl_gguf.engine.prefill import prefill
 from asl_gguf.native.session import Session
-from asl_gguf.policies import REGISTRY, make_policy
+from asl_gguf.policies import make_policy
 from harness import F16, F32, KV_NAMES, Q8_0, Context, Model, Options, assert_same, prompt
 from pairs import pairs
+from prefills import ON_ANY_MODEL
 from tiny_gguf import ARCHITECTURES
 
 ANSWER = [70, 71, 72, 73]
@@ -81,7 +82,7 @@ def test_unified_cache_of_several_sequences(load_tiny):
 
 
 @with_flash
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", ON_ANY_MODEL)
 def test_every_policy_that_keeps_all(load_tiny, name, flash):
     options = Options(flash=flash)
     model, policy = load_tiny("llama"), make_policy(name)

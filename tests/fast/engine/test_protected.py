@@ -10,6 +10,7 @@ from asl_gguf.errors import ContextFullError, OptionError
 from asl_gguf.inspect.recorder import PolicyRecorder
 from asl_gguf.policies import REGISTRY, FastKV, Full, PyramidInfer, SnapKV, SpanASL, StreamingLLM
 from harness import Options, assert_same, prompt
+from prefills import ON_ANY_MODEL
 
 N_TOKENS = 150
 N_KEPT = 90
@@ -22,7 +23,7 @@ def session(load_tiny):
         yield context.session(1024)
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", ON_ANY_MODEL)
 def test_they_are_kept_in_every_layer(session, name):
     watch = PolicyRecorder(REGISTRY[name]())
     report = prefill(session, prompt(N_TOKENS), watch.policy, N_KEPT, protected=PROTECTED)
@@ -93,7 +94,7 @@ def test_more_than_cache_k(session):
     assert session.info().n_tokens == 0
 
 
-@pytest.mark.parametrize("name", list(REGISTRY))
+@pytest.mark.parametrize("name", ON_ANY_MODEL)
 def test_always_ask(load_tiny, name):
     """A budget for all tokens asks nobody; if it does, all tokens are kept nevertheless."""
     options, tokens, watch = Options(n_ctx=256), prompt(N_TOKENS), PolicyRecorder(REGISTRY[name]())

@@ -20,6 +20,7 @@ from asl_gguf.native.session import sliding_layers
 from asl_gguf.policies import ASL, REGISTRY, FastKV, Full, PyramidInfer, SnapKV, SpanASL, parse_policy, ranking
 from harness import F16, F32, Q8_0, Context, Options, assert_same, llama_cpp, prompt
 from pairs import pairs
+from prefills import ON_ANY_MODEL
 from tiny_gguf import SLIDING, SLIDING_WINDOW
 from tiny_llama import greedy, logits
 from twins import relative_error
@@ -155,7 +156,7 @@ def test_cells_and_chunks_change_nothing(model, flash):
         np.testing.assert_allclose(values, results[0][1], atol=0.05 if flash else 1e-4)
 
 
-@pairs(name=[name for name in REGISTRY if name != "none"], architecture=SLIDING, swa_full=[True, False])
+@pairs(name=[name for name in ON_ANY_MODEL if name != "none"], architecture=SLIDING, swa_full=[True, False])
 def test_every_policy(model, name, swa_full):
     """Kept rows of full layers are within the budget; the work done is what the report says."""
     calls: list[int] = []
