@@ -55,7 +55,8 @@ def _pruning_of(name_or_path: str) -> str:
         with model.context(_N_CELLS) as ctx, model.session(ctx, _N_CELLS, _N_CELLS, "off") as session:
             n_asked = sum(not itself for itself in session.sliding)
             rows_only = "" if session.drops_tokens else "; K/V rows alone, every layer runs over all tokens"
-            return f"pruned: K/V of {n_asked} of {len(session.sliding)} layers are chosen{rows_only}"
+            indexer = "; the policy indexer ranks by the model's own" if session.has_indexer else ""
+            return f"pruned: K/V of {n_asked} of {len(session.sliding)} layers are chosen{rows_only}{indexer}"
     except UnsupportedModelError as err:
         return f"answered from the full cache: {err}"
     finally:
