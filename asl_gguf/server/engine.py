@@ -19,6 +19,7 @@ from ..budget.share import round_cells
 from ..engine.place import SharedContext
 from ..errors import AslError, ContextFullError, OptionError, OutOfMemoryError, PromptError, UnsupportedModelError
 from ..models.gguf_header import n_ctx_train
+from ..native import context
 from ..native.bindings import lib, llama_cpp
 from ..native.session import set_decoding, unsupported_reason
 from . import bindings
