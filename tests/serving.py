@@ -106,19 +106,20 @@ class Server(Client):
     """A process on a port of its own.
 
     Args:
+        model: None: a router of those that the arguments name.
         program: what Python runs as `asl-gguf`.
     """
 
     def __init__(
         self,
-        model: Path,
+        model: Path | None,
         *arguments: str,
         env: dict[str, str] | None = None,
         program: Sequence[str] = ("-m", "asl_gguf"),
     ) -> None:
         super().__init__(free_port())
         self.log = tempfile.TemporaryFile()
-        command = [sys.executable, *program, "serve", "-m", str(model)]
+        command = [sys.executable, *program, "serve", *(["-m", str(model)] if model else [])]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--no-warmup", "--fit", "off", *arguments]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env={**os.environ, **(env or {})})
 
@@ -148,7 +149,7 @@ class Server(Client):
 
 
 @contextlib.contextmanager
-def serving(model: Path, *arguments: str, **options: Any) -> Iterator[Server]:
+def serving(model: Path | None, *arguments: str, **options: Any) -> Iterator[Server]:
     """`Server`, until it is left."""
     server = Server(model, *arguments, **options)
     try:

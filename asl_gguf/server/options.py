@@ -162,6 +162,8 @@ class Options:
     slice_ms: int
     wait: int
     answers: int
+    texts: Mapping[str, str]
+    """flags that were given, by field, as they were written"""
 
     @classmethod
     def make(cls, texts: Mapping[str, str]) -> Options:
@@ -176,7 +178,7 @@ class Options:
                 values[flag.field] = flag.parse(texts.get(flag.field, flag.default))
             except OptionError as err:
                 raise OptionError(f"{flag.option}: {err}") from err
-        options = cls(given_policy=texts.get("policy", DEFAULT), **values)
+        options = cls(given_policy=texts.get("policy", DEFAULT), texts=dict(texts), **values)
         if options.budget is not None:
             try:
                 check_budget(options.make_budget(options.budget), options.policy)
@@ -191,6 +193,10 @@ class Options:
     def make_budget(self, value: float | int | Auto) -> Budget | Auto:
         """A budget that leaves short prompts alone as the server does."""
         return replace(value, min_prompt=self.min_prompt) if isinstance(value, Auto) else Budget(value, self.min_prompt)
+
+    def to_env(self) -> dict[str, str]:
+        """For a process with the same flags."""
+        return {flag.env: self.texts[flag.field] for flag in FLAGS if flag.field in self.texts}
 
     def to_dict(self) -> dict[str, Any]:
         """For /props."""

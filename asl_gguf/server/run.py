@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..models.named import named_models, resolve
-from . import bindings
+from . import bindings, child
 from .engine import Engine
 from .options import Options
 
@@ -32,6 +34,8 @@ def run(options: Options, arguments: Sequence[str]) -> int:
     # Python code to run, and sessions would put theirs in place of the server's.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+    # without a model it is a router, which starts a server for each model that is asked for
+    os.environ.update({**options.to_env(), child.PYTHON: sys.executable, "LLAMA_APP_CMD": child.__file__})
     texts = [b"asl-gguf serve", *(argument.encode("utf-8", "surrogateescape") for argument in with_model(arguments))]
     code = int(library.asl_serve_run(len(texts), (ctypes.c_char_p * (len(texts) + 1))(*texts, None)))
     library.asl_serve_set_engine(None)

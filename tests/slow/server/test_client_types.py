@@ -12,19 +12,23 @@ LONG = [{"role": "user", "content": "The sky is blue. " * 80 + "What colour is t
 SCHEMA = {"type": "object", "properties": {"path": {"type": "string", "enum": ["notes.txt"]}}, "required": ["path"]}
 
 
-def openai_history() -> list[dict]:
+NOTES = {"short": "Hello.", "pruned": "Ships carry salt and wine from port to port. " * 30}
+"""what the tool found"""
+
+
+def openai_history(notes: str) -> list[dict]:
     call = {"type": "function", "function": {"name": "read_file", "arguments": '{"path": "notes.txt"}'}}
     messages = []
     for i in range(3):
         messages += [*QUESTION, {"role": "assistant", "content": "", "tool_calls": [{"id": f"c{i}", **call}]}]
-        messages += [{"role": "tool", "tool_call_id": f"c{i}", "content": "Hello."}]
+        messages += [{"role": "tool", "tool_call_id": f"c{i}", "content": notes}]
     return messages + QUESTION
 
 
-def anthropic_history() -> list[dict]:
+def anthropic_history(notes: str) -> list[dict]:
     use, messages = {"type": "tool_use", "name": "read_file", "input": {"path": "notes.txt"}}, []
     for i in range(3):
-        done = {"type": "tool_result", "tool_use_id": f"c{i}", "content": "Hello."}
+        done = {"type": "tool_result", "tool_use_id": f"c{i}", "content": notes}
         messages += [
             *QUESTION,
             {"role": "assistant", "content": [{"id": f"c{i}", **use}]},
@@ -45,16 +49,18 @@ def anthropic_client(server):
     return anthropic.Anthropic(base_url=f"http://127.0.0.1:{server.port}", api_key="none", max_retries=0)
 
 
-def test_openai_tools(openai_client):
+@pytest.mark.parametrize("notes", NOTES)
+def test_openai_tools(openai_client, notes):
     tools = [{"type": "function", "function": {"name": "read_file", "description": "Reads", "parameters": SCHEMA}}]
     kwargs = {
-        "model": "any", "messages": openai_history(), "tools": tools, "tool_choice": "required", "max_tokens": 60, "temperature": 0,
+        "model": "any", "messages": openai_history(NOTES[notes]), "tools": tools, "tool_choice": "required", "max_tokens": 60, "temperature": 0,
         "parallel_tool_calls": False,
     }  # fmt: skip
     answer = openai_client.chat.completions.create(**kwargs)
     call = answer.choices[0].message.tool_calls[0]
     assert call.function.name == "read_file" and isinstance(json.loads(call.function.arguments)["path"], str)
     assert answer.asl["prompt_tokens"] == answer.usage.prompt_tokens
+    assert answer.asl["pruned"] or notes == "short"
     parts = [
         part.function.arguments or ""
         for chunk in openai_client.chat.completions.create(stream=True, **kwargs)
@@ -94,16 +100,18 @@ def test_anthropic_messages(anthropic_client):
         assert stream.get_final_message().stop_reason == answer.stop_reason
 
 
-def test_anthropic_tools(anthropic_client):
+@pytest.mark.parametrize("notes", NOTES)
+def test_anthropic_tools(anthropic_client, notes):
     tools = [{"name": "read_file", "description": "Reads a file", "input_schema": SCHEMA}]
     kwargs = {
-        "model": "any", "messages": anthropic_history(), "tools": tools, "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+        "model": "any", "messages": anthropic_history(NOTES[notes]), "tools": tools, "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
         "max_tokens": 60,
         "extra_body": {"temperature": 0},
     }  # fmt: skip
     answer = anthropic_client.messages.create(**kwargs)
     use = next(block for block in answer.content if block.type == "tool_use")
     assert use.name == "read_file" and isinstance(use.input["path"], str)
+    assert answer.asl["pruned"] or notes == "short"
     with anthropic_client.messages.stream(**kwargs) as stream:
         final = stream.get_final_message()
     assert next(block for block in final.content if block.type == "tool_use").input == use.input
