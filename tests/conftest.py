@@ -27,7 +27,9 @@ settings.load_profile("fast")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--short", action="store_true", help="of tests/fast each value once, nothing long (tests/cases.py)")
+    parser.addoption(
+        "--short", action="store_true", help="of tests/fast each value once, nothing long (tests/cases.py)"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
