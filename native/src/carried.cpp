@@ -12,6 +12,9 @@
 
 ggml_tensor * asl_carried::view(ggml_context * ctx, ggml_tensor * hidden, int64_t first_row) const {
     const size_t nb_row = node->ne[0] * sizeof(float);
+    if (rows_first) {
+        return ggml_view_3d(ctx, hidden, node->ne[0], n_rows, hidden->ne[1], nb_row, hidden->nb[1], first_row * nb_row);
+    }
     return ggml_view_3d(ctx, hidden, node->ne[0], hidden->ne[1], n_rows, hidden->nb[1], nb_row, first_row * nb_row);
 }
 
@@ -21,7 +24,7 @@ asl_carried asl_describe_output(ggml_tensor * node, int32_t il, const llama_mode
         throw std::runtime_error("the output of layer " + std::to_string(il) + " is not " + std::to_string(n_streams) + " rows of " +
                                  std::to_string(model.hparams.n_embd) + " elements per token, F32 (several residual streams)");
     }
-    return { node, n_streams };
+    return { node, n_streams, false };
 }
 
 // Nodes that change no value lie where another does: what reads them would have to follow.
@@ -49,11 +52,12 @@ std::vector<asl_carried> asl_find_carried(ggml_cgraph * gf, const asl_graph_inde
             if (std::any_of(result.begin(), result.end(), [src](const asl_carried & c) { return c.node == src; })) {
                 continue;
             }
-            if (src->type != GGML_TYPE_F32 || src->ne[0] != model.hparams.n_embd || ggml_nelements(src) != src->ne[0] * n_tokens ||
-                    src->ne[1] != n_tokens || is_part_of_another(reader, src)) {
+            const bool is_row = ggml_nrows(src) == n_tokens && src->ne[1] == n_tokens;
+            const bool is_stack = ggml_nrows(src) == src->ne[1] * n_tokens && src->ne[2] == n_tokens; // Kimi K3's checkpoints
+            if (src->type != GGML_TYPE_F32 || src->ne[0] != model.hparams.n_embd || (!is_row && !is_stack) || is_part_of_another(reader, src)) {
                 throw std::runtime_error("layers after " + std::to_string(il) + " read '" + src->name + "' of an earlier layer, beside its output");
             }
-            result.push_back({ src, 1 });
+            result.push_back({ src, is_row ? 1 : src->ne[1], !is_row });
         }
     }
     return result;

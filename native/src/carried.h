@@ -1,6 +1,6 @@
 // What goes from one layer to the next: its output, and what deeper layers read of earlier ones beside it (the other state of
-// HRM-Text). All of it lies in the hidden states, rows of n_embd elements of a token
-// one after the other.
+// HRM-Text, the checkpoints of Kimi K3). All of it lies in the hidden states, rows of n_embd elements of a token one after the
+// other.
 
 #pragma once
 
@@ -16,8 +16,9 @@ struct llama_model;
 
 // A node of a graph that goes on, F32.
 struct asl_carried {
-    ggml_tensor * node = nullptr; // [n_embd, n_tokens, n_rows]
+    ggml_tensor * node = nullptr; // [n_embd, n_tokens, n_rows], or [n_embd, n_rows, n_tokens]
     int64_t n_rows = 0;
+    bool rows_first = false; // the latter
 
     // Its place among hidden states, which have the rows of a token in one: a view of the node's shape.
     ggml_tensor * view(ggml_context * ctx, ggml_tensor * hidden, int64_t first_row) const;

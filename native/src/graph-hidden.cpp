@@ -104,9 +104,10 @@ void asl_layer_cutter::read_output() {
     for (int64_t i = 0; i < n_tokens; ++i) {
         float * dst = chunk.output.data() + i * hidden.width();
         for (const asl_carried & c : outputs) {
-            const int64_t i_token = c.node->ne[1] - n_tokens + i;
+            const int of_token = c.rows_first ? 2 : 1, of_row = c.rows_first ? 1 : 2;
+            const int64_t i_token = c.node->ne[of_token] - n_tokens + i;
             for (int64_t j = 0; j < c.n_rows; ++j, dst += n_embd) {
-                ggml_backend_tensor_get(c.node, dst, i_token * c.node->nb[1] + j * c.node->nb[2], n_embd * sizeof(float));
+                ggml_backend_tensor_get(c.node, dst, i_token * c.node->nb[of_token] + j * c.node->nb[of_row], n_embd * sizeof(float));
             }
         }
     }

@@ -24,7 +24,17 @@ N_TOKENS, N_KEPT, WINDOW = 100, 40, 8
 ANSWER = [70, 71, 72]
 ROWS_ONLY = ("lightning",)
 """kinds whose states decay by position"""
-STATES = ("delta-net", "lightning", "mamba", "mamba2", "mamba2-beside", "mamba-renamed", "kda", "short-conv")
+STATES = (
+    "delta-net",
+    "lightning",
+    "mamba",
+    "mamba2",
+    "mamba2-beside",
+    "mamba-renamed",
+    "kda",
+    "short-conv",
+    "checkpoints",
+)
 SHARED = ("shared-kv", "streams")
 
 
@@ -51,7 +61,7 @@ def stock_logits(context: Context, tokens: list[int]) -> list[np.ndarray]:
 
 
 def test_every_kind_is_here():
-    assert {*STATES, *SHARED, "mla", "soft-cap", "m-rope", "mtp"} <= set(KINDS)
+    assert {*STATES, *SHARED, "mla", "soft-cap", "m-rope", "mtp", "sparse", "sparse-sliding"} <= set(KINDS)
 
 
 @pytest.mark.parametrize("flash", [False, True], ids=["plain", "flash"])
@@ -108,10 +118,10 @@ def test_hidden_states_hold_all_that_goes_on(model, kind):
         session.run(1, False)
         hidden = session.save_hidden(0, N_TOKENS)
         session.abort()
-    n_rows = {"streams": 4, "carried": 2}.get(kind, 1)
+    n_rows = {"streams": 4, "carried": 2, "checkpoints": 4}.get(kind, 1)
     assert hidden.shape == (N_TOKENS, n_rows * llama_cpp.llama_model_n_embd(model.handle))
     rows = hidden.reshape(N_TOKENS, n_rows, -1)
-    n_used = 1 if kind == "carried" else n_rows  # nothing is carried beside the first layer's output
+    n_used = n_rows if kind == "streams" else 1  # nothing is carried beside the first layer's output
     assert len(np.unique(rows[0, :n_used], axis=0)) == n_used and np.isfinite(rows[:, :n_used]).all()
 
 
