@@ -30,7 +30,7 @@ FILES = [
     f"test_{name}.py"
     for name in (
         "basic", "chat_completion", "compat_anthropic", "compat_gcp", "compat_oai_responses", "completion", "ctx_shift",
-        "ignore_eos", "infill", "kv_keep_only_active", "mcp_servers", "metrics", "proxy", "security", "sleep", "slot_save",
+        "ignore_eos", "infill", "kv_keep_only_active", "mcp_servers", "metrics", "proxy", "router", "security", "sleep", "slot_save",
         "stream", "template", "tokenize", "tool_call", "tools_builtin",
     )
 ]  # fmt: skip
@@ -64,14 +64,33 @@ def find_tests() -> Path | None:
     return next(ROOT.glob("build/py3-none-*/source/*/vendor/llama.cpp/tools/server/tests"), None)
 
 
+CACHED = {"tinygemma3-GGUF": "Q8_0", "test-model-stories260K": "F32", "test-model-stories260K-infill": "F32"}
+"""models that tests of the router name, and the kinds of their files"""
+
+
+def make_cache(hub: Path, model: Path) -> None:
+    """A hub's cache in which each of the models is the local file."""
+    commit = "0" * 40
+    for name, kind in CACHED.items():
+        repository = hub / f"models--ggml-org--{name}"
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / "main").write_text(commit, encoding="ascii")
+        file = repository / "snapshots" / commit / f"{name.removesuffix('-GGUF')}-{kind}.gguf"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            file.symlink_to(model.resolve())
+
+
 def run(tests: Path, files: list[str], model: Path, budget: str, folder: Path) -> dict[str, str]:
     """Outcome of every test."""
     server = folder / "server.sh"
     server.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m asl_gguf serve "$@"\n', encoding="utf-8")
     server.chmod(0o755)
     (folder / "asl_conformance.py").write_text(PLUGIN, encoding="utf-8")
+    make_cache(folder / "hub", model)
     env = {
         **os.environ,
+        "LLAMA_CACHE": str(folder / "hub"),
         "ASL_TEST_MODEL": str(model),
         "LLAMA_ARG_ASL_BUDGET": budget,
         "LLAMA_ARG_ASL_MIN_PROMPT": "0",

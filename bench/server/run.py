@@ -138,6 +138,7 @@ def modes(budget: str) -> dict[str, tuple[list[str], float]]:
         "stock -b 128 -ub 128": (["--asl-budget", "none", "-b", "128", "-ub", "128"], 1.0),
         "ours, budget 1.0": (["--asl-budget", "1.0"], 1.0),
         f"ours, budget {budget}": (["--asl-budget", budget], 1.0),
+        f"ours, budget {budget}, -fa off": (["--asl-budget", budget, "-fa", "off"], 1.0),
     }
 
 
