@@ -16,6 +16,7 @@ from .none import Full
 from .pyramidinfer import PyramidInfer
 from .scoring import ScoringPolicy, SelectingPolicy
 from .snapkv import SnapKV
+from .specprefill import SpecPrefill
 from .streaming_llm import StreamingLLM
 
 DEFAULT = "asl-span"
@@ -27,6 +28,7 @@ REGISTRY: dict[str, type[Policy]] = {
     "fastkv": FastKV,
     "gemfilter": GemFilter,
     "snapkv": SnapKV,
+    "specprefill": SpecPrefill,
     "pyramidinfer": PyramidInfer,
     "streaming_llm": StreamingLLM,
     "none": Full,
@@ -96,6 +98,7 @@ __all__ = [
     "SelectingPolicy",
     "SnapKV",
     "SpanASL",
+    "SpecPrefill",
     "StreamingLLM",
     "TwoPassASL",
     "make_policy",
