@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ..policies import Policy
 from ..policies.contract import LayerScores
 from ..policies.reading import Reading, read
+from .share import ROOM
 from .targets import Auto
 
 _LEAST_TOKENS = 100
@@ -21,11 +22,14 @@ _READABLE = 160
 """tokens whose window holds the queries that are read (SpanASL.window_of)"""
 _TOO_FEW = 40
 """fewer tokens cannot hold the sinks and such a window: the budget is not read, and its window stays narrow"""
-_LEAST_READ = 120
-"""a fixed budget of fewer tokens is selected in the first layer that may: chains do not fit it, and questions that people
-wrote lose by a second look"""
+_LEAST_READ = 80
+"""a fixed budget of fewer tokens is selected in the first layer that may: a chain does not fit it"""
+_FEW = 120
+"""of fewer tokens, a deeper layer selects for chains alone: questions that people wrote, and summaries, lose by it there.
+Their window stays narrow: 12 queries suffice to tell a chain"""
 _HELD = 2
-"""rows that layers hold until a fixed budget's tokens are selected, in budgets"""
+"""rows that layers hold until a fixed budget's tokens are selected, in budgets. Of few tokens these would be too few: ROOM,
+for which there are cells"""
 _SEVERAL = 0.5
 """the need for several answers and chains: with K/V in all layers, less than half of what a summary takes is enough"""
 _UNSURE = 0.2
@@ -90,15 +94,25 @@ class PromptBudget:
         n_held: rows to hold until then, n_most at least.
         policy: its first tokens are no part of the document.
         thresholds: of the model; None: there are none.
+        few: so few tokens that a deeper layer selects them for chains alone, whose room a question's own words would take.
     """
 
     def __init__(
-        self, n_least: int, n_most: int, n_held: int, *, policy: Policy, thresholds: Thresholds | None
+        self,
+        n_least: int,
+        n_most: int,
+        n_held: int,
+        *,
+        policy: Policy,
+        thresholds: Thresholds | None,
+        few: bool = False,
     ) -> None:
-        wide = _READABLE if n_most >= _TOO_FEW else 0
+        wide = _READABLE if n_most >= _TOO_FEW and not few else 0
         self.n_held, self.n_window = n_held, max(wide, round(math.sqrt(n_least * n_most)))
         self.n_least, self.n_most, self.spreads = n_least, n_most, False
-        self._policy, self._thresholds = policy, thresholds
+        self.crowded = False
+        self._policy, self._few = policy, few
+        self._thresholds = thresholds
         self._reading: Reading | None = None
         self.choice = "the upper limit: no layer selected tokens"
         """how many tokens, and why"""
@@ -122,6 +136,8 @@ class PromptBudget:
             return self.n_most
         need = thresholds.need(reading)
         self.spreads = self._policy.looks_again and need >= _SEVERAL / 2
+        if self._few:
+            self.crowded = self.spreads = self.spreads and reading.document >= thresholds.document
         if self.spreads and layer < min(thresholds.deeper, last):
             return None
         n_kept = self.n_least + round(need * (self.n_most - self.n_least))
@@ -146,8 +162,9 @@ def fixed_budget(policy: Policy, n_tokens: int, n_kept: int, shape: Shape) -> Pr
     thresholds = CALIBRATED.get(shape)
     if not policy.looks_again or not _LEAST_READ <= n_kept < n_tokens or thresholds is None:
         return None
-    n_held = min(n_tokens, _HELD * n_kept)
-    return PromptBudget(n_kept, n_kept, n_held, policy=policy, thresholds=thresholds)
+    few = n_kept < _FEW
+    n_held = min(n_tokens - 1, ROOM if few else _HELD * n_kept)
+    return PromptBudget(n_kept, n_kept, n_held, policy=policy, thresholds=thresholds, few=few)
 
 
 def guarded_budget(policy: Policy, n_tokens: int, n_kept: int, n_most: int, shape: Shape) -> PromptBudget | None:

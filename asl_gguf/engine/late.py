@@ -27,17 +27,15 @@ class HeldRows:
         # the scores' buffers may be the session's or a record's
         self._layers.append((replace(scores, queries=None, keys=None), decision.rows))
 
-    def shrink(self, decision: Decision) -> list[tuple[int, Indices | None]]:
-        """The budget is the number of tokens that were selected: rows beyond it go.
+    def shrink(self, n_kept: int, tokens: Indices | None) -> list[tuple[int, Indices | None]]:
+        """So many rows stay, those of these tokens before others.
 
         Returns:
             of each layer, how many rows it holds, and which tokens they are; None: all.
         """
-        assert decision.tokens is not None
-        first = decision.tokens if decision.spreads else None
         left: list[tuple[int, Indices | None]] = []
         for scores, held in self._layers:
-            rows = self._policy.fewer_rows(scores, held, decision.tokens.size, first)
+            rows = self._policy.fewer_rows(scores, held, n_kept, tokens)
             if rows is None:
                 rows = held
             else:

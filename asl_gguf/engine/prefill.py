@@ -62,11 +62,10 @@ class _Trace:
         if self.attention_mass and (mass := float(np.mean(self.attention_mass))) < guard:
             raise AttentionMassError(mass, guard)
 
-    def shrink(self, held: HeldRows, decision: Decision) -> None:
+    def shrink(self, held: HeldRows, n_kept: int, tokens: Indices | None = None) -> None:
         """The budget was decided: layers hold fewer rows than they did."""
-        assert decision.tokens is not None
-        self.n_kept = decision.tokens.size
-        left = held.shrink(decision)
+        self.n_kept = n_kept
+        left = held.shrink(n_kept, tokens)
         self.rows = [n_rows for n_rows, _ in left]
         self.attention_mass = [
             attention_mass(held.attention(place).attention, rows) for place, (_, rows) in enumerate(left)
@@ -258,12 +257,10 @@ def _run_layers(
     for group in _layers_to_ask(layers.sliding, prompt.n_layer):
         layer = group[-1]
         n_waiting += len(group)
-        with_keys = any(policy.needs_keys(one, prompt.n_layer) for one in group)
         read = prompt.late is not None and prompt.late.reads(layer)
-        with_keys |= read
+        with_keys = read or any(policy.needs_keys(one, prompt.n_layer) for one in group)
         with_scores = any(policy.needs_scores(one, prompt.n_layer) for one in group) or with_keys
-        with_rows = policy.keeps_rows(layer, prompt.n_layer)
-        if not (with_scores or with_rows) and layer < prompt.n_layer - 1:
+        if not (with_scores or policy.keeps_rows(layer, prompt.n_layer)) and layer < prompt.n_layer - 1:
             continue
         window = policy.window_of(trace.current.size, prompt.n_window)
         layers.set_window(window, policy.weights_of(window))
@@ -284,13 +281,8 @@ def _run_layers(
         if decision.second_pass and decision.tokens is not None:
             trace.drop(layer, decision.tokens)
             return True
-        with trace.phase("rows"):
-            trace.rows.append(layers.keep_rows(decision.rows))
-            if held is not None:
-                held.add(scores, decision)
-                if decision.tokens is not None:
-                    trace.shrink(held, decision)
-                    held = None
+        if policy.keeps_rows(layer, prompt.n_layer):
+            held = _keep_rows(layers, held, trace, scores, decision)
         if decision.tokens is None:
             continue
         if layer == prompt.n_layer - 1:  # no layer is left that could do without the other tokens
@@ -305,7 +297,24 @@ def _run_layers(
         trace.drop(layer, decision.tokens)
         if not decision.keep_asking:
             return False
+    if held is not None and prompt.late is not None:  # no layer selected
+        trace.shrink(held, prompt.late.n_most)
     return False
+
+
+def _keep_rows(
+    layers: Layers, held: HeldRows | None, trace: _Trace, scores: LayerScores, decision: Decision
+) -> HeldRows | None:
+    """The rows that the policy keeps of the layer that ran last. Returns those in excess after it, if any may be."""
+    with trace.phase("rows"):
+        trace.rows.append(layers.keep_rows(decision.rows))
+        if held is None:
+            return None
+        held.add(scores, decision)
+        if decision.tokens is None:
+            return held
+        trace.shrink(held, decision.tokens.size, decision.tokens if decision.spreads else None)
+    return None
 
 
 def _observer(policy: Policy, prompt: Prompt) -> Callable[[LayerScores], Decision]:

@@ -17,6 +17,7 @@ from .none import Full
 from .pyramidinfer import PyramidInfer
 from .scoring import ScoringPolicy, SelectingPolicy
 from .snapkv import SnapKV
+from .specprefill import SpecPrefill
 from .streaming_llm import StreamingLLM
 
 DEFAULT = "asl-span"
@@ -29,6 +30,7 @@ REGISTRY: dict[str, type[Policy]] = {
     "gemfilter": GemFilter,
     "indexer": Indexer,
     "snapkv": SnapKV,
+    "specprefill": SpecPrefill,
     "pyramidinfer": PyramidInfer,
     "streaming_llm": StreamingLLM,
     "none": Full,
@@ -99,6 +101,7 @@ __all__ = [
     "SelectingPolicy",
     "SnapKV",
     "SpanASL",
+    "SpecPrefill",
     "StreamingLLM",
     "TwoPassASL",
     "make_policy",

@@ -37,8 +37,13 @@ class ASL(SelectingPolicy):
     """reference of the variance: its value at min_layer as published, its largest value so far, or that of random ranks,
     with which min_layer itself may select"""
 
+    n_question: int = 0
+    """last tokens of a prompt that come after all others, but for the window, where a chain is looked for with few tokens
+    (`LateBudget.crowded`): a question's words attend to one another. A tenth of the prompt at most"""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_int(self.n_question, "n_question", 0)
         require_int(self.obs_layers, "obs_layers", 2)
         if self.min_layer is not None:
             require_int(self.min_layer, "min_layer", self.obs_layers - 1)
@@ -99,7 +104,8 @@ class ASL(SelectingPolicy):
                 waits = True
                 return Decision(rows, None, variance, ratio)
             selected = True
-            tokens = self.choose(total, scores, n_kept)
+            crowded = prompt.late is not None and prompt.late.crowded
+            tokens = self.choose(total, scores, n_kept, n_question=self.n_question if crowded else 0)
             more = self.n_rows(n_kept, n_kept) < n_kept
             spreads = prompt.late is not None and prompt.late.spreads
             return Decision(rows, tokens, variance, ratio, keep_asking=more, spreads=spreads, second_pass=self.two_pass)

@@ -36,6 +36,7 @@ class SpanASL(ASL):
     obs_tokens: int | None = 64
     tau: float = 0.9
     variance_reference: Literal["first", "peak", "random"] = "peak"
+    n_question: int = 48
     look_again: bool = True
     """where several places are needed, a deeper layer selects, and layers before it keep rows of what it selects; on models
     with known thresholds (budget/late.py)"""

@@ -22,10 +22,14 @@ class LateBudget(Protocol):
 
     n_held: int
     """rows that layers keep until then, at most: `Prompt.n_kept`"""
+    n_most: int
+    """rows that stay at most, and where no layer selects"""
     n_window: int
     """tokens that the window's size follows (`Policy.window_of`)"""
     spreads: bool
     """once `choose` has answered: see `Decision.spreads`"""
+    crowded: bool
+    """once `choose` has answered: a chain is looked for with few tokens, and a question's own words would take its room"""
 
     def reads(self, layer: int) -> bool:
         """Whether it is shown this layer."""
@@ -34,7 +38,7 @@ class LateBudget(Protocol):
         """The layer has run, before the policy is asked about it. Its queries and keys are there."""
 
     def choose(self, layer: int, last: int) -> int | None:
-        """Asked where the policy would select, up to the layer `last`: tokens to keep, n_held at most.
+        """Asked where the policy would select, up to the layer `last`: tokens to keep, n_most at most.
 
         Returns:
             None: a deeper layer shall select.

@@ -82,6 +82,7 @@ class ScoringPolicy(Policy):
         n_kept: int,
         among: Indices | None = None,
         first: Indices | None = None,
+        n_question: int = 0,
     ) -> Indices:
         """The n_kept tokens with the best scores, sinks, window and protected tokens among them.
 
@@ -89,6 +90,7 @@ class ScoringPolicy(Policy):
             competing: [..., n - n_sink - window], before the span.
             among: int32 [..., at least n_kept], the only tokens to choose from, the fixed ones among them; None: all.
             first: int32 [at most n_kept], tokens that come before others, the fixed ones among them.
+            n_question: so many last tokens, but for the fixed ones, come after all others; a tenth of the current ones at most.
 
         Returns:
             int32 [..., n_kept], in order of position
@@ -97,10 +99,12 @@ class ScoringPolicy(Policy):
         spanned = ranking.span_maximum(competing, self.span_back, self.span_forward, share)
         fixed = fixed_tokens(scores, self.n_sink, scores.window)
         ranked = ranking.padded(spanned, self.n_sink, scores.window, 0.0)
+        if n_question:
+            ranked[..., scores.n_current - min(n_question, scores.n_current // 10) :] = -0.5
         if first is not None:
             ranked[..., first] += ranked.max() + 1
         if among is not None:
-            left = np.full_like(ranked, -1)  # less than any score
+            left = np.full_like(ranked, -1)  # less than any score, and than the question's
             np.put_along_axis(left, among, np.take_along_axis(ranked, among, axis=-1), axis=-1)
             ranked = left
         return keep_best(ranked, fixed, n_kept)

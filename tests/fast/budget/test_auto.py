@@ -154,6 +154,30 @@ def test_between_its_limits(text, n, least, most):
     assert several[0] == several[1] == least + (most - least) / 2 > several[2] > several[3] == least
 
 
+@pytest.mark.parametrize(
+    "document, peak, spreads",
+    [(0.2, 1.0, True), (0.08, 0.5, False), (0.07, 0.96, False), (0.01, 0.8, False), (0.2, 0.8, False)],
+    ids=["chain", "several", "faint", "summary", "look-up"],
+)
+def test_of_few_tokens_a_deeper_layer_selects_chains_alone(monkeypatch, document, peak, spreads):
+    monkeypatch.setattr(late_budgets, "read", lambda scores, n_sink: Reading(document, peak))
+    layers = []
+    for n_kept in (100, 200):
+        late = fixed_budget(REGISTRY["asl-span"](), 1000, n_kept, SHAPE)
+        late.see(scores(peak))
+        layers.append(late.choose(18, 29))
+        assert late.choose(22, 29) == n_kept
+        assert (late.spreads, late.crowded) == (layers[-1] is None, layers[-1] is None and n_kept == 100)
+    assert layers == [None if spreads else 100, 200 if peak == 0.8 and document > 0.1 else None]
+
+
+def test_rows_that_are_held():
+    """Twice a fixed budget; of few tokens what an answer's room has cells for; never all of a prompt, which would not be pruned."""
+    policy = REGISTRY["asl-span"]()
+    lengths = ((1000, 200), (350, 200), (5000, 1000), (1000, 119), (5000, 80))
+    assert [fixed_budget(policy, *pair, SHAPE).n_held for pair in lengths] == [400, 349, 2000, 999, 1024]
+
+
 def test_careful_without_thresholds_or_a_document():
     assert choice(rule(), scores(0.99), known=False) == 400
     assert choice(rule(), scores(0.99)) == 100
@@ -254,6 +278,15 @@ def test_a_fixed_budget_looks_again(make, thresholds):
         found.append((report.selection_layer, report.selected, logits(llm).tolist(), llm.n_cells))
     assert found[0] == found[1]
     assert found[2][0] == 4 and found[2][1] != found[1][1] and found[2][3] == found[1][3]
+
+
+@pytest.mark.parametrize("budget, kept", [(0.2, 200), (100, 100), ("auto:0.1-0.3", 300)])
+def test_rows_in_excess_go_where_no_layer_selects(make, thresholds, budget, kept):
+    thresholds(ALL_OF_IT)
+    llm = make(n_ctx=N_CTX, asl_budget=budget, asl_policy=replace(SETTLES, tau=0.0))
+    report = llm.prefill(prompt(1000))
+    assert (report.selection_layer, report.kept_tokens, report.budget_tokens) == (None, kept, kept)
+    assert set(report.rows_by_layer) == {kept} and len(greedy(llm, prompt(1000))) == 8
 
 
 def test_other_policies_stay_as_published(thresholds):

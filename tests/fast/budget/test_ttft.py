@@ -124,7 +124,15 @@ def test_the_layer_that_is_expected(choose):
     assert "for all 1,600 tokens" in rule.annotate(report_of(1600, 1600)).budget_choice
     assert "selection layer 4, of earlier prompts;" in rule.annotate(report_of(1600, 400, 3)).budget_choice
     firsts = {name: make_policy(name).first_selection(30) for name in REGISTRY if make_policy(name).first_selection(30)}
-    assert firsts == {"asl-span": 18, "asl": 10, "asl-two-pass": 10, "fastkv": 14, "gemfilter": 12, "indexer": 14}
+    assert firsts == {
+        "asl-span": 18,
+        "asl": 10,
+        "asl-two-pass": 10,
+        "fastkv": 14,
+        "gemfilter": 12,
+        "indexer": 14,
+        "specprefill": 18,
+    }
     assert PyramidInfer().first_selection(30) == 0 and SpanASL(min_layer=9, tau=2).first_selection(30) == 9
     none = {name for name in REGISTRY if make_policy(name).first_selection(30) is None}
     assert none == {"snapkv", "streaming_llm", "none"}

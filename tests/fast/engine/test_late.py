@@ -29,10 +29,11 @@ POLICIES = {
 class Late:
     """Chooses n_kept tokens at a layer; what it saw when it was asked is in `seen`."""
 
-    n_held, n_window = 150, 106
+    n_held, n_most, n_window = 150, 150, 106
 
     def __init__(self, n_kept: int, layer: int = 0) -> None:
         self._n_kept, self._layer, self.spreads = n_kept, layer, layer > 0
+        self.crowded = False
         self.seen: list = []
         self.n_asked = 0
 

@@ -9,7 +9,7 @@ import pytest
 
 from asl_gguf.engine.prefill import prefill
 from asl_gguf.errors import OptionError
-from asl_gguf.policies import GemFilter, Policy, TwoPassASL, make_policy
+from asl_gguf.policies import GemFilter, Policy, SpecPrefill, TwoPassASL, make_policy
 from harness import F16, KV_NAMES, Q8_0, Context, Options, assert_same, llama_cpp, prompt
 from tiny_gguf import ARCHITECTURES
 
@@ -96,6 +96,7 @@ TWO_PASSES: dict[str, tuple[Policy, int]] = {
     "gemfilter": (GemFilter(), 2),
     "gemfilter-first": (GemFilter(select_layer=0, kernel_size=1), 0),
     "gemfilter-last": (GemFilter(select_layer=5), 5),
+    "specprefill": (SpecPrefill(), 4),
     "asl-two-pass": (TwoPassASL(window=WINDOW, min_layer=2, obs_layers=2, tau=2), 2),
 }
 
@@ -125,7 +126,7 @@ def test_a_second_pass_that_nothing_asks_for(load_tiny):
         assert report.rows_by_layer == (90,) * 6
 
 
-@pytest.mark.parametrize("name", ["gemfilter", "asl-two-pass"])
+@pytest.mark.parametrize("name", ["gemfilter", "specprefill", "asl-two-pass"])
 def test_prompts_after_a_second_pass(load_tiny, name):
     """The next prompt begins at position 0 again."""
     with load_tiny("llama").context(OPTIONS[0]) as context, load_tiny("llama").context(OPTIONS[0]) as stock:

@@ -172,7 +172,7 @@ def test_the_layer_is_chosen_as_in_a_context_of_its_own(open_shared, model, monk
     found = (-2, -1) if layer == 2 else (2, 3)
     thresholds = late.Thresholds(2, 3, document=2, found=found, chained=(2, 3), summary=summary)
     monkeypatch.setitem(late.CALIBRATED, model_shape(model.handle), thresholds)
-    monkeypatch.setattr(late, "_LEAST_READ", 90)  # the prompt is short
+    monkeypatch.setattr(late, "_FEW", 90)  # the prompt is short
     live = open_shared()
     with model.context(Options(n_ctx=N_CELLS, flash=live.context.options.flash)) as own_context:
         own = Sequence(OwnContext(own_context.handle, own_context.session(N_CTX)), make_rule(), Transcript(N_CTX))

@@ -212,6 +212,48 @@ def test_what_follows_another_attended_token_comes_before_what_is_behind_one():
     assert kept(60, 8 + 4 + 25) == [*range(50, 60), *range(95, 110)]
 
 
+class Crowded:
+    """A late budget of some tokens, whose prompt looks for several places, or does not."""
+
+    n_held, n_most, n_window, spreads = 300, 300, 32, True
+
+    def __init__(self, n_kept: int, crowded: bool) -> None:
+        self._n_kept, self.crowded = n_kept, crowded
+
+    def reads(self, layer: int) -> bool:
+        return False
+
+    def see(self, scores: LayerScores) -> None:
+        """Nothing."""
+
+    def choose(self, layer: int, last: int) -> int | None:
+        return self._n_kept
+
+
+QUESTION = np.full((1, 400), 0.01, dtype=np.float32)
+QUESTION[0, 360:] = 1  # draws more attention than what is asked for
+QUESTION[0, 100:120] = 0.5
+
+
+@pytest.mark.parametrize("n_question, taken", [(0, 20), (8, 20), (40, 0)])
+@pytest.mark.parametrize("crowded", [True, False])
+def test_a_question_comes_last(crowded, n_question, taken):
+    """Its words draw more attention than what is asked for; the window's 8 tokens are kept all the same."""
+    policy = ASL(window=8, kernel_size=1, n_sink=4, n_question=n_question, min_layer=1, obs_layers=2, tau=2)
+    prompt = Prompt(400, 300, 2, late=Crowded(8 + 4 + 20, crowded))
+    tokens = Case(policy, prompt, [QUESTION, QUESTION]).decide()[-1].tokens.tolist()
+    recent = [token for token in tokens if 360 <= token < 392]
+    assert len(recent) == (taken if crowded else 20) and tokens[-8:] == list(range(392, 400))
+    assert sum(100 <= token < 120 for token in tokens) == 20 - len(recent)
+
+
+def test_of_a_short_prompt_a_tenth_is_taken_for_its_question():
+    policy = ASL(window=8, n_question=48, min_layer=1, obs_layers=2, tau=2)
+    attention = [np.ones((1, 120), dtype=np.float32)] * 2
+    tokens = Case(policy, Prompt(120, 118, 2, late=Crowded(116, True)), attention).decide()[-1].tokens
+    assert sorted(set(range(120)) - set(tokens.tolist())) == [108, 109, 110, 111]
+
+
 def first_monitored(case: Case) -> int:
     policy, n_layer = case.policy, case.prompt.n_layer
     return (

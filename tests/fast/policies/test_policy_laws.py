@@ -20,6 +20,7 @@ from asl_gguf.policies import (
     PyramidInfer,
     ScoringPolicy,
     SpanASL,
+    SpecPrefill,
     StreamingLLM,
     ranking,
 )
@@ -134,6 +135,12 @@ PARAMETERS: dict[type[Policy], dict[str, st.SearchStrategy]] = {
     SpanASL: {"window": st.integers(1, 40)},  # which follows the budget from 96 tokens on
     FastKV: {"tsp_depth": SHARE},
     GemFilter: {"window": st.integers(1, 4), "kernel_size": st.sampled_from([1, 3, 5]), "select_depth": SHARE},
+    SpecPrefill: {
+        "window": st.integers(1, 4),
+        "kernel_size": st.sampled_from([1, 3, 13]),
+        "chunk_size": st.sampled_from([1, 5, 32]),
+        "select_depth": SHARE,
+    },
     StreamingLLM: {"window": st.integers(1, 4), "n_sink": st.integers(0, 5)},
     PyramidInfer: {
         "recent_ratio": st.floats(0, 0.5),
@@ -279,6 +286,11 @@ def rankings(policy: Policy, prompt: Prompt, step: Step, history: list[Floats]) 
         heads = scores.queries[-1].reshape(2, -1, HEAD_DIM)
         products = np.einsum("hgd,nhd->n", heads, scores.keys)
         return None, ranking.average_pool(products.astype(np.float32), policy.kernel_size)
+    if isinstance(policy, SpecPrefill) and scores.keys is not None:
+        history.append(largest_of_heads(policy, scores))
+        values = np.max(history, axis=0).mean(axis=0)
+        chunks = [values[i : i + policy.chunk_size] for i in range(0, n, policy.chunk_size)]
+        return None, np.concatenate([np.full(chunk.size, chunk.mean()) for chunk in chunks]).astype(np.float16)
     if isinstance(policy, ScoringPolicy):
         begin, end = policy.n_sink, n - scores.window
         pooled = ranking.average_pool(scores.attention[:, :end], policy.kernel_size)[:, begin:]
@@ -295,6 +307,20 @@ def rankings(policy: Policy, prompt: Prompt, step: Step, history: list[Floats]) 
             result.append(ranked)
         return result[0], result[1]
     return None, None
+
+
+def largest_of_heads(policy: SpecPrefill, scores: LayerScores) -> Floats:
+    """[w, n]: pooled attention of each query, of the head that has most of it."""
+    n_window, n_head, _ = scores.queries.shape
+    largest = np.zeros((n_window, scores.n_current), dtype=np.float32)
+    for i in range(n_window):
+        seen = scores.n_current - n_window + i + 1
+        for head in range(n_head):
+            keys = scores.keys[:seen, head * scores.keys.shape[1] // n_head]
+            weights = np.exp(keys @ scores.queries[i, head] / HEAD_DIM**0.5)
+            attention = np.pad(weights / weights.sum(), (0, scores.n_current - seen)).astype(np.float32)
+            largest[i] = np.maximum(largest[i], ranking.average_pool(attention, policy.kernel_size))
+    return largest
 
 
 def assert_best(kept: Indices, scores: Floats, fixed: set[int]) -> None:

@@ -18,6 +18,7 @@ from asl_gguf.policies import (
     PyramidInfer,
     SnapKV,
     SpanASL,
+    SpecPrefill,
     StreamingLLM,
     TwoPassASL,
     make_policy,
@@ -40,6 +41,8 @@ def test_published_parameters_of_the_others():
     assert (SnapKV().window, SnapKV().kernel_size) == (32, 5)
     assert (FastKV().window, FastKV().kernel_size, FastKV().tsp_depth) == (8, 7, 15 / 32)
     assert (GemFilter().window, GemFilter().kernel_size, GemFilter().select_depth) == (1, 5, 13 / 32)
+    spec = SpecPrefill()
+    assert (spec.window, spec.kernel_size, spec.chunk_size, spec.select_depth) == (8, 13, 32, 0.6)
     assert (StreamingLLM().n_sink, StreamingLLM().min_kept) == (4, 5)
     pyramid = PyramidInfer()
     assert (pyramid.recent_ratio, pyramid.recent_weight, pyramid.min_context, pyramid.decay) == (0.2, 1.2, 64, None)
@@ -53,6 +56,7 @@ def test_the_default():
     policy = SpanASL()
     assert (policy.n_sink, policy.normalise_heads, policy.span_forward, policy.span_back) == (4, True, 10, 6)
     assert (policy.half_life, policy.evidence_layers) == (8, 3)
+    assert policy.n_question == 48 and ASL().n_question == 0
     # of 200 tokens and more all of a score reaches back, of fewer a share that falls with the square
     assert [policy.back_share_of(n) for n in (50, 100, 199, 200, 10_000)] == [0.0625, 0.25, 0.990025, 1, 1]
     assert (policy.min_depth, policy.obs_tokens, policy.tau, policy.variance_reference) == (0.56, 64, 0.9, "peak")
@@ -98,6 +102,11 @@ BAD_PARAMETERS = [
     *[(GemFilter, {"kernel_size": value}) for value in (0, 4)],
     *[(GemFilter, {"select_layer": value}) for value in (-1, 2.0)],
     *[(GemFilter, {"select_depth": value}) for value in (-0.1, 1)],
+    *[(SpecPrefill, {"kernel_size": value}) for value in (0, 4)],
+    *[(SpecPrefill, {"chunk_size": value}) for value in (0, 1.5)],
+    *[(SpecPrefill, {"select_layer": value}) for value in (-1, 2.0)],
+    *[(SpecPrefill, {"select_depth": value}) for value in (-0.1, 1)],
+    *[(ASL, {"n_question": value}) for value in (-1, 0.5, None)],
     (StreamingLLM, {"n_sink": -1}),
     *[(PyramidInfer, {"recent_ratio": value}) for value in (-0.1, 1)],
     *[(PyramidInfer, {"recent_weight": value}) for value in (0, -1, "1", float("nan"), float("inf"))],
@@ -114,7 +123,9 @@ def test_bad_parameters(kind, parameters):
     assert isinstance(caught.value, AslError) and isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize("policy", [ASL(min_layer=9), FastKV(tsp_layer=9), GemFilter(select_layer=9)], ids=repr)
+@pytest.mark.parametrize(
+    "policy", [ASL(min_layer=9), FastKV(tsp_layer=9), GemFilter(select_layer=9), SpecPrefill(select_layer=9)], ids=repr
+)
 def test_layers_that_the_model_does_not_have(policy):
     """A selection there would never come, or come elsewhere than asked for."""
     policy.start(Prompt(100, 50, 10))
