@@ -84,6 +84,6 @@ def _widen(recorded: dict) -> None:
     for name in list(keys):
         if name.startswith("tokenizer."):
             del keys[name]
-    for name in ("token_embd.weight", "output.weight"):
+    for name in ("token_embd.weight", "per_layer_token_embd.weight", "output.weight"):
         if name in tensors:
             tensors[name][0] = N_VOCAB
