@@ -25,8 +25,6 @@ from ..native.bindings import llama_cpp
 from ..native.model import ContextOptions, Model
 
 _ANSWER_TOKENS = 16
-_QUESTION_TOKENS = 112
-"""at most, of two questions with their answers"""
 
 
 @dataclass(frozen=True)
@@ -113,9 +111,10 @@ def bench_agents(
         make_session(lambda text: len(model.tokenize(text)), n_tokens, n_turns, turn_tokens, index)
         for index in range(runs)
     ]
-    n_ctx = n_tokens + n_turns * turn_tokens + (n_turns + 1) * (2 * _QUESTION_TOKENS)
+    n_asked = 2 * max(_asked_tokens(model, turn) for session in sessions for turn in session)
+    n_ctx = n_tokens + n_turns * turn_tokens + (n_turns + 1) * n_asked
     pruned: dict[str, Any] = {"asl_budget": budget, "asl_policy": policy, "asl_dequant": dequant}
-    pruned |= {"asl_room": n_turns * (turn_tokens // 2 + 2 * _QUESTION_TOKENS), "asl_calibration": False}
+    pruned |= {"asl_room": n_turns * (turn_tokens // 2 + n_asked), "asl_calibration": False}
     ways: dict[str, dict[str, Any]] = {
         "full_cache": {},
         "pruned": pruned,
@@ -146,6 +145,12 @@ def bench_agents(
         result[way]["right_older_to_full"] = result[way]["right_older"] / max(full["right_older"], 1e-9)
     model.close()
     return result
+
+
+def _asked_tokens(model: Model, turn: Turn) -> int:
+    """Of a turn's questions with their answers, in this model's vocabulary."""
+    texts = [f"<|im_end|>\n{CHATML.user_prefix}{question.text}" for question in turn.questions]
+    return sum(len(model.tokenize(text)) + _ANSWER_TOKENS for text in texts)
 
 
 def _share_right(llm: Llama, model: Model, asked: list[Answered]) -> float:

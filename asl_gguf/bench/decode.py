@@ -8,8 +8,8 @@ from typing import Any
 
 from ..budget.share import Budget, round_cells
 from ..engine.prefill import prefill
+from ..native.dequant import set_decoding
 from ..native.model import Model, decode, stock_prefill, timed
-from ..native.session import set_decoding
 from ..policies import make_policy
 from .prefill import make_prompt
 

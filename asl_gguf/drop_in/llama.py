@@ -33,7 +33,8 @@ from ..models import gguf_header
 from ..models.named import resolve
 from ..native import context, vocabulary
 from ..native.bindings import llama_cpp
-from ..native.session import Progress, Session, set_decoding, unsupported_reason
+from ..native.dequant import set_decoding
+from ..native.session import Progress, Session, unsupported_reason
 from ..policies import DEFAULT, Policy
 from ..policies.contract import Indices
 from ..policies.protect import Protected

@@ -16,7 +16,8 @@ from ..cache import packing
 from ..errors import OptionError, shown
 from ..models.calibration import calibrated
 from ..native.bindings import llama_cpp
-from ..native.session import DEQUANT_MODES, Progress
+from ..native.dequant import DEQUANT_MODES
+from ..native.session import Progress
 from ..policies import DEFAULT, Policy, make_policy
 from ..policies.protect import Protection
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,15 +13,8 @@ from ..policies.contract import Floats, Indices
 from . import bindings
 from .arrays import float_p, indices, int32_p, require_int32
 from .bindings import check, lib, llama_cpp
+from .dequant import DEQUANT_MODES
 from .signals import handled_after
-
-DEQUANT_MODES = {
-    "off": bindings.DEQUANT_OFF,
-    "auto": bindings.DEQUANT_AUTO,
-    "all": bindings.DEQUANT_ALL,
-    "int8": bindings.DEQUANT_INT8,
-    "int16": bindings.DEQUANT_INT16,
-}
 
 Progress = Callable[[int, int], bool | None]
 """(done, total) in token-layers; returning False cancels"""
@@ -49,12 +41,6 @@ def sliding_layers(model: int) -> tuple[bool, ...]:
     flags = (ctypes.c_bool * llama_cpp.llama_model_n_layer(model))()
     lib.model_get_sliding(model, flags)
     return tuple(flags)
-
-
-def set_decoding(context: Any, mode: str) -> None:
-    """How this context decodes from now on, a mode of `Session.set_dequant`: "auto" and "int8" compute products of few rows
-    with a kernel of our own where there is one (AVX-512 VNNI; Q4_1, Q5_0, Q5_1); all others leave them to llama.cpp."""
-    lib.context_set_dequant(context, DEQUANT_MODES[mode])
 
 
 class Session:

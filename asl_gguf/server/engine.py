@@ -21,7 +21,8 @@ from ..errors import AslError, ContextFullError, OptionError, OutOfMemoryError, 
 from ..models.gguf_header import n_ctx_train
 from ..native import context
 from ..native.bindings import lib, llama_cpp
-from ..native.session import set_decoding, unsupported_reason
+from ..native.dequant import set_decoding
+from ..native.session import unsupported_reason
 from . import bindings
 from .answers import Answers
 from .hosts import Hosts

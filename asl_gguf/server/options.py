@@ -11,7 +11,7 @@ from ..budget.share import Budget
 from ..budget.targets import Auto, check_budget, is_target
 from ..cache import packing
 from ..errors import OptionError
-from ..native.session import DEQUANT_MODES
+from ..native.dequant import DEQUANT_MODES
 from ..policies import DEFAULT, Policy, make_policy
 from ..policies.protect import ROLES
 

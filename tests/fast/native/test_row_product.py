@@ -10,7 +10,7 @@ import pytest
 
 from asl_gguf.bench.kernels import type_names
 from asl_gguf.native.bindings import lib
-from asl_gguf.native.session import DEQUANT_MODES
+from asl_gguf.native.dequant import DEQUANT_MODES
 from harness import Context, Model, Options, prompt
 from twins import packed_product
 from weights import draw, floats
