@@ -30,6 +30,9 @@ ARCHITECTURES: tuple[str, ...] = ("llama", "qwen2", "qwen3", "phi3", "llama-moe"
 #: in "cohere2" only layers with a window rotate queries and keys by position.
 SLIDING: tuple[str, ...] = ("gemma3", "gpt-oss", "cohere2")
 
+#: Architectures whose attention adds a bias of distances (ALiBi) and rotates nothing.
+ALIBI: tuple[str, ...] = ("refact",)
+
 #: Architectures whose prompts cannot be pruned: "mamba" has a recurrent state and no attention.
 UNPRUNABLE: tuple[str, ...] = ("mamba",)
 
@@ -158,7 +161,7 @@ def write_model(
 ) -> Path:
     """Write a random model of ``architecture`` to ``path`` and return the path.
 
-    ``architecture`` is one of :data:`ARCHITECTURES` or :data:`SLIDING` or :data:`UNPRUNABLE`, and
+    ``architecture`` is one of :data:`ARCHITECTURES`, :data:`SLIDING`, :data:`ALIBI` or :data:`UNPRUNABLE`, and
     ``weight_type``, one of :data:`WEIGHT_TYPES`, is how the weight matrices are stored.
     ``n_embd`` is ``n_head * head_dim`` unless given; only llama, llama-moe, qwen3,
     gemma3 and gpt-oss allow another width.  Quantized types need widths that are multiples of 32.
@@ -168,8 +171,8 @@ def write_model(
     Raises ValueError for an unknown architecture or weight type, or for sizes that do
     not fit each other.
     """
-    if architecture not in ARCHITECTURES + SLIDING + UNPRUNABLE:
-        known = ", ".join(ARCHITECTURES + SLIDING + UNPRUNABLE)
+    if architecture not in ARCHITECTURES + SLIDING + ALIBI + UNPRUNABLE:
+        known = ", ".join(ARCHITECTURES + SLIDING + ALIBI + UNPRUNABLE)
         raise ValueError(f"unknown architecture {architecture!r}; known: {known}")
     if weight_type not in WEIGHT_TYPES:
         raise ValueError(f"unknown weight type {weight_type!r}; known: {', '.join(WEIGHT_TYPES)}")

@@ -92,7 +92,7 @@ class OwnContext:
     @property
     def takes_turns(self) -> bool:
         """Whether new tokens can run layer by layer over what the cells hold."""
-        return not any(context.first_cells(self.ctx))
+        return not any(context.first_cells(self.ctx)) and not lib.model_has_alibi(llama_cpp.llama_get_model(self.ctx))
 
     def remove_from(self, begin: int) -> bool:
         """Frees the cells from this position on. Returns whether it could: recurrent states do not go back."""

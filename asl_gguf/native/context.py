@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ..errors import NativeError, OptionError
 from ..policies.contract import Floats, Policy
+from .arrays import float_p
 from .bindings import lib, llama_cpp
 
 
@@ -96,11 +98,30 @@ def last_logits(ctx: Any) -> Floats | None:
     return np.ctypeslib.as_array(values, shape=(n_vocab,)).copy() if values else None
 
 
+_SHIFTS = b"asl-shifts"
+
+
 def take_cells(ctx: Any) -> bytes:
-    """The cells of a context (`llama_state_get_data`)."""
+    """The cells of a context (`llama_state_get_data`); after them how far rows stand before their cells (ALiBi), if any do."""
     size = llama_cpp.llama_state_get_size(ctx)
     buffer = (ctypes.c_uint8 * size)()
-    return bytes(memoryview(buffer)[: llama_cpp.llama_state_get_data(ctx, buffer, size)])
+    cells = bytes(memoryview(buffer)[: llama_cpp.llama_state_get_data(ctx, buffer, size)])
+    shifts = np.zeros(lib.context_get_shifts(ctx, None, 0), dtype=np.float32)
+    if not shifts.size:
+        return cells
+    lib.context_get_shifts(ctx, float_p(shifts), shifts.size)
+    return cells + shifts.tobytes() + struct.pack("<q", shifts.nbytes) + _SHIFTS
+
+
+def _apart(cells: bytes) -> tuple[bytes, Floats | None]:
+    """What `take_cells` put together."""
+    if not cells.endswith(_SHIFTS):
+        return cells, None
+    end = len(cells) - len(_SHIFTS) - 8
+    (n_bytes,) = struct.unpack_from("<q", cells, end)
+    if not 0 < n_bytes <= end or n_bytes % 4:
+        return cells, None
+    return cells[: end - n_bytes], np.frombuffer(cells[end - n_bytes : end], dtype=np.float32)
 
 
 def put_cells(ctx: Any, cells: bytes, first: Sequence[int], logits: Floats | None) -> bool:
@@ -113,11 +134,13 @@ def put_cells(ctx: Any, cells: bytes, first: Sequence[int], logits: Floats | Non
     Returns:
         whether llama.cpp took them; if not, the context is empty
     """
+    cells, shifts = _apart(cells)
     buffer = (ctypes.c_uint8 * len(cells)).from_buffer_copy(cells)
     n_layer = llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(ctx))
     fits = len(first) in (0, n_layer)
     if fits and llama_cpp.llama_state_set_data(ctx, buffer, len(cells)) == len(cells):
-        if not any(first) or lib.context_set_first_cells(ctx, (ctypes.c_int32 * n_layer)(*first)):
+        placed = not any(first) or lib.context_set_first_cells(ctx, (ctypes.c_int32 * n_layer)(*first))
+        if placed and (shifts is None or lib.context_set_shifts(ctx, float_p(shifts.copy()), shifts.size)):
             if logits is not None:
                 values = np.ascontiguousarray(logits, dtype=np.float32)
                 lib.context_set_logits(ctx, values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))

@@ -13,7 +13,12 @@ from .contract import Floats, Indices, LayerScores
 
 
 def window_scores(
-    queries: Floats, keys: Floats, scale: float, weights: Floats | None = None, sinks: Floats | None = None
+    queries: Floats,
+    keys: Floats,
+    scale: float,
+    weights: Floats | None = None,
+    sinks: Floats | None = None,
+    slopes: Floats | None = None,
 ) -> Floats:
     """Twin of `asl_session_get_scores`.
 
@@ -23,6 +28,7 @@ def window_scores(
         scale: factor on the products (`kq_scale` in llama.cpp).
         weights: float32 [w], factors on each query's attention; None: 1.
         sinks: float32 [H], a logit of each head that takes attention and belongs to no key; None: without.
+        slopes: float32 [H], what each head takes from a logit for each token between query and key (ALiBi); None: nothing.
 
     Returns:
         float32 [H_kv, n]: softmax over all keys (and the sink) with the causal mask inside the window, summed
@@ -39,6 +45,9 @@ def window_scores(
         own = queries[:, head_kv * group : (head_kv + 1) * group].astype(np.float64)  # [w, group, d]
         # a product of matrices: einsum takes three times as long, and others wait meanwhile
         logits = own.transpose(1, 0, 2) @ keys[:, head_kv].astype(np.float64).T * scale  # [group, w, n]
+        if slopes is not None:
+            distances = np.arange(begin, n_tokens)[:, None] - np.arange(n_tokens)
+            logits -= slopes[head_kv * group : (head_kv + 1) * group, None, None] * distances
         logits[:, :, begin:][:, masked] = -np.inf
         sink = np.full(group, -np.inf) if sinks is None else sinks[head_kv * group : (head_kv + 1) * group]
         largest = np.maximum(logits.max(axis=-1, keepdims=True), sink[:, None, None])

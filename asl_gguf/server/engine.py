@@ -88,6 +88,8 @@ class Engine:
         def work() -> None:
             if reason := unsupported_reason(llama_cpp.llama_get_model(ctx)):
                 raise UnsupportedModelError(reason)
+            if lib.model_has_alibi(llama_cpp.llama_get_model(ctx)):
+                raise UnsupportedModelError("rows under a bias of distances (ALiBi) cannot move into a slot")
             n_ctx, path = sizes.contents.n_ctx_slot, sizes.contents.model.decode()
             own = type(params.contents).from_buffer_copy(params.contents)
             rules = Rules(self._options, path, n_ctx)

@@ -126,6 +126,10 @@ ASL_API asl_status asl_model_check(const struct llama_model * model, char * reas
 // Returns the window's tokens; 0 if no layer slides.
 ASL_API int32_t asl_model_get_sliding(const struct llama_model * model, bool * sliding);
 
+// Whether attention adds a bias of distances (ALiBi): what a context holds can neither be extended (asl_session_extend) nor
+// moved (asl_context_move), for where rows stand belongs to its cells.
+ASL_API bool asl_model_has_alibi(const struct llama_model * model);
+
 // Whether asl_session_keep_tokens may drop tokens. False where recurrent states decay by position (lightning attention): K/V
 // rows can be dropped, but every layer runs over all tokens.
 ASL_API bool asl_model_can_drop_tokens(const struct llama_model * model);
@@ -257,6 +261,15 @@ ASL_API bool asl_context_get_kv_resident(struct llama_context * ctx, int64_t * n
 // nothing, if the context has no plain KV cache or a value is none of its cells.
 ASL_API bool asl_context_get_first_cells(struct llama_context * ctx, int32_t * first);
 ASL_API bool asl_context_set_first_cells(struct llama_context * ctx, const int32_t * first);
+
+// Where a bias follows positions (ALiBi), rows of a pruned prompt stand before the positions of their cells: how far, of each
+// layer, query head and used cell. Saved states must bring it along.
+//   dst   float [n]; NULL to ask for n
+// Returns n; 0 if every row's token stands where its cell does.
+ASL_API int64_t asl_context_get_shifts(struct llama_context * ctx, float * dst, int64_t n);
+
+// The same for a context that holds the same cells. Returns false if n is not that of this context, or its model has no ALiBi.
+ASL_API bool asl_context_set_shifts(struct llama_context * ctx, const float * src, int64_t n);
 
 // Makes these the logits of the last output, as llama_decode leaves them: for states that were loaded by other means
 // (llama_state_set_data restores none). Returns false, and changes nothing, if there is no room for them.

@@ -63,6 +63,10 @@ int32_t asl_model_get_sliding(const llama_model * model, bool * sliding) {
     return asl_first_layer(*model, true) < 0 ? 0 : model->hparams.n_swa;
 }
 
+bool asl_model_has_alibi(const llama_model * model) {
+    return model->hparams.use_alibi;
+}
+
 bool asl_model_can_drop_tokens(const llama_model * model) {
     return asl_can_drop_tokens(*model);
 }
@@ -106,6 +110,26 @@ bool asl_context_get_first_cells(llama_context * ctx, int32_t * first) {
             first[il] = asl_owns_rows(ctx->get_model(), il) ? asl_get_first_cell(*ctx, il) : 0;
         }
         return true;
+    } catch (const std::exception &) {
+        return false;
+    }
+}
+
+int64_t asl_context_get_shifts(llama_context * ctx, float * dst, int64_t n) {
+    try {
+        const std::vector<float> shifts = ctx->get_model().hparams.use_alibi ? asl_get_shifts(*ctx) : std::vector<float>();
+        if (dst && n == (int64_t) shifts.size()) {
+            std::copy(shifts.begin(), shifts.end(), dst);
+        }
+        return shifts.size();
+    } catch (const std::exception &) {
+        return 0;
+    }
+}
+
+bool asl_context_set_shifts(llama_context * ctx, const float * src, int64_t n) {
+    try {
+        return asl_put_shifts(*ctx, std::vector<float>(src, src + n));
     } catch (const std::exception &) {
         return false;
     }

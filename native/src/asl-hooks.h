@@ -2,12 +2,14 @@
 
 #pragma once
 
+#include "ggml-backend.h"
 #include "ggml.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <vector>
 
 struct llama_ubatch;
@@ -69,7 +71,12 @@ const typename Layers::value_type * asl_find_kv_slot(
 struct asl_kv_layout {
     std::vector<uint32_t> first; // per layer of the cache; empty: 0
 
-    // changes with `first`: a graph built for another layout reads other cells
+    // Where a bias follows positions (ALiBi), per layer of the cache: F32 [n_cells, 1, n_head], how far a row's token stands
+    // before its cell's position, as a number <= 0. Empty: every row's token stands there.
+    std::vector<ggml_tensor *> shifts;
+    std::shared_ptr<void> shifts_owner;
+
+    // changes with `first` and `shifts`: a graph built for another layout reads other cells
     uint32_t version = 0;
 
     uint32_t get_first(size_t ikv) const { return first.empty() ? 0 : first[ikv]; }
@@ -81,9 +88,29 @@ struct asl_kv_layout {
     }
 
     void clear() {
-        if (!first.empty()) {
+        if (!first.empty() || !shifts.empty()) {
             first.clear();
+            shifts.clear();
+            shifts_owner.reset();
             ++version;
+        }
+    }
+
+    // That of a layer, [n_kv - first, 1, n_head]; NULL if its rows' tokens stand where their cells do.
+    ggml_tensor * build_shift(ggml_context * ctx, size_t ikv, int64_t n_kv) const {
+        if (shifts.empty()) {
+            return nullptr;
+        }
+        ggml_tensor * t = shifts[ikv];
+        return ggml_view_3d(ctx, t, n_kv - get_first(ikv), 1, t->ne[2], t->nb[1], t->nb[2], get_first(ikv) * sizeof(float));
+    }
+
+    // New tokens will take this cell.
+    void forget_shifts(uint32_t cell) {
+        for (ggml_tensor * t : shifts) {
+            for (int64_t h = 0; h < t->ne[2]; ++h) {
+                ggml_backend_tensor_memset(t, 0, h * t->nb[2] + cell * sizeof(float), sizeof(float));
+            }
         }
     }
 
@@ -92,24 +119,28 @@ struct asl_kv_layout {
     // behind it, whose rows only some layers hold.
     template <typename Cells>
     bool may_remove(const Cells & cells, int32_t seq_id, int32_t p0, int32_t p1) {
-        if (first.empty()) {
-            return true;
-        }
-        const uint32_t n = cells.used_max_p1();
+        const uint32_t n = first.empty() && shifts.empty() ? 0 : cells.used_max_p1();
         uint32_t lowest = n;
-        for (uint32_t i = 0; i < n; ++i) {
-            const bool is_freed = !cells.is_empty(i) && cells.pos_in(i, p0, p1) &&
-                                  (seq_id < 0 || (cells.seq_has(i, seq_id) && cells.seq_count(i) == 1));
-            if (is_freed) {
+        auto is_freed = [&](uint32_t i) {
+            return !cells.is_empty(i) && cells.pos_in(i, p0, p1) &&
+                   (seq_id < 0 || (cells.seq_has(i, seq_id) && cells.seq_count(i) == 1));
+        };
+        for (uint32_t i = 0; i < n && !first.empty(); ++i) {
+            if (is_freed(i)) {
                 lowest = std::min(lowest, i);
             } else if (lowest < n && !cells.is_empty(i)) {
                 return false;
             }
         }
+        for (uint32_t i = 0; i < n && !shifts.empty(); ++i) {
+            if (is_freed(i)) {
+                forget_shifts(i);
+            }
+        }
         for (uint32_t & cell : first) {
             cell = std::min(cell, lowest);
         }
-        ++version;
+        version += !first.empty() || !shifts.empty();
         return true;
     }
 };
@@ -121,4 +152,14 @@ inline ggml_tensor * asl_trim_mask(ggml_context * ctx, ggml_tensor * mask, int64
     }
     return ggml_cont(ctx, ggml_view_4d(ctx, mask, n_kv, mask->ne[1], mask->ne[2], mask->ne[3],
                                   mask->nb[1], mask->nb[2], mask->nb[3], (mask->ne[0] - n_kv) * ggml_element_size(mask)));
+}
+
+// A mask of distances, from a layer's rows and not from their cells; per head, since each may hold another token there.
+inline ggml_tensor * asl_shift_mask(ggml_context * ctx, ggml_tensor * mask, ggml_tensor * shift) {
+    if (!shift) {
+        return mask;
+    }
+    ggml_tensor * wide = mask->type == GGML_TYPE_F32 ? mask : ggml_cast(ctx, mask, GGML_TYPE_F32);
+    wide = ggml_add(ctx, ggml_repeat_4d(ctx, wide, mask->ne[0], mask->ne[1], shift->ne[2], 1), shift);
+    return mask->type == GGML_TYPE_F32 ? wide : ggml_cast(ctx, wide, mask->type);
 }

@@ -106,6 +106,9 @@ std::string asl_attend_node::find(const asl_attention & att, const std::vector<g
     if (kernel == asl_find_attend_kernel("scalar")) {
         return "no kernel for this processor";
     }
+    if (att.max_bias != 0.0f) {
+        return "it has a bias of distances (ALiBi)";
+    }
     const bool is_flash = att.node->op == GGML_OP_FLASH_ATTN_EXT;
     if (!(is_flash ? find_flash(att) : find_soft_max(att, nodes))) {
         return "its nodes have an unexpected form";

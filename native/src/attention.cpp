@@ -83,9 +83,7 @@ asl_attention asl_find_attention(const asl_graph_index & index, int32_t il) {
     }
     ggml_tensor * node = found->second;
     asl_attention att = node->op == GGML_OP_FLASH_ATTN_EXT ? read_flash_attention(node) : read_soft_max(node);
-    if (get_op_param_f32(node, 1) != 0.0f) {
-        throw std::runtime_error("attention with ALiBi is not supported");
-    }
+    att.max_bias = get_op_param_f32(node, 1);
     att.node = node;
     if (!att.mask || att.q->type != GGML_TYPE_F32 || att.q->ne[3] != 1 || att.q->ne[2] % att.n_head_kv != 0) {
         throw std::runtime_error("the attention of layer " + std::to_string(il) + " has an unexpected form");

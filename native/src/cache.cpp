@@ -81,6 +81,10 @@ struct asl_kv_access {
     static asl_kv_layout & layout(llama_kv_cache & kv) { return kv.asl_layout; }
 };
 
+asl_kv_layout & asl_get_layout(llama_kv_cache & kv) {
+    return asl_kv_access::layout(kv);
+}
+
 bool asl_has_indexer(llama_context & ctx, int32_t il) {
     const llama_kv_cache * keys = asl_get_kv_cache_indexer(ctx);
     return keys && asl_kv_access::has(*keys, il);

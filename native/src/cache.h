@@ -7,6 +7,7 @@
 #include "ggml-cpp.h"
 
 #include <cstdint>
+#include <vector>
 
 struct llama_context;
 struct llama_model;
@@ -65,6 +66,17 @@ int64_t asl_kv_bytes_cell(llama_context & ctx, const llama_kv_cache & kv);
 // Cleared with the cache.
 uint32_t asl_get_first_cell(llama_context & ctx, int32_t il);
 void asl_set_first_cell(llama_context & ctx, int32_t il, uint32_t first);
+
+struct asl_kv_layout;
+asl_kv_layout & asl_get_layout(llama_kv_cache & kv);
+
+// Where a bias follows positions (ALiBi): how far the rows of a layer, from cell `first` on, stand before the positions of
+// their cells; [n_head_kv][n], numbers <= 0. Cleared with the cache, and of a cell once it is freed.
+void asl_set_shifts(llama_context & ctx, int32_t il, uint32_t first, const std::vector<float> & shifts);
+
+// The same of all layers, heads and used cells: how many numbers, 0 if every row's token stands where its cell does.
+std::vector<float> asl_get_shifts(llama_context & ctx);
+bool asl_put_shifts(llama_context & ctx, const std::vector<float> & shifts);
 
 // K/V of cells begin..end-1 of a layer, token by token: dst is [end - begin][K row, V row] in the cache's types.
 size_t asl_row_bytes(llama_context & ctx, int32_t il);

@@ -231,8 +231,8 @@ std::unordered_set<const ggml_tensor *> asl_layer_cutter::replace_masks(const st
         if (att.mask != inputs[sliding] && !is_chosen) {
             throw std::runtime_error("layer " + std::to_string(il) + " has an attention mask of its own");
         }
-        // ours are of windows; those of gaps, and of chunks, are llama.cpp's
-        const bool is_stock = is_chosen || (sliding && (chunk.has_gaps || model.hparams.swa_type != LLAMA_SWA_TYPE_STANDARD));
+        // ours are of windows; those of gaps, of chunks, and of distances, are llama.cpp's
+        const bool is_stock = is_chosen || att.max_bias != 0.0f || (sliding && (chunk.has_gaps || model.hparams.swa_type != LLAMA_SWA_TYPE_STANDARD));
         scored = att;
         const bool is_own = find_own_attention(att, il, nodes, is_stock);
         if (is_stock) {

@@ -64,6 +64,7 @@ struct asl_attention {
     float scale = 1.0f;
     float cap = 0.0f; // of the logits: cap*tanh(cap_scale*kq) before the softmax, 0 for none
     float cap_scale = 1.0f;
+    float max_bias = 0.0f; // of ALiBi: the mask holds distances, and each head has a slope; 0 for none
     int64_t n_head_kv = 0;
 };
 
@@ -102,8 +103,10 @@ private:
     // scores.cpp
     size_t n_score_nodes(int64_t n_head_kv) const;
     void add_scores(llm_graph_result & res, ggml_cgraph * part);
+    ggml_tensor * build_input(llm_graph_result & res, std::vector<float> data, int64_t ne0, int64_t ne1, int64_t ne2);
     ggml_tensor * build_weights(llm_graph_result & res);
-    ggml_tensor * build_scores(const asl_attention & att, ggml_tensor * weights, int64_t head_kv, int64_t begin, int64_t end);
+    ggml_tensor * build_slopes(llm_graph_result & res, const asl_attention & att);
+    ggml_tensor * build_scores(const asl_attention & att, ggml_tensor * weights, ggml_tensor * slopes, int64_t head_kv, int64_t begin, int64_t end);
     ggml_tensor * build_indexer_scores(ggml_tensor * of_indexer, ggml_tensor * weights);
 
     llama_context & ctx;

@@ -62,6 +62,9 @@ static void check_contexts(llama_context & src, int32_t src_seq_id, llama_contex
     if (&src.get_model() != &dst.get_model()) {
         refuse("expected two contexts of one model, got contexts of two");
     }
+    if (src.get_model().hparams.use_alibi) {
+        refuse("expected a model without ALiBi: where rows stand belongs to the cells of one context");
+    }
     check_sequence(src, src_seq_id);
     check_sequence(dst, seq_id);
     const llama_kv_cache & a = asl_get_any_kv_cache(src);

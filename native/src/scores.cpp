@@ -7,13 +7,14 @@
 #include "ggml-backend.h"
 
 #include <algorithm>
+#include <cmath>
 
 // queries of a KV head whose attention is computed at once: with 512 of them and 128K tokens, the logits of a
 // group of 4 heads would take 1 GiB
 static const int64_t N_QUERY_BLOCK = 128;
 
 // nodes of build_scores, with room
-static const size_t N_SCORE_NODES = 20;
+static const size_t N_SCORE_NODES = 24;
 
 size_t asl_layer_cutter::n_score_nodes(int64_t n_head_kv) const {
     return N_SCORE_NODES * n_head_kv * (1 + chunk.n_queries / N_QUERY_BLOCK);
@@ -34,7 +35,7 @@ private:
 };
 
 // F32 [1, n_kv]: attention of queries [begin, end) of the window, summed over them and over the heads of the group
-ggml_tensor * asl_layer_cutter::build_scores(const asl_attention & att, ggml_tensor * weights, int64_t head_kv, int64_t begin, int64_t end) {
+ggml_tensor * asl_layer_cutter::build_scores(const asl_attention & att, ggml_tensor * weights, ggml_tensor * slopes, int64_t head_kv, int64_t begin, int64_t end) {
     ggml_context * c = ctx_part.get();
 
     const int64_t n_group = att.q->ne[2] / att.n_head_kv;
@@ -53,6 +54,11 @@ ggml_tensor * asl_layer_cutter::build_scores(const asl_attention & att, ggml_ten
         a = ggml_scale(c, ggml_tanh(c, ggml_scale(c, a, att.cap_scale)), att.cap);
     }
     ggml_tensor * mask_queries = ggml_cont(c, ggml_view_2d(c, att.mask, n_kv, n_query, att.mask->nb[1], i_query * att.mask->nb[1]));
+    if (slopes) {
+        ggml_tensor * own = ggml_view_3d(c, slopes, 1, 1, n_group, slopes->nb[1], slopes->nb[2], head_kv * n_group * slopes->nb[2]);
+        mask_queries = ggml_repeat_4d(c, ggml_cast(c, mask_queries, GGML_TYPE_F32), n_kv, n_query, n_group, 1);
+        mask_queries = ggml_mul(c, mask_queries, own);
+    }
     a = ggml_soft_max_ext(c, a, mask_queries, att.scale, 0.0f);
     if (att.sinks) {
         ggml_soft_max_add_sinks(a, ggml_view_1d(c, att.sinks, n_group, head_kv * n_group * att.sinks->nb[0]));
@@ -64,15 +70,32 @@ ggml_tensor * asl_layer_cutter::build_scores(const asl_attention & att, ggml_ten
     return ggml_sum_rows(c, ggml_cont(c, ggml_transpose(c, a)));
 }
 
-// F32 [1, n_query], NULL for 1: an input
+ggml_tensor * asl_layer_cutter::build_input(llm_graph_result & res, std::vector<float> data, int64_t ne0, int64_t ne1, int64_t ne2) {
+    ggml_tensor * t = ggml_new_tensor_3d(ctx_part.get(), GGML_TYPE_F32, ne0, ne1, ne2);
+    ggml_set_input(t);
+    res.add_input(std::make_unique<asl_input_weights>(t, std::move(data)));
+    return t;
+}
+
+// F32 [1, n_query]; NULL for 1
 ggml_tensor * asl_layer_cutter::build_weights(llm_graph_result & res) {
-    if (!chunk.weights) {
+    const float * w = chunk.weights;
+    return w ? build_input(res, std::vector<float>(w, w + chunk.n_queries), 1, chunk.n_queries, 1) : nullptr;
+}
+
+// F32 [1, 1, n_head], of ALiBi, as ggml_soft_max_ext computes them; NULL for none
+ggml_tensor * asl_layer_cutter::build_slopes(llm_graph_result & res, const asl_attention & att) {
+    if (att.max_bias == 0.0f) {
         return nullptr;
     }
-    ggml_tensor * weights = ggml_new_tensor_2d(ctx_part.get(), GGML_TYPE_F32, 1, chunk.n_queries);
-    ggml_set_input(weights);
-    res.add_input(std::make_unique<asl_input_weights>(weights, std::vector<float>(chunk.weights, chunk.weights + chunk.n_queries)));
-    return weights;
+    const int64_t n_head = att.q->ne[2];
+    const int64_t n_log2 = 1 << (int64_t) floor(log2(n_head));
+    std::vector<float> slopes;
+    for (int64_t h = 0; h < n_head; ++h) {
+        const float base = powf(2.0f, -(h < n_log2 ? att.max_bias : att.max_bias / 2.0f) / n_log2);
+        slopes.push_back(powf(base, h < n_log2 ? h + 1 : 2 * (h - n_log2) + 1));
+    }
+    return build_input(res, std::move(slopes), 1, 1, n_head);
 }
 
 // F32 [1, n_kv]: what the indexer's scores of the window say of attention, by their softmax, summed over the queries
@@ -102,11 +125,12 @@ void asl_layer_cutter::add_scores(llm_graph_result & res, ggml_cgraph * part) {
         scores.push_back(found->second->build_scores(c, n_query, chunk.weights));
     } else {
         ggml_tensor * weights = build_weights(res);
+        ggml_tensor * slopes = build_slopes(res, att);
         // one KV head at a time: with 128K tokens the logits of all heads together would take half a GiB
         for (int64_t h = 0; h < att.n_head_kv; ++h) {
             ggml_tensor * sum = nullptr;
             for (int64_t begin = 0; begin < n_query; begin += N_QUERY_BLOCK) {
-                ggml_tensor * part_sum = build_scores(att, weights, h, begin, std::min(begin + N_QUERY_BLOCK, n_query));
+                ggml_tensor * part_sum = build_scores(att, weights, slopes, h, begin, std::min(begin + N_QUERY_BLOCK, n_query));
                 sum = sum ? ggml_add(c, sum, part_sum) : part_sum;
             }
             scores.push_back(sum);

@@ -143,6 +143,25 @@ void asl_session::mark_cells() {
             asl_set_first_cell(ctx, il, n_rows - rows_kept[il]);
         }
     }
+    if (ctx.get_model().hparams.use_alibi) {
+        mark_shifts();
+    }
+}
+
+// A bias that follows positions needs those of each row: a cell stands for the newest of its heads and layers alone.
+void asl_session::mark_shifts() {
+    std::vector<std::vector<float>> shifts(held.size());
+    bool any = false;
+    for (size_t il = 0; il < held.size(); ++il) {
+        const int32_t n_rows = held[il].positions.size() / ctx.get_model().hparams.n_head_kv(il);
+        for (size_t i = 0; i < held[il].positions.size(); ++i) {
+            shifts[il].push_back(held[il].positions[i] - cells[held[il].first + i % n_rows]);
+            any |= shifts[il].back() != 0.0f;
+        }
+    }
+    for (size_t il = 0; any && il < held.size(); ++il) {
+        asl_set_shifts(ctx, il, held[il].first, shifts[il]);
+    }
 }
 
 // The same after a past, whose cells stay as they are.

@@ -64,6 +64,9 @@ void asl_session::begin(const int32_t * tokens, int32_t n_tokens, int32_t n_wind
 
 void asl_session::extend(const int32_t * tokens, int32_t n_tokens, int32_t n_window) {
     check_tokens(tokens, n_tokens, n_window);
+    if (ctx.get_model().hparams.use_alibi) {
+        throw asl_error(ASL_ERR_STATE, "what a context holds cannot be extended where attention adds a bias of distances (ALiBi); decode the turn, or prefill it all again");
+    }
     asl_past found = asl_read_past(ctx);
     if (found.next_pos > (int32_t) n_ctx - n_tokens) {
         throw asl_error(ASL_ERR_ARGUMENT, "expected at most " + str((int64_t) n_ctx - found.next_pos) + " tokens from position " +

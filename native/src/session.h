@@ -100,6 +100,7 @@ private:
     void end_finish();
     std::vector<float> run_head();
     void mark_cells();
+    void mark_shifts();
     void mark_new_cells();
     void check_room_to_finish() const;
     std::vector<llama_token> ids_at(const std::vector<llama_pos> & positions) const;

@@ -97,8 +97,8 @@ void asl_check_model(const llama_model & model) {
     if (hparams.swa_type != LLAMA_SWA_TYPE_NONE && hparams.swa_type != LLAMA_SWA_TYPE_STANDARD && hparams.swa_type != LLAMA_SWA_TYPE_CHUNKED) {
         fail("attention to both sides of a token is not supported");
     }
-    if (hparams.use_alibi) {
-        fail("attention with ALiBi is not supported: it needs the position of every row that a cell holds");
+    if (hparams.use_alibi && (llama_model_is_hybrid(&model) || hparams.swa_type != LLAMA_SWA_TYPE_NONE || hparams.is_mla())) {
+        fail("attention with ALiBi is supported where every layer has K/V and attends to the whole prompt");
     }
     if (model.arch == LLM_ARCH_DEEPSEEK4) {
         fail("compressed sparse attention over several residual streams is not supported");
