@@ -34,6 +34,15 @@ def test_every_flag_has_a_default_an_environment_variable_and_help():
     assert set(options.to_dict()) == {flag.field for flag in FLAGS}
 
 
+def test_a_routers_servers_get_its_flags_by_the_environment():
+    """Those that were given, as they were written; the others stay open to what the environment says."""
+    arguments = ["--asl-budget", "auto:0.1-0.3", "--asl-protect=system,tools"]
+    options, _ = split(arguments, {"LLAMA_ARG_ASL_ROOM": "64"})
+    handed_on = options.to_env()
+    assert set(handed_on) == {"LLAMA_ARG_ASL_BUDGET", "LLAMA_ARG_ASL_PROTECT", "LLAMA_ARG_ASL_ROOM"}
+    assert split([], handed_on)[0] == options
+
+
 def test_the_command_line_wins_over_the_environment():
     env = {"LLAMA_ARG_ASL_BUDGET": "512", "LLAMA_ARG_ASL_SLICE_MS": "20"}
     options, _ = split(["--asl-budget", "0.3"], env)
