@@ -137,7 +137,8 @@ class PromptBudget:
         need = thresholds.need(reading)
         self.spreads = self._policy.looks_again and need >= _SEVERAL / 2
         if self._few:
-            self.crowded = self.spreads = self.spreads and reading.document >= thresholds.document
+            certain = reading.document >= thresholds.document and need >= _SEVERAL
+            self.crowded = self.spreads = self.spreads and certain
         if self.spreads and layer < min(thresholds.deeper, last):
             return None
         n_kept = self.n_least + round(need * (self.n_most - self.n_least))
