@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ModelError, OptionError
-from ..models import gguf_header
-from ..native import devices
+from ..native import devices, measured
 from ..native.bindings import lib, llama_cpp, session_info
 from ..policies import LateBudget
 from ..report import PrefillReport
@@ -27,7 +26,7 @@ class KVMemory:
     """Bytes of the KV buffers of a model's contexts."""
 
     bytes_cell: int
-    """of a cell, over all layers; 0: the file does not say"""
+    """of a cell, over all layers; 0: there are none that could be pruned"""
     bytes_slot: int
     """of a cell of the prefill context, which has one layer at a time"""
     types: str
@@ -35,22 +34,14 @@ class KVMemory:
 
     @classmethod
     def of(cls, path: str, kwargs: Mapping[str, Any]) -> KVMemory:
-        """From the file's header and the keyword arguments of llama_cpp.Llama.
-
-        Raises:
-            ModelError: the file is no readable GGUF.
-        """
-        widths = gguf_header.cache_widths(path, kwargs)
+        """As llama.cpp allocates them for these keyword arguments of llama_cpp.Llama."""
         ggml = llama_cpp.llama_cpp._lib  # libllama, through which its libggml-base is found
-        ggml.ggml_row_size.restype, ggml.ggml_row_size.argtypes = ctypes.c_size_t, [ctypes.c_int, ctypes.c_int64]
         ggml.ggml_type_name.restype, ggml.ggml_type_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
         types = [kwargs.get(name) for name in ("type_k", "type_v")]
         type_k, type_v = (llama_cpp.GGML_TYPE_F16 if kind is None else kind for kind in types)
-        layers = [ggml.ggml_row_size(type_k, n_k) + ggml.ggml_row_size(type_v, n_v) for n_k, n_v in widths]
-        slots = dict(zip(widths, layers))  # layers of one width share a slot
-        n_caches = 1 + gguf_header.has_sliding_window(path, kwargs.get("kv_overrides"))
         names = " and ".join(ggml.ggml_type_name(kind).decode() for kind in (type_k, type_v))
-        return cls(sum(layers), sum(slots.values()) * n_caches * _n_devices(kwargs), names)
+        bytes_cell, bytes_slot = measured.kv_bytes(path, kwargs) or (0, 0)
+        return cls(bytes_cell, bytes_slot * _n_devices(kwargs), names)
 
 
 def _n_devices(kwargs: Mapping[str, Any]) -> int:
@@ -71,11 +62,10 @@ class MemoryRule(BudgetRule):
 
     @classmethod
     def make(cls, target: Target, context: BudgetContext) -> MemoryRule:
-        """From the file's header.
+        """With what llama.cpp says of the model.
 
         Raises:
             OptionError: the size holds too few cells for the policy and the room, or fewer than asl_decode_ctx.
-            ModelError: the file is no readable GGUF.
         """
         rule = cls(target, context, KVMemory.of(context.path, context.kwargs))
         if rule.memory.bytes_cell:
@@ -89,7 +79,7 @@ class MemoryRule(BudgetRule):
 
     @property
     def _affordable(self) -> int:
-        if not self.memory.bytes_cell:  # `attached` refuses it, unless the model cannot be pruned anyway
+        if not self.memory.bytes_cell:  # all of n_ctx follows, with the reason
             return _STEP
         return max(0, int(self.target.amount) - self.slot_bytes) // self.memory.bytes_cell // _STEP * _STEP
 
@@ -117,7 +107,7 @@ class MemoryRule(BudgetRule):
     def bind(self, info: session_info) -> None:
         if info.kv_bytes_cell != self.memory.bytes_cell:
             raise ModelError(
-                f"expected KV cells of {self.memory.bytes_cell} bytes by the header of {self.context.path}, got "
+                f"expected KV cells of {self.memory.bytes_cell} bytes in {self.context.path}, as it was measured, got "
                 f"{info.kv_bytes_cell}; give asl_budget as a share or a number of tokens"
             )
 

@@ -119,16 +119,6 @@ def row_bytes(kind: int, n_elements: int) -> int:
     return int(function(kind, n_elements))
 
 
-def has_sliding_window(path: str, overrides: Mapping[str, object] | None = None) -> bool:
-    """Whether layers may attend to a sliding window, and then have K/V buffers of their own.
-
-    Raises:
-        ModelError: the file is no readable GGUF.
-    """
-    with _opened(path, overrides) as header:
-        return any(header.numbers("attention.sliding_window"))
-
-
 class _Header:
     """Numbers of an open header, under the names that follow the architecture's."""
 

@@ -7,17 +7,16 @@ import dataclasses
 import re
 from typing import Any
 
-import gguf
 import pytest
 
 from asl_gguf import Llama, ModelError, OptionError
 from asl_gguf.budget.memory import KVMemory
 from asl_gguf.budget.rule import BudgetContext
 from asl_gguf.errors import ContextFullError, PruningDisabledWarning
-from asl_gguf.models import gguf_header
 from asl_gguf.policies import ASL, FastKV, GemFilter, PyramidInfer, SnapKV
 from harness import F16, F32, Q8_0, prompt
 from tiny_gguf import ARCHITECTURES, UNPRUNABLE
+from tiny_kinds import KINDS, write_kind
 from tiny_llama import SETTLES, greedy
 
 N_CTX = 2048
@@ -27,6 +26,8 @@ CELL = 6 * 2 * 64 * 2
 """bytes of a cell of the tiny llama: layers, K and V, elements, F16"""
 SLOT = N_CTX * CELL // 6
 POLICY = SnapKV(window=8)
+FLASH = {"flash_attn": True}
+SHARED_LAYERS = "gemma4.attention.shared_kv_layers"
 
 
 # what a cell takes
@@ -35,7 +36,7 @@ POLICY = SnapKV(window=8)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("type_k, type_v, flash", [(None, None, False), (F32, F16, False), (Q8_0, Q8_0, True)], ids=str)
 def test_memory_is_what_was_predicted(make, architecture, type_k, type_v, flash):
-    """The header's bytes are llama.cpp's, and the peak of a prompt of nearly n_ctx stays within a size that 256 cells
+    """The bytes are those that were measured, and the peak of a prompt of nearly n_ctx stays within a size that 256 cells
     more would exceed."""
     options: dict[str, Any] = {"type_k": type_k, "type_v": type_v, "flash_attn": flash}
     options |= {"architecture": architecture, "n_ctx": 512, "asl_room": ROOM, "asl_policy": POLICY}
@@ -58,55 +59,44 @@ def test_bytes_of_other_shapes(make, tiny_model, sizes):
         assert llm._asl_session.info().kv_bytes_cell == KVMemory.of(path, {}).bytes_cell
 
 
-def write_header(path: Any, **numbers: Any) -> str:
-    writer = gguf.GGUFWriter(path, "llama")
-    for name, value in numbers.items():
-        add = writer.add_array if isinstance(value, list) else writer.add_uint32
-        add(f"llama.{name.replace('__', '.')}", value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return str(path)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_measured(kind, tmp_path):
+    """A header does not say which layers have K/V, and how wide they are."""
+    path = str(write_kind(tmp_path / "model.gguf", kind))
+    with contextlib.closing(Llama(path, n_ctx=512, n_threads=1, asl_budget=100, asl_policy=POLICY, asl_room=64)) as llm:
+        peak = llm.prefill([1 + i % 100 for i in range(500)]).kv_bytes_prefill_peak
+        cell = llm._asl_session.info().kv_bytes_cell
+    memory = KVMemory.of(path, {})
+    assert (memory.bytes_cell, memory.bytes_slot) == (cell, peak // 512)
+    with contextlib.closing(Llama(path, n_ctx=512, n_threads=1, asl_budget=f"fit:{512 * (cell + peak)}B")) as llm:
+        assert llm.n_cells == 512
 
 
-def test_widths_by_layer(tmp_path):
-    """Head counts may differ by layer; without flash attention V is as wide as the widest everywhere, and layers of
-    different widths need slots of their own."""
-    path = write_header(
-        tmp_path / "a.gguf",
-        block_count=3,
-        embedding_length=64,
-        attention__head_count=[4, 4, 4],
-        attention__head_count_kv=[2, 1, 2],
-        attention__value_length=8,
+def test_types_and_overrides(tiny_model, tmp_path, capfd):
+    """F16 takes 2 bytes an element, q8_0 34 for 32. An override may change which layers have K/V."""
+    path, n = str(tiny_model("llama")), CELL // 2
+    plain, flash = (
+        KVMemory.of(path, {"type_k": Q8_0}),
+        KVMemory.of(path, dict.fromkeys(("type_k", "type_v"), Q8_0) | FLASH),
     )
-    assert gguf_header.kv_widths(path) == [(32, 16), (16, 8), (32, 16)]
-    flash, plain = KVMemory.of(path, {"flash_attn": True}), KVMemory.of(path, {"type_k": Q8_0})
-    assert (flash.bytes_cell, flash.bytes_slot) == (2 * (48 + 24 + 48), 2 * (48 + 24))
-    assert (plain.bytes_cell, plain.bytes_slot) == (34 + 17 + 34 + 3 * 32, 34 + 17 + 2 * 32)
-    assert (flash.types, plain.types) == ("f16 and f16", "q8_0 and f16")
-    overridden = gguf_header.kv_widths(path, {"llama.attention.head_count_kv": 4, "llama.attention.key_length": 10})
-    assert overridden == [(40, 32)] * 3
+    assert (plain.bytes_cell, flash.bytes_cell) == (n // 2 * 34 // 32 + n, n * 34 // 32)
+    assert (plain.types, flash.types) == ("q8_0 and f16", "q8_0 and q8_0")
+    assert KVMemory.of(path, {"kv_overrides": {"general.name": "x", "a": True, "b": 1.5}}).bytes_cell == CELL
+    shared = str(write_kind(tmp_path / "shared.gguf", "shared-kv"))
+    cells = [KVMemory.of(shared, {"kv_overrides": {SHARED_LAYERS: n}}).bytes_cell for n in (0, 2)]
+    assert cells == [4 * 1024, 3 * 1024] and not capfd.readouterr().err
 
 
-def test_headers_that_do_not_say(tmp_path):
-    lengths = {"block_count": 3, "embedding_length": 64}
-    for i, numbers in enumerate(
-        ({}, lengths, lengths | {"attention__head_count": 0}, lengths | {"attention__head_count": [4, 4]})
-    ):
-        assert gguf_header.kv_widths(write_header(tmp_path / f"{i}.gguf", **numbers)) == []
-    with pytest.raises(ModelError, match="expected a readable GGUF file"):
-        KVMemory.of(str(tmp_path / "missing.gguf"), {})
-
-
-def test_a_model_that_differs_from_its_header(make, monkeypatch):
-    monkeypatch.setattr(gguf_header, "kv_widths", lambda *_: [(64, 63)] * 6)
-    with pytest.raises(ModelError, match=r"expected KV cells of 1524 bytes .*, got 1536; give asl_budget as a share"):
-        make(n_ctx=N_CTX, asl_budget="fit:4MiB")
-    monkeypatch.setattr(gguf_header, "kv_widths", lambda *_: [])
-    with pytest.raises(ModelError, match="expected KV cells of 0 bytes .*, got 1536"):
-        make(n_ctx=N_CTX, asl_budget="fit:4MiB")
+def test_files_that_cannot_be_measured(make, tmp_path):
+    """Whoever loads the model says what is wrong."""
+    assert not KVMemory.of(str(tmp_path / "missing.gguf"), {}).bytes_cell
+    path = make().model_path
+    assert not KVMemory.of(path, {"type_v": Q8_0}).bytes_cell  # needs flash attention
+    with pytest.raises(OptionError, match="type_v: expected flash_attn=True"):
+        make(asl_budget="fit:4MiB", type_v=Q8_0)
+    assert not KVMemory.of(make(architecture=UNPRUNABLE[0]).model_path, {}).bytes_cell
+    with pytest.raises(ModelError, match="check the file and kv_overrides"):
+        make(asl_budget="fit:4MiB", kv_overrides={"llama.attention.key_length": 64})
 
 
 # what is chosen

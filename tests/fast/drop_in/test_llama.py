@@ -148,7 +148,7 @@ def test_every_policy_by_its_name(make, name):
     assert report.policy == name and report.pruned == (name != "none")
     if name == "none":
         return
-    assert report.passes == (2 if name == "gemfilter" else 1) and report.budget_tokens == 100
+    assert report.passes == (2 if name in ("gemfilter", "specprefill") else 1) and report.budget_tokens == 100
     assert report.rows_by_layer == (100,) * N_LAYER or name == "pyramidinfer"
     assert len(cells(llm).positions) == report.kept_tokens + len(first) - 1
     json.dumps(report.to_dict())
