@@ -1,4 +1,4 @@
-"""ctypes bindings of native/include/asl.h, and nothing else. A test compares them with the header."""
+"""ctypes bindings of native/include/asl.h and asl-kernels.h, and nothing else. A test compares them with the header."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""asl_gguf.native.bindings says what native/include/asl.h says."""
+"""asl_gguf.native.bindings says what the headers of native/include say."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from asl_gguf.native import bindings
 
-HEADER = Path(__file__).parents[3] / "native" / "include" / "asl.h"
+HEADERS = [Path(__file__).parents[3] / "native" / "include" / name for name in ("asl.h", "asl-kernels.h")]
 
 # What each C type is on the Python side; handles are void pointers there.
 CTYPES = {
@@ -42,8 +42,8 @@ CTYPES = {
 
 
 def source() -> str:
-    """The header without comments."""
-    return re.sub(r"//.*", "", HEADER.read_text(encoding="utf-8"))
+    """The headers without comments."""
+    return re.sub(r"//.*", "", "".join(header.read_text(encoding="utf-8") for header in HEADERS))
 
 
 def to_ctype(declaration: str, named: bool) -> type | None:
