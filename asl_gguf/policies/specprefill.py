@@ -9,61 +9,40 @@ from typing import ClassVar
 import numpy as np
 
 from . import ranking
-from .contract import Decision, Floats, LayerScores, Observer, Policy, Prompt
-from .parameters import require, require_int, require_share, scaled_layer
+from .contract import Decision, Floats, LayerScores, Observer, Prompt
+from .parameters import require_int
 from .ranking import fixed_tokens, keep_best
+from .rerun import RerunPolicy
 
 
 @dataclass(frozen=True)
-class SpecPrefill(Policy):
-    """Runs the prompt up to one layer, and the chunks that its last queries like best again from layer 0.
+class SpecPrefill(RerunPolicy):
+    """The chunks that the last queries like best, in any layer up to one, run again.
 
     In the paper a smaller model prefills the prompt and drafts 8 tokens, whose queries choose; the target model then sees
     the chosen chunks at their own positions. Here the model's first layers stand for the drafter, the prompt's newest
-    tokens for the drafted ones, and positions of the second pass are consecutive (as with GemFilter).
+    tokens for the drafted ones, and positions of the second pass are consecutive.
     """
 
     name: ClassVar[str] = "specprefill"
-    two_pass: ClassVar[bool] = True
 
     window: int = 8
-    select_layer: int | None = None
-    """the layer up to which attention is looked at; None: select_depth of the model's layers"""
     select_depth: float = 0.6
-    """share of the layers below it"""
+    """share of the layers below the last one whose attention is looked at"""
     kernel_size: int = 13
-    """width of the average pooling over neighbouring tokens, odd"""
     chunk_size: int = 32
     """tokens that are kept or dropped together, but for one chunk that the budget cuts"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_int(self.kernel_size, "kernel_size", 1)
-        require(self.kernel_size % 2 == 1, "kernel_size", "an odd number", self.kernel_size)
         require_int(self.chunk_size, "chunk_size", 1)
-        if self.select_layer is not None:
-            require_int(self.select_layer, "select_layer", 0)
-        require_share(self.select_depth, "select_depth")
-
-    def _layer(self, n_layer: int) -> int:
-        layer = self.select_layer if self.select_layer is not None else scaled_layer(self.select_depth, n_layer)
-        return min(layer, n_layer - 1)
-
-    def first_selection(self, n_layer: int) -> int | None:
-        return self._layer(n_layer)
-
-    def needs_scores(self, layer: int, n_layer: int) -> bool:
-        return self.needs_keys(layer, n_layer)
 
     def needs_keys(self, layer: int, n_layer: int) -> bool:
-        return layer <= self._layer(n_layer)
-
-    def keeps_rows(self, layer: int, n_layer: int) -> bool:
-        return False
+        return layer <= self.layer_of(n_layer)
 
     def start(self, prompt: Prompt) -> Observer:
         prompt.require_layer(self.select_layer, "select_layer")
-        last = self._layer(prompt.n_layer)
+        last = self.layer_of(prompt.n_layer)
         largest: Floats | None = None
 
         def observe(scores: LayerScores) -> Decision:
