@@ -47,7 +47,8 @@ asl_state_cell asl_find_state(llama_context & ctx, int32_t seq_id);
 // A row for the state of a sequence that has none yet, which is to be that after the token at pos. ASL_NONE without states.
 int32_t asl_take_state(llama_context & ctx, int32_t seq_id, llama_pos pos);
 
-// The state of a sequence is that after the token at pos from now on. Does nothing without states.
+// The state of a sequence is that after the token at pos from now on; -1: that of no token that is known. Does nothing without
+// states.
 void asl_advance_state(llama_context & ctx, int32_t seq_id, llama_pos pos);
 
 // The state of a layer, from one context to another. Does nothing for layers without.

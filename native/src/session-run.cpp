@@ -196,6 +196,9 @@ void asl_session::run_chunk(const asl_layer_range & range, asl_chunk & chunk) {
     for (int32_t i = 0; i < n; ++i) {
         ids[i] = tokens[positions[chunk.n_past + i] - first_pos];
     }
+    if (chunk.has_gaps) {
+        asl_advance_state(*prefill, 0, -1); // else llama.cpp prints a warning for each gap
+    }
     const bool last = range.is_last(n_layer);
     asl_full_graph * full = last ? nullptr : &graphs.get(chunk.n_past, asl_context_access::max_nodes(*prefill));
     asl_layer_cutter cutter(*prefill, dequantiser, attention, mask, hidden, &inputs, range, chunk, parts, full);

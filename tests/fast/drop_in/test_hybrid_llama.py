@@ -64,6 +64,15 @@ def test_a_prompt_after_others(path):
                 assert llm.last_prefill.pruned and llm.last_prefill.reused_tokens in (0, len(tokens))
 
 
+def test_nothing_is_printed(path, capfd):
+    """llama.cpp warns of gaps between positions, and llama_cpp prints it."""
+    with opened(path, asl_policy="fastkv:tsp_layer=1") as llm:
+        capfd.readouterr()
+        llm.prefill(prompt(n_tokens=200))
+        llm.prefill(prompt(n_tokens=200) + prompt(5, 200))
+        assert llm.last_prefill.turns[1][0] == 200 and "find_slot" not in capfd.readouterr().err
+
+
 def test_a_short_turn_goes_on_from_the_state(path):
     """It is decoded: its tokens after what was kept and answered, and no earlier token runs again."""
     turn = prompt(4, 50)
