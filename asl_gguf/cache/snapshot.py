@@ -51,3 +51,7 @@ class Snapshot:
     def text_tokens(self) -> tuple[int, ...]:
         """The evaluated tokens and the sampled one: the prompt and the answer."""
         return self.tokens if self.sampled is None else (*self.tokens, self.sampled)
+
+
+NOTHING = Snapshot(tokens=(), sampled=None, n_pruned=0, first_cells=(), logits=None)
+"""of an object that has evaluated no token"""

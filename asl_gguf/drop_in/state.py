@@ -10,7 +10,7 @@ from ..cache import prompt_file
 from ..cache.fingerprint import Fingerprint, check_fingerprint, fingerprint_of, with_adapters
 from ..cache.form import Form
 from ..cache.prefix import PrunedPrefixCache
-from ..cache.snapshot import Snapshot, State
+from ..cache.snapshot import NOTHING, Snapshot, State
 from ..engine.sequence import Sequence
 from ..engine.transcript import Transcript
 from ..errors import StateError
@@ -128,6 +128,8 @@ class StatefulLlama(llama_cpp.Llama):
                 f"({self._asl_adapters}); run the prompt again, or set those"
             )
         self._sequence.trim()
+        if self.n_tokens == 0:
+            return State(NOTHING, b"", self._seed, self._origin())
         held = Snapshot(
             tokens=tuple(self._text.evaluated()),
             sampled=self._text.sampled,
@@ -155,6 +157,10 @@ class StatefulLlama(llama_cpp.Llama):
             raise StateError(
                 f"expected fewer than n_ctx = {self._n_ctx} tokens, got a state of {len(saved.held.text_tokens)}; raise n_ctx"
             )
+        if saved.held.tokens == () and saved.held.logits is None and saved.held == NOTHING:
+            self._forget()
+            self._seed = saved.seed
+            return
         try:
             self._asl_form().check(saved.held)
         except ValueError as err:

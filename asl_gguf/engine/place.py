@@ -242,7 +242,10 @@ class SharedContext:
     def open_turn(self, n_rows: int) -> Session:
         """The same for a turn over what the cells hold, of which n_rows are kept."""
         n_past = self.n_used
-        session = self.open(n_past + n_rows)
+        # of sliding layers, whose window may be longer than what is kept, all that a token sees comes along
+        n_swa = int(llama_cpp.llama_model_n_swa(llama_cpp.llama_get_model(self.ctx)))
+        n_sliding = min(n_swa + self.n_chunk, self._n_ctx) if n_swa else 0
+        session = self.open(max(n_past + n_rows, n_sliding))
         moving.move(self.ctx, self._private, 0, with_logits=False, source_id=self.seq_id)
         self._n_turn = n_past
         return session

@@ -144,6 +144,16 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
     a file nor a known name.
     """
     text = os.fsdecode(name_or_path)
+    try:
+        return _resolve(text)
+    except OSError as error:  # a name too long for a file, a folder of somebody else
+        raise ModelError(
+            f"expected a GGUF file or a named model that can be read, got {text!r:.120}: {error.strerror or error}; check the "
+            "name and the permissions of its folders"
+        ) from error
+
+
+def _resolve(text: str) -> Path:
     path = Path(text)
     manifest = ollama.find_manifest(path)
     if manifest is not None:

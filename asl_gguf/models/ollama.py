@@ -35,14 +35,16 @@ def models_folder() -> Path:
         ModelError: there is none.
     """
     chosen = os.environ.get("OLLAMA_MODELS")
-    if chosen:
-        return Path(chosen).expanduser()
     try:
+        if chosen:
+            return Path(chosen).expanduser()
         folders = [Path.home() / ".ollama" / "models", _SERVICE]
-    except RuntimeError:
+    except RuntimeError as err:
+        if chosen:
+            raise ModelError(f"expected OLLAMA_MODELS to name a folder, got {chosen!r:.120}: {err}") from err
         folders = [_SERVICE]
     for folder in folders:
-        if (folder / "manifests").is_dir():
+        if os.path.isdir(folder / "manifests"):  # no, where the folder is closed to this user
             return folder
     raise ModelError(
         f"expected Ollama's models in {' or '.join(map(str, folders))}, found none; set OLLAMA_MODELS to their folder"
@@ -95,7 +97,9 @@ def find_manifest(path: Path) -> Path | None:
     """
     if _models_of(path) is None or not path.exists():
         return None
-    if path.is_file():
+    if not path.is_dir():
+        if not path.is_file():
+            return None
         with path.open("rb") as file:
             return path if file.read(4) != b"GGUF" else None
     tags = sorted(tag for tag in path.iterdir() if tag.is_file())

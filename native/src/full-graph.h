@@ -25,8 +25,8 @@ public:
     llm_graph_result & get() { return res; }
 
     // Whether it serves a chunk with these parameters as it is: it was built for the same cells, and llama.cpp's own rule for
-    // graphs that it reuses holds. (That alone compares no masks that have no memory.)
-    bool serves(const llm_graph_params & params) { return gf && params.mctx == cells && res.can_reuse(params); }
+    // graphs that it reuses holds. (That alone compares no masks that have no memory, and no layers of control vectors.)
+    bool serves(const llm_graph_params & params);
 
     // To be called before it is built, and when its cells are no longer what they were.
     void reset();
@@ -59,6 +59,7 @@ private:
     llm_graph_result res;
     ggml_cgraph * gf = nullptr; // NULL: not built
     const llama_memory_context_i * cells = nullptr;
+    std::vector<const ggml_tensor *> steering; // of each layer
     size_t n_inputs = 0;        // later ones are ours
     asl_graph_index index;
     std::unique_ptr<asl_layer_of> dependents;

@@ -9,6 +9,7 @@
 #include "llama-kv-cache.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <numeric>
 #include <string>
 
@@ -29,6 +30,23 @@ static std::vector<uint32_t> find_used(const llama_kv_cache & kv) {
     return used;
 }
 
+// Their newest ones: where turns keep fewer rows than tokens, sliding layers hold more cells than there is room for.
+static void take_sliding(asl_past & past, const llama_kv_cells & cells, const std::vector<uint32_t> & used) {
+    std::vector<llama_pos> newest;
+    for (const uint32_t cell : used) {
+        newest.push_back(cells.pos_get(cell));
+    }
+    std::sort(newest.begin(), newest.end());
+    const size_t n = past.cells.size();
+    const llama_pos first = newest.size() > n ? newest[newest.size() - n] : 0;
+    for (const uint32_t cell : used) {
+        if (cells.pos_get(cell) >= first) {
+            past.sliding_cells.push_back(cell);
+            past.sliding_positions.push_back(cells.pos_get(cell));
+        }
+    }
+}
+
 asl_past asl_read_past(llama_context & ctx) {
     ctx.memory_update(false); // rows that wait to be rotated
     const llama_kv_cache & kv = asl_get_kv_cache(ctx);
@@ -45,16 +63,12 @@ asl_past asl_read_past(llama_context & ctx) {
     }
     past.first_free = past.cells.back() + 1;
     past.next_pos = kv.get_cells(0).seq_pos_max(0) + 1;
-    if (const llama_kv_cache * swa = asl_get_kv_cache_swa(ctx)) {
-        past.sliding_cells = find_used(*swa);
-        for (const uint32_t cell : past.sliding_cells) {
-            past.sliding_positions.push_back(swa->get_cells(0).pos_get(cell));
-        }
-    }
     const size_t n = past.cells.size();
-    if (past.next_pos < (llama_pos) n || past.sliding_cells.size() > n) {
-        throw asl_error(ASL_ERR_STATE, "expected a past whose tokens stand at positions of their own, got " + str(n) + " cells before position " +
-                                               str(past.next_pos) + " and " + str(past.sliding_cells.size()) + " cells of sliding layers");
+    if (past.next_pos < (llama_pos) n) {
+        throw asl_error(ASL_ERR_STATE, "expected a past whose tokens stand at positions of their own, got " + str(n) + " cells before position " + str(past.next_pos));
+    }
+    if (const llama_kv_cache * swa = asl_get_kv_cache_swa(ctx)) {
+        take_sliding(past, swa->get_cells(0), find_used(*swa));
     }
     if (asl_has_states(ctx)) {
         past.state = asl_find_state(ctx, 0);

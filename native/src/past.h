@@ -14,7 +14,7 @@ struct llama_context;
 
 struct asl_past {
     std::vector<uint32_t> cells;         // used cells of the layers that attend to all tokens, increasing
-    std::vector<uint32_t> sliding_cells; // the same of those with a sliding window, no more
+    std::vector<uint32_t> sliding_cells; // the same of those with a sliding window: the newest ones, no more
     std::vector<llama_pos> sliding_positions;
     uint32_t first_free = 0; // the cell after the last used one
     llama_pos next_pos = 0;

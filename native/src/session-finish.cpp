@@ -169,6 +169,7 @@ void asl_session::mark_new_cells() {
     if (llama_kv_cache * swa = asl_get_kv_cache_swa(ctx)) {
         std::vector<llama_pos> left(positions.begin() + n_past, positions.end());
         left.erase(left.begin(), left.begin() + sliding.choose_new(ctx, left));
+        asl_make_sliding_room(ctx, *swa, left, asl_get_kv_cache(ctx).get_size() - past.cells.size() - cells.size());
         const std::vector<uint32_t> taken = asl_take_sliding_cells(ctx, *swa, left);
         sliding.put(ctx, taken, left);
         asl_mark_cells(*swa, 0, taken, left, ids_at(left));

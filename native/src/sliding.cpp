@@ -67,6 +67,31 @@ size_t asl_sliding_rows::choose_new(llama_context & dst, const std::vector<llama
     return choose(dst, positions, positions.size(), positions.size() > count_free(dst));
 }
 
+// Cells of sliding layers that may be used while the others have n_free left, which decoded tokens take in both.
+static size_t count_most(const llama_context & ctx, const llama_kv_cache & swa, size_t n_free) {
+    const size_t size = swa.get_size();
+    if (size >= (size_t) ctx.get_model().hparams.n_swa + ctx.n_ubatch()) {
+        return size; // cells behind the window are taken again
+    }
+    return size - std::min(n_free, size - 1);
+}
+
+void asl_make_sliding_room(llama_context & ctx, llama_kv_cache & swa, std::vector<llama_pos> & positions, size_t n_free) {
+    const size_t n_most = count_most(ctx, swa, n_free);
+    positions.erase(positions.begin(), positions.end() - std::min(positions.size(), n_most));
+    const auto & cells = swa.get_cells(0);
+    std::vector<llama_pos> held;
+    for (uint32_t i = 0; i < cells.used_max_p1(); ++i) {
+        if (!cells.is_empty(i)) {
+            held.push_back(cells.pos_get(i));
+        }
+    }
+    if (held.size() + positions.size() > n_most) {
+        std::sort(held.begin(), held.end());
+        swa.seq_rm(0, 0, held[held.size() + positions.size() - n_most - 1] + 1);
+    }
+}
+
 std::vector<uint32_t> asl_take_sliding_cells(llama_context & ctx, llama_kv_cache & swa, const std::vector<llama_pos> & positions) {
     std::vector<uint32_t> found = asl_find_cells(swa, 0, positions.size());
     if (found.empty()) {

@@ -19,6 +19,10 @@ class llama_kv_cache;
 // one sees give way.
 std::vector<uint32_t> asl_take_sliding_cells(llama_context & ctx, llama_kv_cache & swa, const std::vector<llama_pos> & positions);
 
+// Drops the oldest of the positions that are to be added, and of those that are there, so that tokens are decoded as long as the
+// other layers have cells: n_free of them.
+void asl_make_sliding_room(llama_context & ctx, llama_kv_cache & swa, std::vector<llama_pos> & positions, size_t n_free);
+
 class asl_sliding_rows {
 public:
     // Takes the rows of a layer that ran last in src, of tokens that may be asked for.

@@ -217,6 +217,19 @@ def test_a_damaged_file(make, tmp_path, damage):
     assert llm.last_prefill.reused_tokens == len(DOCUMENT)
 
 
+def test_a_state_before_the_first_prompt(make, options):
+    """As llama_cpp's: loading it forgets what was evaluated since."""
+    llm = make(asl_full_kv=True, **options)
+    state = pickle.loads(pickle.dumps(llm.save_state()))
+    expected = greedy(llm, DOCUMENT + QUESTIONS[0])
+    greedy(llm, DOCUMENT + QUESTIONS[1])
+    llm.load_state(state)
+    assert llm.n_tokens == 0
+    assert greedy(llm, DOCUMENT + QUESTIONS[0]) == expected
+    llm.reset()
+    assert llm.save_state().n_tokens == 0
+
+
 def test_nothing_to_save(make, tmp_path):
     for llm in (make(**PLAIN), make()):
         with pytest.raises(StateError, match="expected an evaluated prompt on a Llama with asl_budget"):

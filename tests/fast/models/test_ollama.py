@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -167,3 +168,32 @@ def test_answers(models, tiny_model):
         assert answer == expected
     done = subprocess.run(command("doctor", "-m", "ollama:tiny"), capture_output=True, text=True)
     assert "pruned: K/V of" in done.stdout, done.stdout + done.stderr
+
+
+def test_what_cannot_be_read_is_a_model_error(models, monkeypatch):
+    """Names too long for a file, something that is no file, folders that are closed, a home that nobody has."""
+    pipe = models / "manifests" / "registry.ollama.ai" / "library" / "pipe" / "latest"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    for name in ("ollama:" + "a" * 300, "a" * 5000, str(pipe), f"{models}/manifests/{'a' * 300}"):
+        with pytest.raises(ModelError, match="expected a GGUF file or a named model"):
+            named.resolve(name)
+    monkeypatch.setenv("OLLAMA_MODELS", "~nobody-of-this-name/models")
+    with pytest.raises(ModelError, match="expected OLLAMA_MODELS to name a folder"):
+        named.resolve("ollama:llama3.2")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is closed to root")
+def test_a_folder_of_the_service_that_is_closed(models, monkeypatch):
+    monkeypatch.setenv("OLLAMA_MODELS", str(models))
+    models.chmod(0)
+    try:
+        with pytest.raises(ModelError, match="Permission denied; check"):
+            named.resolve("ollama:llama3.2")
+        monkeypatch.delenv("OLLAMA_MODELS")
+        monkeypatch.setenv("HOME", str(models / "nobody"))
+        monkeypatch.setattr(ollama, "_SERVICE", models)
+        with pytest.raises(ModelError, match="found none; set OLLAMA_MODELS"):
+            named.resolve("ollama:llama3.2")
+    finally:
+        models.chmod(0o755)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
 import pytest
 
 from asl_gguf.native.session import Session, sliding_layers
-from harness import F16, Q8_0, Context, Options, prompt
+from harness import F16, Q8_0, Context, Options, llama_cpp, prompt
 from pairs import pairs
 from tiny_gguf import ARCHITECTURES, SLIDING
 
@@ -86,3 +87,24 @@ def test_more_chunks_than_there_is_memory_for(load_tiny, monkeypatch):
     n_chunks = 200
     assert rebuilt.n_graphs == rebuilt.n_parts == info.n_parts == n_chunks * (N_LAYER - 1)
     assert n_chunks < info.n_graphs < info.n_parts
+
+
+def test_control_vectors_that_change_between_layers(load_tiny, monkeypatch):
+    """A vector that reaches other layers than the one before: a graph that was built with that one serves no more."""
+    model = load_tiny("llama")
+    width = N_LAYER * 128
+    steer = np.random.default_rng(0).standard_normal(width, dtype=np.float32)
+    results = []
+    for disabled in "10":
+        monkeypatch.setenv("LLAMA_GRAPH_REUSE_DISABLE", disabled)
+        with model.context(OPTIONS) as context:
+            session = context.session()
+            session.begin(prompt(N_TOKENS), WINDOW)
+            for layers in ((1, 2), (3, 4), (0, 0)):
+                data = steer.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+                assert llama_cpp.llama_set_adapter_cvec(context.handle, data, width, 128, *layers) == 0
+                session.run(1, False)
+                session.keep_rows(None)
+            session.finish()
+            results.append(context.logits())
+    assert np.array_equal(*results)
