@@ -2,22 +2,7 @@
 
 #include "graph.h"
 
-#include "llama-adapter.h"
-
 #include <algorithm>
-
-// What a control vector adds to each layer: llama.cpp's rule asks only whether it is the same object.
-static std::vector<const ggml_tensor *> find_steering(const llm_graph_params & params) {
-    std::vector<const ggml_tensor *> result;
-    for (uint32_t il = 0; params.cvec && il < params.hparams.n_layer(); ++il) {
-        result.push_back(params.cvec->tensor_for(il));
-    }
-    return result;
-}
-
-bool asl_full_graph::serves(const llm_graph_params & params) {
-    return gf && params.mctx == cells && find_steering(params) == steering && res.can_reuse(params);
-}
 
 void asl_full_graph::reset() {
     gf = nullptr;
@@ -30,7 +15,6 @@ void asl_full_graph::reset() {
 void asl_full_graph::note(const llm_graph_params & params) {
     gf = res.get_gf();
     cells = params.mctx;
-    steering = find_steering(params);
     n_inputs = res.inputs.size();
     index = asl_index_graph(res);
     if (ggml_backend_sched_get_n_backends(params.sched) == 1) {

@@ -5,6 +5,7 @@
 
 #include "graph-index.h"
 #include "memory.h"
+#include "steering.h"
 
 #include "llama-graph.h"
 
@@ -26,7 +27,11 @@ public:
 
     // Whether it serves a chunk with these parameters as it is: it was built for the same cells, and llama.cpp's own rule for
     // graphs that it reuses holds. (That alone compares no masks that have no memory, and no layers of control vectors.)
-    bool serves(const llm_graph_params & params);
+    bool serves(const llm_graph_params & params) {
+        std::vector<const ggml_tensor *> now = asl_find_steering(params);
+        now.swap(steering); // what is built next is built with it
+        return gf && params.mctx == cells && now == steering && res.can_reuse(params);
+    }
 
     // To be called before it is built, and when its cells are no longer what they were.
     void reset();
