@@ -15,6 +15,8 @@ from asl_gguf.report import PrefillReport
 from harness import Context, Model, Options
 from tiny_kinds import write_kind
 
+pytestmark = pytest.mark.long
+
 OPTIONS = Options(n_ctx=512, n_batch=48, n_ubatch=32)
 WINDOW, N_KEPT = 8, 60
 ANSWER = [70, 71, 72]

@@ -226,6 +226,7 @@ def test_protected_tokens_and_the_guard(llm_full):
     assert report.protected_tokens == 20 and set(range(20, 40)) <= set(report.selected or range(40))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_history_does_not_matter(full, seed):
     """Whatever was asked before, a prompt that is pruned answers as on a fresh object."""

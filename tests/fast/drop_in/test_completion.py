@@ -94,6 +94,7 @@ def test_the_first_stop_string_ends_the_text(whole, stop, expected, echo, suffix
     assert choice["text"] == echo + expected + suffix
 
 
+@pytest.mark.long
 @with_budget
 def test_plain_and_streamed_answers_stop_alike(make, options):
     llm, letters = make(**options), [chr(i) for i in range(ord("a"), ord("z"))]

@@ -48,6 +48,7 @@ def fresh(path: str, tokens: list[int]) -> tuple[list[int], np.ndarray]:
     return _fresh(path, tuple(tokens))
 
 
+@pytest.mark.long
 def test_a_prompt_after_others(path):
     """And after one that was given up in the middle of its answer, and after reset: no state is left of them."""
     with opened(path) as llm:
@@ -87,6 +88,7 @@ def test_a_short_turn_goes_on_from_the_state(path):
         assert other.sample(temp=0.0) == found[0]
 
 
+@pytest.mark.long
 def test_a_saved_prompt_brings_its_state(path, tmp_path):
     turn = prompt(5, 30)
     with opened(path) as llm:

@@ -77,6 +77,7 @@ CALLING: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CALLING)
 def test_chatml_function_calling(make, stock, name):
     """A handler that renders its own prompts, asks several times, and passes no seed or bias on."""

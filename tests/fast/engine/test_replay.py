@@ -32,6 +32,7 @@ def context(load_tiny):
         yield context
 
 
+@pytest.mark.long
 @with_options
 def test_every_policy_replayed_is_the_policy_run(load_tiny, options):
     """One recording for all of them, in one session."""

@@ -80,6 +80,7 @@ def talk(sequence: Sequence, decode: Any, between: Any = lambda: None) -> list[n
     return logits
 
 
+@pytest.mark.long
 def test_turns_are_those_of_a_context_of_its_own(model, kind):
     """And A and C, who decode between the slices, are what they are where nothing is prefilled."""
     own_options = Options(n_ctx=N_CTX, n_batch=64, n_ubatch=32)

@@ -85,6 +85,7 @@ def test_killed_and_resumed_equals_uninterrupted(model, tmp_path, uninterrupted,
     assert without_times(read_rows(folder / "results.jsonl")) == without_times(uninterrupted)
 
 
+@pytest.mark.long
 def test_cut_at_any_byte(folder, tmp_path):
     """Whatever a kill leaves of the file, its whole lines are there, once each, and the next line starts afresh."""
     data = (folder / "results.jsonl").read_bytes()

@@ -63,6 +63,7 @@ def test_as_llama_cpp(tiny_model, architecture, flash, kv):
         check(model, Options(flash=flash, kv=kv, **CHUNKS))
 
 
+@pytest.mark.long
 @needs_kernel
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_attention(tmp_path: Path, kind: str):

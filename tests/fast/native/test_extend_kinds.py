@@ -127,6 +127,7 @@ def test_the_states_show(model, kind):
         assert np.abs(context.logits() - other.logits()).max() > 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["abort", "cancel", "begin again"])
 def test_whatever_ends_it_early(model, kind, how):
     """In every slice: the past is what it was, its states too: state bytes, logits and greedy continuation."""
