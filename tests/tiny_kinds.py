@@ -7,13 +7,18 @@ the weights are drawn from a seed as that test draws them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gguf
 import numpy as np
 
 from tiny_gguf import N_VOCAB, add_tokenizer
+
+if TYPE_CHECKING:
+    from harness import Model
 
 _FOLDER = Path(__file__).parent / "kinds"
 KINDS: tuple[str, ...] = tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
@@ -63,6 +68,17 @@ def write_kind(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@contextmanager
+def loaded_kind(folder: Path, kind: str) -> Iterator[Model]:
+    """The model of a kind, written there, loaded, and removed afterwards."""
+    from harness import Model
+
+    path = write_kind(folder / f"{kind}.gguf", kind)
+    with closing(Model(path)) as loaded:
+        yield loaded
+    path.unlink()
 
 
 def _deepen(recorded: dict, n_layer: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-
 import numpy as np
 import pytest
 
@@ -12,8 +10,8 @@ from asl_gguf.engine.prefill import prefill
 from asl_gguf.engine.reusing import ReusingLayers
 from asl_gguf.policies import Policy, make_policy
 from asl_gguf.report import PrefillReport
-from harness import Context, Model, Options
-from tiny_kinds import write_kind
+from harness import Context, Options
+from tiny_kinds import loaded_kind
 
 pytestmark = pytest.mark.long
 
@@ -39,10 +37,8 @@ def kind(request) -> str:
 
 @pytest.fixture(scope="module")
 def model(kind, tmp_path_factory):
-    path = write_kind(tmp_path_factory.mktemp("kinds") / f"{kind}.gguf", kind)
-    with closing(Model(path)) as loaded:
+    with loaded_kind(tmp_path_factory.mktemp("kinds"), kind) as loaded:
         yield loaded
-    path.unlink()
 
 
 def host(context: Context) -> HostKV:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from contextlib import closing
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from asl_gguf.policies import make_policy
 from ggml_tensor import Tensor
 from harness import Context, Model, Options, assert_same
 from sequences import Sequences
-from tiny_kinds import KINDS, write_kind
+from tiny_kinds import KINDS, loaded_kind, write_kind
 
 N_TOKENS, N_KEPT, WINDOW = 100, 40, 8
 ANSWER = [70, 71, 72]
@@ -51,10 +50,8 @@ def kind(request):
 
 @pytest.fixture(scope="module")
 def model(kind, tmp_path_factory):
-    path = write_kind(tmp_path_factory.mktemp("kinds") / f"{kind}.gguf", kind)
-    with closing(Model(path)) as loaded:
+    with loaded_kind(tmp_path_factory.mktemp("kinds"), kind) as loaded:
         yield loaded
-    path.unlink()
 
 
 def stock_logits(context: Context, tokens: list[int]) -> list[np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ from asl_gguf.engine.plan import Request
 from asl_gguf.engine.sequence import Sequence
 from asl_gguf.engine.transcript import Transcript
 from asl_gguf.policies import make_policy
-from harness import Context, Model, Options, assert_same
+from harness import Context, Options, assert_same
 from sequences import Sequences
-from tiny_kinds import write_kind
+from tiny_kinds import loaded_kind
 
 N_CTX = 512
 A, B, C = range(3)
@@ -41,10 +40,8 @@ def kind(request) -> str:
 
 @pytest.fixture(scope="module")
 def model(kind, tmp_path_factory):
-    path = write_kind(tmp_path_factory.mktemp("kinds") / f"{kind}.gguf", kind)
-    with closing(Model(path)) as loaded:
+    with loaded_kind(tmp_path_factory.mktemp("kinds"), kind) as loaded:
         yield loaded
-    path.unlink()
 
 
 def make_sequence(place: Place) -> Sequence:

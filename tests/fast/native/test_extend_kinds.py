@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +12,10 @@ from asl_gguf.engine.turn import TurnLayers
 from asl_gguf.errors import NativeError, PrefillCancelled
 from asl_gguf.native.session import Session
 from asl_gguf.policies import make_policy
-from harness import Context, Model, Options, assert_same, llama_cpp
+from harness import Context, Options, assert_same, llama_cpp
 from pairs import pairs
 from sequences import Sequences
-from tiny_kinds import write_kind
+from tiny_kinds import loaded_kind
 
 OPTIONS = Options(n_ctx=512, n_batch=48, n_ubatch=32)
 N_TOKENS, N_KEPT, N_TURN, WINDOW = 100, 40, 90, 8
@@ -41,10 +40,8 @@ def kind(request) -> str:
 
 @pytest.fixture(scope="module")
 def model(kind, tmp_path_factory):
-    path = write_kind(tmp_path_factory.mktemp("kinds") / f"{kind}.gguf", kind)
-    with closing(Model(path)) as loaded:
+    with loaded_kind(tmp_path_factory.mktemp("kinds"), kind) as loaded:
         yield loaded
-    path.unlink()
 
 
 def give_past(context: Context, pruned: bool = True) -> Session:
