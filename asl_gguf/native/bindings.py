@@ -139,6 +139,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_context_set_dequant": (None, [c_void_p, c_int]),
     "asl_attention_kernel_name": (c_char_p, []),
     "asl_attention_compute": (c_bool, [c_char_p, POINTER(attention_case), POINTER(c_float), POINTER(c_float)]),
+    "asl_short_convolution": (c_bool, [c_char_p, *[POINTER(c_float)] * 3, *[c_int32] * 4, *[POINTER(c_float)] * 2]),
+    "asl_delta_nets": (c_bool, [c_char_p, *[POINTER(c_float)] * 6, *[c_int32] * 6, *[POINTER(c_float)] * 2]),
     "asl_model_has_alibi": (c_bool, [c_void_p]),
     "asl_model_can_drop_tokens": (c_bool, [c_void_p]),
     "asl_context_kv_bytes": (c_int64, [c_void_p]),
