@@ -33,7 +33,7 @@ demo: build ## a long prompt with and without pruning, on a small model (downloa
 	$(VENV)/bin/asl-gguf demo
 
 serve: build ## an endpoint on port 8080 whose prompts are pruned: llama.cpp's server (compiles some minutes more, once)
-	$(VENV)/bin/asl-gguf serve -m $(MODEL) --asl-budget 0.2 -np 4 $(SERVE_ARGS)
+	$(VENV)/bin/asl-gguf serve -m $(MODEL) --asl-budget 0.2 -np 4 -c 32768 --asl-open on $(SERVE_ARGS)
 
 ui: build ## build/ui/dist: llama.cpp's own web page, for `asl-gguf serve --path build/ui/dist` (needs npm: 1,060 packages)
 	@command -v npm >/dev/null || { echo "expected npm, found none. On Debian and Ubuntu: apt-get install npm" >&2; exit 1; }

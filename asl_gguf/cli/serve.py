@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import shlex
 import sys
+import threading
+import time
+import urllib.request
+import webbrowser
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from ..errors import OptionError
 
 HELP = "an OpenAI- and Anthropic-compatible endpoint: llama.cpp's server with pruned prompts"
 
@@ -21,14 +30,49 @@ def main(arguments: Sequence[str]) -> int:
     from ..server.options import help_text, split
     from ..server.run import run
 
-    options, rest = split(arguments)
+    options, rest = split(from_files(arguments))
     if {"-h", "--help", "--usage"} & set(rest):
         print(f"usage: asl-gguf serve -m MODEL [--asl-* ...] [llama-server options ...]\n\n{HELP}\n\n{help_text()}\n")
         print("All other options are llama-server's:\n")
         sys.stdout.flush()
     elif options.budget is not None and options.answers:
-        print(f"The page, once the model is loaded: {page_address(rest, os.environ)}", file=sys.stderr, flush=True)
+        address = page_address(rest, os.environ)
+        print(f"The page, once the model is loaded: {address}", file=sys.stderr, flush=True)
+        if options.open:
+            threading.Thread(target=open_when_ready, args=(address,), daemon=True).start()
     return run(options, rest)
+
+
+def from_files(arguments: Sequence[str]) -> list[str]:
+    """@FILE stands for the arguments in a file: as in a shell, over as many lines as one likes, # begins a comment.
+
+    Raises:
+        OptionError: the file cannot be read, or has a quotation mark without its other one.
+    """
+    result: list[str] = []
+    for argument in arguments:
+        if not argument.startswith("@"):
+            result.append(argument)
+            continue
+        try:
+            result += shlex.split(Path(argument[1:]).read_text(encoding="utf-8"), comments=True)
+        except (OSError, ValueError) as err:
+            raise OptionError(f"{argument}: expected a file of arguments, got {err}") from err
+    return result
+
+
+def open_when_ready(address: str, pause: float = 0.3) -> None:
+    """Shows the page in a browser as soon as the model is loaded; nothing where no desktop is."""
+    if sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        return  # a browser of the terminal would take it over
+    health = address.removesuffix("/asl") + "/health"
+    while True:
+        with contextlib.suppress(OSError), urllib.request.urlopen(health, timeout=5) as answer:
+            if answer.status == 200:
+                break
+        time.sleep(pause)
+    with contextlib.suppress(webbrowser.Error):
+        webbrowser.open(address)
 
 
 def page_address(arguments: Sequence[str], env: Mapping[str, str]) -> str:

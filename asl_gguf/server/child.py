@@ -11,4 +11,4 @@ PYTHON = "ASL_GGUF_PYTHON"
 
 if __name__ == "__main__":
     python = os.environ[PYTHON]
-    os.execv(python, [python, "-m", "asl_gguf", "serve", *sys.argv[1:]])
+    os.execv(python, [python, "-m", "asl_gguf", "serve", *sys.argv[1:], "--asl-open", "off"])

@@ -6,6 +6,7 @@ All but `check` run on the thread that runs the server. None lets an exception o
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import logging
 import time
@@ -27,7 +28,7 @@ from . import bindings
 from .answers import Answers
 from .hosts import Hosts
 from .options import Options
-from .pace import measure
+from .pace import Pace, measure
 from .rule import RequestOptions, Rules
 from .slots import Incoming, Slot
 from .totals import Totals
@@ -56,6 +57,7 @@ class Engine:
         self._slots: list[Slot] = []
         self._answers, self._totals = Answers(options.answers), Totals()
         self._props: dict[str, Any] = options.to_dict()
+        self._pace: Pace | None = None
         kinds: dict[str, Any] = dict(bindings.FIELDS)
         self.struct = bindings.Engine(
             size=kinds["size"](self._size),
@@ -99,7 +101,8 @@ class Engine:
                 return SharedContext(ctx, seq_id, own, n_ctx, dequant=self._options.dequant, progress=progress)
 
             set_decoding(ctx, self._options.dequant)
-            pace = measure(place(0, None))  # raises where no prompt can be prefilled
+            # raises where no prompt can be prefilled. Chunks stay as long as they were when a server wakes
+            self._pace = pace = self._pace or measure(place(0, None))
             model = llama_cpp.llama_get_model(ctx)
             seconds, n_layer = self._options.slice_ms / 1000, llama_cpp.llama_model_n_layer(model)
             sizes.contents.n_slice = pace.n_whole(seconds, n_layer)
@@ -123,6 +126,7 @@ class Engine:
             slot.cancel()
         self._slots = []
         self._answers.close()
+        gc.collect()  # slots refer to themselves, and a server that sleeps runs no Python that would find K/V on the host
 
     def _check(self, _user_data: Any, options: bytes, text: Any, n_text: int) -> bool:
         return _says(lambda: RequestOptions.parse(options.decode("utf-8", "replace")), text, n_text)

@@ -94,9 +94,9 @@ def _count(text: str, least: int) -> int:
     return int(text)
 
 
-def _dequant(text: str) -> str:
-    if text not in DEQUANT_MODES:
-        raise OptionError(f"expected one of {', '.join(DEQUANT_MODES)}, got {text!r}")
+def _one_of(text: str, names: Sequence[str]) -> str:
+    if text not in names:
+        raise OptionError(f"expected one of {', '.join(names)}, got {text!r}")
     return text
 
 
@@ -121,9 +121,7 @@ def _guard(text: str) -> float | None:
 
 def _full_kv(text: str) -> bool | str:
     """Off, on, or the type that rows are quantised to."""
-    if text not in ("off", "on", *packing.KINDS):
-        raise OptionError(f"expected one of off, on, {', '.join(packing.KINDS)}, got {text!r}")
-    return {"off": False, "on": True}.get(text, text)
+    return {"off": False, "on": True}.get(_one_of(text, ("off", "on", *packing.KINDS)), text)
 
 
 _BUDGET = (
@@ -134,13 +132,14 @@ FLAGS = (
     Flag("policy", parse_policy, "NAME", DEFAULT, "what to keep: name or name:parameter=value:..."),
     Flag("room", lambda text: _count(text, 1), "N", "1024", "KV cells of a slot beside the budget, for answers and turns"),
     Flag("min_prompt", lambda text: _count(text, 0), "N", "256", "prompts up to so many tokens are left alone by a share"),
-    Flag("dequant", _dequant, "MODE", "auto", "expand slow weight types to F16 while their layer runs: auto, off, all"),
+    Flag("dequant", lambda text: _one_of(text, tuple(DEQUANT_MODES)), "MODE", "auto", "expand slow weight types to F16 while their layer runs: auto, off, all"),
     Flag("protect", _roles, "ROLES", "none", f"parts of a chat that are always kept: some of {','.join(ROLES)}"),
     Flag("guard", _guard, "SHARE", "none", "attention that kept K/V must hold, or the prompt gets a larger budget"),
     Flag("full_kv", _full_kv, "MODE", "off", f"K/V of all tokens in host memory, to select from again: off, on, {', '.join(packing.KINDS)}"),
     Flag("slice_ms", lambda text: _count(text, 1), "MS", "50", "prefill between two tokens of other slots"),
     Flag("wait", lambda text: _count(text, 1), "S", "600", "seconds that a prompt waits for a slot or memory; then 503"),
     Flag("answers", lambda text: _count(text, 0), "N", "8", "last answers that the page at /asl shows; 0: no page"),
+    Flag("open", lambda text: _one_of(text, ("off", "on")) == "on", "MODE", "off", "open the page at /asl in a browser: off, on"),
 )  # fmt: skip
 
 
@@ -162,6 +161,7 @@ class Options:
     slice_ms: int
     wait: int
     answers: int
+    open: bool
     texts: Mapping[str, str]
     """flags that were given, by field, as they were written"""
 

@@ -56,7 +56,19 @@ def _guard(value: Any) -> float:
     return float(value)
 
 
-_READERS: dict[str, Callable[[Any], Any]] = {"budget": _budget, "policy": _policy, "protect": _protect, "guard": _guard}
+def _full_kv(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"asl: expected full_kv to be true or false, got {value!r:.60}")
+    return value
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "budget": _budget,
+    "policy": _policy,
+    "protect": _protect,
+    "guard": _guard,
+    "full_kv": _full_kv,
+}
 _NAMES = ", ".join(_READERS)
 _MOST_TOKENS = 2**31 - 1
 _LONGEST_NAME = 200
@@ -70,6 +82,8 @@ class RequestOptions:
     policy: str | None = None
     protect: tuple[str, ...] | None = None
     guard: float | None = None
+    full_kv: bool | None = None
+    """False: K/V in host memory neither serve this prompt nor remember it"""
 
     @classmethod
     def parse(cls, text: str) -> RequestOptions:

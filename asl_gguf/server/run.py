@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -36,6 +37,9 @@ def run(options: Options, arguments: Sequence[str]) -> int:
         signal.signal(number, signal.SIG_DFL)
     # without a model it is a router, which starts a server for each model that is asked for
     os.environ.update({**options.to_env(), child.PYTHON: sys.executable, "LLAMA_APP_CMD": child.__file__})
+    # what is there now stays: a full collection within a slice need not look at it, which would take 20 ms
+    gc.collect()
+    gc.freeze()
     texts = [b"asl-gguf serve", *(argument.encode("utf-8", "surrogateescape") for argument in with_model(arguments))]
     code = int(library.asl_serve_run(len(texts), (ctypes.c_char_p * (len(texts) + 1))(*texts, None)))
     library.asl_serve_set_engine(None)

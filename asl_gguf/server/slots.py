@@ -124,7 +124,8 @@ class Slot:
             return False
         roles = self._options.protect if request.protect is None else request.protect
         protected = (lambda: protected_tokens(roles, incoming.spans)) if roles else None
-        self._sequence.host = self._hosts.take(self._sequence, incoming.tokens)
+        remembers = request.full_kv is not False
+        self._sequence.host = self._hosts.take(self._sequence, incoming.tokens) if remembers else None
         self._plan = plan = self._sequence.plan(Request(incoming.tokens, n_answer, protected))
         self._sequence.start(plan)
         self._busy = time.perf_counter() - self._began

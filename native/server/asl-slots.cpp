@@ -8,6 +8,10 @@
 #include <algorithm>
 #include <stdexcept>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 static const asl_serve_engine * g_engine = nullptr;
 
 void asl_slots::set_engine(const asl_serve_engine * engine) { g_engine = engine; }
@@ -144,6 +148,12 @@ void asl_slots::free() {
         on = false;
         ctx = nullptr;
     }
+}
+
+void asl_slots::give_memory_back() {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }
 
 int32_t asl_slots::count_used(int id_slot) const {

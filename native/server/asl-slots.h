@@ -75,6 +75,9 @@ public:
     // before the context goes
     void free();
 
+    // What was freed, and malloc keeps for later: a server that sleeps may never need it again.
+    static void give_memory_back();
+
     bool is_on() const { return on; }
 
     // The report of every answer while the engine is off; empty without an engine.

@@ -10,6 +10,7 @@
 #include "ggml-backend.h"
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #ifdef __linux__
@@ -22,16 +23,43 @@ static uintptr_t page_size() {
 }
 
 // Pinned memory, which is host memory too, must stay where the device sees it.
-static bool is_pageable(const ggml_tensor * t) {
-    return t->buffer && ggml_backend_buffer_get_type(t->buffer) == ggml_backend_cpu_buffer_type();
+static bool is_pageable(ggml_backend_buffer_t buffer) {
+    return buffer && ggml_backend_buffer_get_type(buffer) == ggml_backend_cpu_buffer_type();
 }
 
-static void release(const ggml_tensor * t, size_t begin, size_t end) {
-    const uintptr_t first = GGML_PAD((uintptr_t) t->data + begin, page_size());
-    const uintptr_t last = ((uintptr_t) t->data + end) / page_size() * page_size();
-    if (is_pageable(t) && first < last) {
-        madvise((void *) first, last - first, MADV_DONTNEED); // locked memory refuses, and stays as it is
+// Whole pages [first, last) of some bytes.
+struct page_range {
+    uintptr_t first;
+    uintptr_t last;
+
+    page_range(const void * data, size_t n_bytes) {
+        first = GGML_PAD((uintptr_t) data, page_size());
+        last = ((uintptr_t) data + n_bytes) / page_size() * page_size();
     }
+
+    // Locked memory refuses, and stays as it is.
+    bool advise(int how) const { return first < last && madvise((void *) first, last - first, how) == 0; }
+};
+
+static void release(const ggml_tensor * t, size_t begin, size_t end) {
+    if (is_pageable(t->buffer)) {
+        page_range((const char *) t->data + begin, end - begin).advise(MADV_DONTNEED);
+    }
+}
+
+static bool released(ggml_backend_buffer_t buffer) {
+    if (!is_pageable(buffer)) {
+        return false;
+    }
+    char * begin = (char *) ggml_backend_buffer_get_base(buffer);
+    char * end = begin + ggml_backend_buffer_get_size(buffer);
+    const page_range pages(begin, end - begin);
+    if (!pages.advise(MADV_DONTNEED)) {
+        return false;
+    }
+    memset(begin, 0, (char *) pages.first - begin);
+    memset((char *) pages.last, 0, end - (char *) pages.last);
+    return true;
 }
 
 static int64_t resident_bytes(const ggml_tensor * t) {
@@ -39,7 +67,7 @@ static int64_t resident_bytes(const ggml_tensor * t) {
     const uintptr_t last = first + ggml_nbytes(t);
     const uintptr_t begin = first / page_size() * page_size();
     std::vector<unsigned char> resident((last - begin + page_size() - 1) / page_size());
-    if (!is_pageable(t) || mincore((void *) begin, last - begin, resident.data()) != 0) {
+    if (!is_pageable(t->buffer) || mincore((void *) begin, last - begin, resident.data()) != 0) {
         return ggml_nbytes(t);
     }
     int64_t n_bytes = 0;
@@ -53,19 +81,23 @@ static int64_t resident_bytes(const ggml_tensor * t) {
 }
 
 void asl_prefer_large_pages(void * data, size_t n_bytes) {
-    const uintptr_t first = GGML_PAD((uintptr_t) data, page_size());
-    const uintptr_t last = ((uintptr_t) data + n_bytes) / page_size() * page_size();
-    if (first < last) {
-        madvise((void *) first, last - first, MADV_HUGEPAGE); // a kernel without them refuses
-    }
+    page_range(data, n_bytes).advise(MADV_HUGEPAGE); // a kernel without them refuses
 }
 #else
 void asl_prefer_large_pages(void *, size_t) {}
 
 static void release(const ggml_tensor *, size_t, size_t) {}
 
+static bool released(ggml_backend_buffer_t) { return false; }
+
 static int64_t resident_bytes(const ggml_tensor * t) { return ggml_nbytes(t); }
 #endif
+
+void asl_clear_buffer(ggml_backend_buffer_t buffer) {
+    if (!released(buffer)) {
+        ggml_backend_buffer_clear(buffer, 0);
+    }
+}
 
 // cells [begin, end) of a layer
 static void release_cells(const asl_kv_layer & layer, int64_t begin, int64_t end) {

@@ -45,7 +45,8 @@ def bytes_of_rows(context: Context, n_rows: int) -> int:
 def test_memory_falls_with_the_rows_of_a_layer(load_tiny):
     with load_tiny("llama").context(FLASH) as context:
         allocated = bytes_of_rows(context, N_CELLS)
-        assert resident_bytes(context.handle) == (allocated,) * len(COUNTS), "llama.cpp clears what it allocates"
+        fresh = sum(resident_bytes(context.handle))
+        assert fresh < 0.05 * allocated * len(COUNTS), "cells take memory once they are written"
         keep_counts(context, COUNTS)
         resident = resident_bytes(context.handle)
         for layer, count in enumerate(COUNTS):

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import urllib.error
+from types import SimpleNamespace
+
 import pytest
 
-from asl_gguf.cli.serve import page_address
+from asl_gguf.cli import serve
+from asl_gguf.cli.serve import from_files, page_address
 from asl_gguf.errors import OptionError
 from asl_gguf.server.options import FLAGS, help_text, split
 from asl_gguf.server.rule import RequestOptions
@@ -73,6 +78,7 @@ def test_the_command_line_wins_over_the_environment():
         (["--asl-guard", "2"], "--asl-guard: expected a share"),
         (["--asl-slice-ms", "0"], "--asl-slice-ms: expected a whole number of at least 1"),
         (["--asl-wait", "0"], "--asl-wait: expected a whole number of at least 1"),
+        (["--asl-open", "maybe"], "--asl-open: expected one of off, on"),
         (["--asl-answers", "-1"], "--asl-answers: expected a whole number of at least 0"),
     ],
 )
@@ -89,15 +95,57 @@ def test_the_page_has_the_servers_address():
     assert page_address([], {"LLAMA_ARG_PORT": "7", "LLAMA_ARG_HOST": "box"}) == "http://box:7/asl"
 
 
+def test_arguments_come_from_files(tmp_path):
+    file = tmp_path / "serve.args"
+    file.write_text("-m 'a model.gguf'  # mine\n--asl-budget 0.1\n\n-np 4", encoding="utf-8")
+    assert from_files(["-c", "8192", f"@{file}", "--port", "9"]) == [
+        "-c", "8192", "-m", "a model.gguf", "--asl-budget", "0.1", "-np", "4", "--port", "9",
+    ]  # fmt: skip
+    file.write_text("-m 'a", encoding="utf-8")
+    for wrong in (file, tmp_path / "none"):
+        with pytest.raises(OptionError, match="expected a file of arguments"):
+            from_files([f"@{wrong}"])
+
+
+def test_the_page_opens_when_the_server_is_ready(monkeypatch):
+    opened, statuses = [], [503, OSError("refused"), 200]
+
+    def ask(address, timeout):
+        assert address == "http://127.0.0.1:9/p/health"
+        found = statuses.pop(0)
+        if found == 200:
+            return contextlib.nullcontext(SimpleNamespace(status=200))
+        raise found if isinstance(found, OSError) else urllib.error.HTTPError(address, found, "loading", {}, None)
+
+    monkeypatch.setattr(serve.urllib.request, "urlopen", ask)
+    monkeypatch.setattr(serve.webbrowser, "open", opened.append)
+    monkeypatch.setenv("DISPLAY", ":0")
+    serve.open_when_ready("http://127.0.0.1:9/p/asl", pause=0)
+    assert opened == ["http://127.0.0.1:9/p/asl"] and not statuses
+
+
+def test_no_page_opens_without_a_desktop(monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(serve.sys, "platform", "linux")
+    serve.open_when_ready("http://127.0.0.1:9/asl")  # comes back at once
+
+
 def test_requests():
-    for nothing in ("", "null", "{}", '{"budget": null, "policy": null, "protect": null, "guard": null}'):
+    for nothing in (
+        "",
+        "null",
+        "{}",
+        '{"budget": null, "policy": null, "protect": null, "guard": null, "full_kv": null}',
+    ):
         assert RequestOptions.parse(nothing) == RequestOptions()
     assert RequestOptions.parse('{"budget": 0.1, "policy": "snapkv"}') == RequestOptions(0.1, "snapkv")
     assert RequestOptions.parse('{"protect": "system", "guard": 1}') == RequestOptions(protect=("system",), guard=1.0)
+    assert RequestOptions.parse('{"full_kv": false}') == RequestOptions(full_kv=False)
     assert RequestOptions.parse('{"protect": ["tools", "question"]}').protect == ("tools", "question")
 
 
-@pytest.mark.parametrize("name", ["budget", "policy", "protect", "guard"])
+@pytest.mark.parametrize("name", ["budget", "policy", "protect", "guard", "full_kv"])
 @pytest.mark.parametrize(
     "value",
     [
@@ -106,7 +154,7 @@ def test_requests():
     ],
 )  # fmt: skip
 def test_hostile_values_are_refused_in_one_line(name, value):
-    if (name, value) == ("protect", "[]"):
+    if (name, value) in (("protect", "[]"), ("full_kv", "true")):
         return  # nothing is protected
     with pytest.raises(OptionError) as refused:
         RequestOptions.parse(f'{{"{name}": {value}}}')

@@ -45,6 +45,19 @@ def test_another_question_in_another_slot_computes_its_own_tokens(auto, document
     assert other["host_kv_bytes"] > 0
 
 
+def test_a_request_may_leave_no_trace_on_the_host(auto, document):
+    """What a client asks to be forgotten serves no other prompt; what others left there stays."""
+    secret = [*document[100:], *document[:100]]
+    first = auto.complete(secret, cache_prompt=False, id_slot=0, asl={"full_kv": False})["asl"]
+    assert first["pruned"] and first["host_kv_bytes"] == 0
+    again = auto.complete([*secret[:-10], *document[40:50]], cache_prompt=False, id_slot=1)["asl"]
+    assert again["cached_tokens"] == 0 and again["host_kv_bytes"] > 0
+    alone = auto.complete([*secret[:-10], *document[60:70]], cache_prompt=False, id_slot=0, asl={"full_kv": False})
+    assert alone["asl"]["cached_tokens"] == 0
+    third = auto.complete([*secret[:-10], *document[60:70]], cache_prompt=False, id_slot=0)
+    assert third["asl"]["cached_tokens"] > 0.7 * len(secret)
+
+
 def test_a_request_may_follow_the_question(server, document):
     asked = server.complete(document, 2, cache_prompt=False, asl={"budget": "auto:0.05-0.15"})["asl"]
     assert asked["budget_choice"].startswith("auto:0.05-0.15")
