@@ -217,7 +217,7 @@ class Llama(AnsweringLlama):
             return str(err)
         self._asl_session = session
         self._stack.callback(session.close)  # before the context, which entered the stack earlier
-        host = HostKV.of(self._asl.full_kv, session, self.model_path, kwargs)
+        host = HostKV.of(self._asl.full_kv, session)
         if host:
             self._stack.callback(host.clear)
         rule.bind(session.info())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import abc
 from pathlib import Path
 from typing import Any, cast
@@ -83,7 +84,7 @@ class StatefulLlama(llama_cpp.Llama):
         if isinstance(cache, PrunedPrefixCache):  # another object's
             cache = cache.inner
         if cache is not None and self._asl_session is not None:
-            cache = PrunedPrefixCache(cache, self._origin)
+            cache = PrunedPrefixCache(cache, self._origin, self._n_ctx)
         self._asl_cache = cache
 
     def _load_cached(self, tokens: abc.Sequence[int]) -> bool:
@@ -95,8 +96,11 @@ class StatefulLlama(llama_cpp.Llama):
         if not isinstance(self.cache, PrunedPrefixCache):
             return False
         try:
-            self.load_state(self.cache[tokens])
+            self._load_state(self.cache[tokens])
         except KeyError:
+            return False
+        except StateError as err:
+            _warn_of_cached(err)
             return False
         return True
 
@@ -146,6 +150,14 @@ class StatefulLlama(llama_cpp.Llama):
             StateError: the state belongs elsewhere; this object stays as it was. Or llama.cpp refuses its cells; then
                 this object is reset.
         """
+        try:
+            self._load_state(saved)
+        except StateError as err:
+            if not self._gate.nested:
+                raise
+            _warn_of_cached(err)  # the parent's completion takes it for a part of the prompt
+
+    def _load_state(self, saved: llama_cpp.LlamaState) -> None:
         if self._asl_session is None and not isinstance(saved, State):
             super().load_state(saved)
             return
@@ -153,9 +165,9 @@ class StatefulLlama(llama_cpp.Llama):
             ours, theirs = ("with", "without") if self._asl_session else ("without", "with")
             raise StateError(f"expected a state saved {ours} pruning, got one saved {theirs}; prefill the prompt again")
         check_fingerprint(saved.origin, self._origin())
-        if len(saved.held.text_tokens) >= self._n_ctx:
+        if len(saved.held.tokens) > self._n_ctx:
             raise StateError(
-                f"expected fewer than n_ctx = {self._n_ctx} tokens, got a state of {len(saved.held.text_tokens)}; raise n_ctx"
+                f"expected at most n_ctx = {self._n_ctx} tokens, got a state of {len(saved.held.tokens)}; raise n_ctx"
             )
         if saved.held.tokens == () and saved.held.logits is None and saved.held == NOTHING:
             self._forget()
@@ -261,8 +273,13 @@ class StatefulLlama(llama_cpp.Llama):
         if self._asl_session is None:
             raise StateError("expected a Llama with asl_budget to load a prompt, got one without; pass asl_budget")
         saved, (tokens, layers, hidden, states) = prompt_file.load(Path(path), self._origin(), self._asl_form())
-        self.load_state(saved)
+        self._load_state(saved)
         self._text.unasked = saved.held.n_pruned > 0
         if self._sequence is not None and self._sequence.host is not None:
             self._sequence.host.put(tokens, 0, layers, hidden, states)
         return list(saved.held.text_tokens)
+
+
+def _warn_of_cached(err: StateError) -> None:
+    """A cache has a state that this object cannot use: the prompt begins anew."""
+    warnings.warn(f"a state in the cache is not used: {err}", RuntimeWarning, stacklevel=3)
