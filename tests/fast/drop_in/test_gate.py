@@ -89,12 +89,21 @@ def test_threads_take_turns(make):
     assert [found[i] for i in range(4)] == [[choices] * 3 for choices in expected]
 
 
-def test_a_stream_of_another_thread(make):
+@pytest.mark.parametrize("options", [PRUNED, {}], ids=["budget", "no budget"])
+@pytest.mark.parametrize("call", ["prompt", "state", "reset"])
+def test_a_stream_of_another_thread(make, options, call):
     """Between its tokens another call comes in: the stream says that its prompt is gone."""
-    llm = make(**PRUNED)
+    llm = make(**options)
+    llm.eval(DOCUMENT[:20])
+    state = llm.save_state()
     stream = complete(llm, ASKED, 20, stream=True)
     next(stream)
-    thread = threading.Thread(target=lambda: greedy(llm, DOCUMENT + QUESTIONS[1], 2))
+    calls = {
+        "prompt": lambda: greedy(llm, DOCUMENT + QUESTIONS[1], 2),
+        "state": lambda: llm.load_state(state),
+        "reset": llm.reset,
+    }
+    thread = threading.Thread(target=calls[call])
     thread.start()
     thread.join()
     with pytest.raises(StateError, match="got a prompt, a reset or a state since the last token"):
