@@ -314,7 +314,8 @@ class Llama(AnsweringLlama):
         tokens = list(tokens)  # now, not when the first token is asked for
         check_token_ids(tokens, self._n_vocab)
         given, processors = generation.as_given(self._gate, _GENERATE.bind(self, tokens, *args, **kwargs).arguments)
-        return generation.undisturbed(processors.checked(self._generate(tokens, given)), lambda: self._text.turn)
+        answer = processors.checked(self._generate(tokens, given))
+        return answer if self._sequence is None else generation.undisturbed(answer, lambda: self._text.turn)
 
     def _generate(self, tokens: list[int], given: dict[str, Any]) -> Tokens:
         self._text.turn += 1

@@ -160,7 +160,6 @@ class StatefulLlama(llama_cpp.Llama):
     def _load_state(self, saved: llama_cpp.LlamaState) -> None:
         if self._asl_session is None and not isinstance(saved, State):
             super().load_state(saved)
-            self._text.turn += 1
             return
         if self._asl_session is None or not isinstance(saved, State):
             ours, theirs = ("with", "without") if self._asl_session else ("without", "with")
