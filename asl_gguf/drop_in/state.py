@@ -7,6 +7,8 @@ from collections import abc
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from ..cache import prompt_file
 from ..cache.fingerprint import Fingerprint, check_fingerprint, fingerprint_of, with_adapters
 from ..cache.form import Form
@@ -14,7 +16,7 @@ from ..cache.prefix import PrunedPrefixCache
 from ..cache.snapshot import NOTHING, Snapshot, State
 from ..engine.sequence import Sequence
 from ..engine.transcript import Transcript
-from ..errors import StateError
+from ..errors import OptionTypeError, StateError, shown
 from ..native import context
 from ..native.bindings import llama_cpp
 from ..native.session import Session
@@ -22,7 +24,7 @@ from ..report import PrefillReport
 from .gate import Gate
 from .generation import known
 from .options import AslOptions
-from .values import check_text
+from .values import check_text, checked_path
 
 
 class StatefulLlama(llama_cpp.Llama):
@@ -229,8 +231,13 @@ class StatefulLlama(llama_cpp.Llama):
                 template does: for those, `prefill([{"role": "user", "content": document}])`.
 
         Raises:
+            OptionTypeError: it is none of these.
             PromptError, ContextFullError, PrefillCancelled: as `generate`.
         """
+        if not isinstance(prompt, (str, abc.Sequence, np.ndarray)) or isinstance(
+            prompt, (bytes, bytearray, memoryview)
+        ):
+            raise OptionTypeError(f"prompt: expected a text, token ids or the messages of a chat, got {shown(prompt)}")
         if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], abc.Mapping):
             self.create_chat_completion(cast(Any, prompt), max_tokens=1)
         else:
@@ -258,21 +265,23 @@ class StatefulLlama(llama_cpp.Llama):
         Raises:
             StateError: nothing was evaluated yet, this object does not prune, or n_tokens was set to less than the pruned
                 prompt.
+            OptionTypeError, OptionError: the path is none.
             OSError: the folder cannot be written; an existing file is as it was.
         """
         if self._asl_session is None or self.n_tokens == 0:
             raise StateError("expected an evaluated prompt on a Llama with asl_budget, got none; run a prompt first")
-        prompt_file.save(Path(path), self._saved(), self._sequence.host if self._sequence else None)
+        prompt_file.save(checked_path(path), self._saved(), self._sequence.host if self._sequence else None)
 
     def load_prompt(self, path: str | Path) -> list[int]:
         """Reads a file of `save_prompt`. Prompts that go on from its tokens, which it returns, need no prefill of them.
 
         Raises:
             StateError: no such file, it is damaged, or belongs to another model, version or setting.
+            OptionTypeError, OptionError: the path is none.
         """
         if self._asl_session is None:
             raise StateError("expected a Llama with asl_budget to load a prompt, got one without; pass asl_budget")
-        saved, (tokens, layers, hidden, states) = prompt_file.load(Path(path), self._origin(), self._asl_form())
+        saved, (tokens, layers, hidden, states) = prompt_file.load(checked_path(path), self._origin(), self._asl_form())
         self._load_state(saved)
         self._text.unasked = saved.held.n_pruned > 0
         if self._sequence is not None and self._sequence.host is not None:
