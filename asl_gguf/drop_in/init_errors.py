@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import AdapterError, ModelError, OptionError, OptionTypeError, shown
 from ..models import gguf_header
-from ..native import context
+from ..native import context, measured
 from ..native.bindings import llama_cpp
 from .values import INT32, SEEDS, checked_float
 
@@ -138,17 +138,26 @@ def check_cells(path: str, n_cells: int, arguments: Mapping[str, Any]) -> None:
     if arguments.get("n_gpu_layers") or arguments.get("swa_full") is False or n_cells < _FEW_CELLS:
         return
     try:
-        widths = gguf_header.cache_widths(path, arguments)
+        n_bytes = n_cells * _cell_bytes(path, arguments)
         n_bytes_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ModelError, AttributeError, OSError, ValueError):  # whoever loads the model says so; Windows does not say
         return
-    types = [arguments.get(name) or llama_cpp.GGML_TYPE_F16 for name in ("type_k", "type_v")]
-    n_bytes = n_cells * sum(sum(map(gguf_header.row_bytes, types, pair)) for pair in widths)
     if n_bytes > _SPARE_FACTOR * n_bytes_machine:
         raise OptionError(
             f"expected a context within the {n_bytes_machine / 2**30:.0f} GiB of this machine, got {n_cells} KV cells of "
             f"{n_bytes / 2**30:.0f} GiB; lower n_ctx, asl_budget or asl_decode_ctx, or take a smaller type_k"
         )
+
+
+def _cell_bytes(path: str, arguments: Mapping[str, Any]) -> int:
+    """What a cell takes over all layers: measured, or, where that cannot be, as the header has it."""
+    if measured_bytes := measured.kv_bytes(path, arguments):
+        return measured_bytes[0]
+    types = [
+        llama_cpp.GGML_TYPE_F16 if (kind := arguments.get(name)) is None else kind for name in ("type_k", "type_v")
+    ]
+    widths = gguf_header.cache_widths(path, arguments)
+    return sum(sum(map(gguf_header.row_bytes, types, pair)) for pair in widths)
 
 
 def without_adapter(arguments: dict[str, Any]) -> dict[str, Any]:

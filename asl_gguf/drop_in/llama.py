@@ -20,7 +20,7 @@ from ..engine.place import OwnContext
 from ..engine.plan import Request
 from ..engine.sequence import UNASKED, Sequence
 from ..engine.stock_report import stock_report
-from ..engine.transcript import Transcript
+from ..engine.transcript import Transcript, taken_back
 from ..errors import (
     ContextFullError,
     PromptError,
@@ -217,7 +217,7 @@ class Llama(AnsweringLlama):
             return str(err)
         self._asl_session = session
         self._stack.callback(session.close)  # before the context, which entered the stack earlier
-        host = HostKV.of(self._asl.full_kv, session, self.model_path, kwargs)
+        host = HostKV.of(self._asl.full_kv, session)
         if host:
             self._stack.callback(host.clear)
         rule.bind(session.info())
@@ -300,6 +300,10 @@ class Llama(AnsweringLlama):
         n_most = min(self._n_ctx, len(self.input_ids)) - self.n_tokens
         if n_tokens > n_most:
             raise ContextFullError(f"expected at most {n_most} more tokens of n_ctx, got {n_tokens}; raise n_ctx")
+        if (n_most := context.n_evaluated(self.ctx)) > self.n_tokens and not context.remove_from(
+            self.ctx, self.n_tokens
+        ):
+            raise taken_back(n_most, self.n_tokens)
 
     def generate(self, tokens: abc.Sequence[int], *args: Any, **kwargs: Any) -> Tokens:
         """`llama_cpp.Llama.generate`; a new prompt is prefilled under the budget first.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import abc
 from pathlib import Path
 from typing import Any, cast
+
+import numpy as np
 
 from ..cache import prompt_file
 from ..cache.fingerprint import Fingerprint, check_fingerprint, fingerprint_of, with_adapters
@@ -13,7 +16,7 @@ from ..cache.prefix import PrunedPrefixCache
 from ..cache.snapshot import NOTHING, Snapshot, State
 from ..engine.sequence import Sequence
 from ..engine.transcript import Transcript
-from ..errors import StateError
+from ..errors import OptionTypeError, StateError, shown
 from ..native import context
 from ..native.bindings import llama_cpp
 from ..native.session import Session
@@ -21,7 +24,7 @@ from ..report import PrefillReport
 from .gate import Gate
 from .generation import known
 from .options import AslOptions
-from .values import check_text
+from .values import check_text, checked_path
 
 
 class StatefulLlama(llama_cpp.Llama):
@@ -83,7 +86,7 @@ class StatefulLlama(llama_cpp.Llama):
         if isinstance(cache, PrunedPrefixCache):  # another object's
             cache = cache.inner
         if cache is not None and self._asl_session is not None:
-            cache = PrunedPrefixCache(cache, self._origin)
+            cache = PrunedPrefixCache(cache, self._origin, self._n_ctx)
         self._asl_cache = cache
 
     def _load_cached(self, tokens: abc.Sequence[int]) -> bool:
@@ -95,8 +98,11 @@ class StatefulLlama(llama_cpp.Llama):
         if not isinstance(self.cache, PrunedPrefixCache):
             return False
         try:
-            self.load_state(self.cache[tokens])
+            self._load_state(self.cache[tokens])
         except KeyError:
+            return False
+        except StateError as err:
+            _warn_of_cached(err)
             return False
         return True
 
@@ -146,6 +152,14 @@ class StatefulLlama(llama_cpp.Llama):
             StateError: the state belongs elsewhere; this object stays as it was. Or llama.cpp refuses its cells; then
                 this object is reset.
         """
+        try:
+            self._load_state(saved)
+        except StateError as err:
+            if not self._gate.nested:
+                raise
+            _warn_of_cached(err)  # the parent's completion takes it for a part of the prompt
+
+    def _load_state(self, saved: llama_cpp.LlamaState) -> None:
         if self._asl_session is None and not isinstance(saved, State):
             super().load_state(saved)
             return
@@ -153,9 +167,9 @@ class StatefulLlama(llama_cpp.Llama):
             ours, theirs = ("with", "without") if self._asl_session else ("without", "with")
             raise StateError(f"expected a state saved {ours} pruning, got one saved {theirs}; prefill the prompt again")
         check_fingerprint(saved.origin, self._origin())
-        if len(saved.held.text_tokens) >= self._n_ctx:
+        if len(saved.held.tokens) > self._n_ctx:
             raise StateError(
-                f"expected fewer than n_ctx = {self._n_ctx} tokens, got a state of {len(saved.held.text_tokens)}; raise n_ctx"
+                f"expected at most n_ctx = {self._n_ctx} tokens, got a state of {len(saved.held.tokens)}; raise n_ctx"
             )
         if saved.held.tokens == () and saved.held.logits is None and saved.held == NOTHING:
             self._forget()
@@ -217,8 +231,13 @@ class StatefulLlama(llama_cpp.Llama):
                 template does: for those, `prefill([{"role": "user", "content": document}])`.
 
         Raises:
+            OptionTypeError: it is none of these.
             PromptError, ContextFullError, PrefillCancelled: as `generate`.
         """
+        if not isinstance(prompt, (str, abc.Sequence, np.ndarray)) or isinstance(
+            prompt, (bytes, bytearray, memoryview)
+        ):
+            raise OptionTypeError(f"prompt: expected a text, token ids or the messages of a chat, got {shown(prompt)}")
         if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], abc.Mapping):
             self.create_chat_completion(cast(Any, prompt), max_tokens=1)
         else:
@@ -246,23 +265,30 @@ class StatefulLlama(llama_cpp.Llama):
         Raises:
             StateError: nothing was evaluated yet, this object does not prune, or n_tokens was set to less than the pruned
                 prompt.
+            OptionTypeError, OptionError: the path is none.
             OSError: the folder cannot be written; an existing file is as it was.
         """
         if self._asl_session is None or self.n_tokens == 0:
             raise StateError("expected an evaluated prompt on a Llama with asl_budget, got none; run a prompt first")
-        prompt_file.save(Path(path), self._saved(), self._sequence.host if self._sequence else None)
+        prompt_file.save(checked_path(path), self._saved(), self._sequence.host if self._sequence else None)
 
     def load_prompt(self, path: str | Path) -> list[int]:
         """Reads a file of `save_prompt`. Prompts that go on from its tokens, which it returns, need no prefill of them.
 
         Raises:
             StateError: no such file, it is damaged, or belongs to another model, version or setting.
+            OptionTypeError, OptionError: the path is none.
         """
         if self._asl_session is None:
             raise StateError("expected a Llama with asl_budget to load a prompt, got one without; pass asl_budget")
-        saved, (tokens, layers, hidden, states) = prompt_file.load(Path(path), self._origin(), self._asl_form())
-        self.load_state(saved)
+        saved, (tokens, layers, hidden, states) = prompt_file.load(checked_path(path), self._origin(), self._asl_form())
+        self._load_state(saved)
         self._text.unasked = saved.held.n_pruned > 0
         if self._sequence is not None and self._sequence.host is not None:
             self._sequence.host.put(tokens, 0, layers, hidden, states)
         return list(saved.held.text_tokens)
+
+
+def _warn_of_cached(err: StateError) -> None:
+    """A cache has a state that this object cannot use: the prompt begins anew."""
+    warnings.warn(f"a state in the cache is not used: {err}", RuntimeWarning, stacklevel=3)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -149,6 +151,15 @@ def check_prompt(prompt: Any, suffix: Any, n_vocab: int, *, echo: bool) -> None:
     check_token_ids(prompt, n_vocab)
     if echo:
         raise OptionTypeError("echo: expected a text as prompt with it, got token ids; detokenize them first")
+
+
+def checked_path(value: Any) -> Path:
+    """Raises OptionTypeError for no path, OptionError for one that no file can have."""
+    if not isinstance(value, (str, PathLike)):
+        raise OptionTypeError(f"path: expected a str or a Path, got {shown(value)}")
+    if "\0" in str(value):
+        raise OptionError(f"path: expected the path of a file, got {shown(value)}")
+    return Path(value)
 
 
 def check_text(name: str, text: str) -> None:

@@ -25,7 +25,7 @@ from .place import Place
 from .plan import Plan, Request
 from .reusing import ReusingLayers
 from .stock_report import stock_report
-from .transcript import Transcript
+from .transcript import Transcript, taken_back
 from .turn import TurnLayers, of_whole_prompt
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Sequence:
         """Before n_tokens are evaluated after the ones that were.
 
         Raises:
-            StateError: n_tokens was set to less than the pruned prompt, or to more than was evaluated.
+            StateError: n_tokens was set to what these cells cannot go on from.
             ContextFullError: there are no cells left for them.
         """
         text = self.transcript
@@ -130,7 +130,10 @@ class Sequence:
             raise StateError(
                 f"expected n_tokens of at most {n_evaluated}, which were evaluated, got {text.n_tokens}; call reset()"
             )
-        if n_tokens > (n_free := self.n_free):
+        n_before, n_free = text.n_tokens, self.n_free
+        if text.n_tokens < n_before:
+            raise taken_back(n_evaluated, n_before)
+        if n_tokens > n_free:
             raise ContextFullError(
                 f"expected at most {n_free} more tokens (of {self.place.n_cells} KV cells and n_ctx = {self.n_ctx}), got "
                 f"{n_tokens}; pass a larger asl_decode_ctx or n_ctx, or ask for a shorter answer"

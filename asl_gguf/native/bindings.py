@@ -169,6 +169,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_session_set_window": (c_int, [c_void_p, c_int32, POINTER(c_float)]),
     "asl_session_set_past": (c_int, [c_void_p, c_int32]),
     "asl_session_row_bytes": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),
+    "asl_session_key_bytes": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),
     "asl_session_save_rows": (c_int, [c_void_p, c_int32, c_int32, c_void_p, c_int64]),
     "asl_session_load_rows": (c_int, [c_void_p, c_void_p, c_int64]),
     "asl_session_state_bytes": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),

@@ -193,6 +193,10 @@ class Session:
         """Bytes of one token's K/V in a layer; 0 without K/V of its own."""
         return self._bytes_of(lib.session_row_bytes, layer)
 
+    def key_bytes(self, layer: int) -> int:
+        """Of these, bytes of K: they come first. Keys of an indexer stand in V's place where V is a part of K."""
+        return self._bytes_of(lib.session_key_bytes, layer)
+
     def save_rows(self, begin: int, end: int) -> np.ndarray:
         """uint8 [end - begin, row bytes]: K/V of these tokens in the layer that ran last, for `load_rows`."""
         info = self.info()

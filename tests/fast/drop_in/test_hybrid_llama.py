@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from asl_gguf import Llama, ModelError, OptionError
+from asl_gguf import Llama, ModelError, OptionError, StateError
 from harness import llama_cpp
 from tiny_kinds import write_kind
 from tiny_llama import greedy, logits
 
 KINDS = ("delta-net", "mamba", "mamba2-beside", "short-conv", "kda", "lightning", "shared-kv", "streams")
+WITHOUT_STATES = ("shared-kv", "streams")
 OPTIONS: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "n_batch": 64}
 PRUNED = {"asl_budget": 0.4, "asl_min_prompt": 40, "asl_policy": "snapkv"}
 N_TOKENS = 120
@@ -63,6 +65,32 @@ def test_a_prompt_after_others(path):
                 answer = greedy(llm, tokens)
                 assert answer == expected[0] and np.array_equal(logits(llm), expected[1])
                 assert llm.last_prefill.pruned and llm.last_prefill.reused_tokens in (0, len(tokens))
+
+
+@pytest.mark.filterwarnings("ignore::asl_gguf.PruningDisabledWarning")
+@pytest.mark.parametrize("budget", [0.4, None])
+def test_tokens_that_are_taken_back_by_hand(path, budget):
+    """A state has seen them: an error, not an answer from the tokens that follow alone."""
+    goes_back, tokens = Path(path).stem in WITHOUT_STATES, prompt(n_tokens=60)
+
+    def refused() -> Any:
+        return nullcontext() if goes_back else pytest.raises(StateError, match="remembers of them cannot be taken back")
+
+    with opened(path, asl_budget=budget, asl_min_prompt=200) as llm:
+        expected = greedy(llm, tokens)
+        llm.reset()
+        llm.eval(tokens)
+        llm.n_tokens = 58
+        with refused():
+            llm.eval([5])
+        assert greedy(llm, tokens) == expected
+    with opened(path, asl_budget=budget, logits_all=True) as llm:
+        stream = llm.generate(tokens, temp=0.0)
+        next(stream)
+        with refused():
+            for _ in range(4):
+                stream.send([3, 4])  # which the model would not say
+        assert greedy(llm, tokens) == expected
 
 
 def test_nothing_is_printed(path, capfd):

@@ -152,7 +152,7 @@ def test_a_state_that_llama_cpp_refuses(make, options):
 def test_a_state_longer_than_n_ctx(make):
     llm, short = make(**PLAIN), make(n_ctx=256, **PLAIN)
     llm.prefill(prompt(300))
-    with pytest.raises(StateError, match="expected fewer than n_ctx = 256 tokens, got a state of 300"):
+    with pytest.raises(StateError, match="expected at most n_ctx = 256 tokens, got a state of 300"):
         short.load_state(llm.save_state())
 
 
