@@ -65,6 +65,7 @@ def test_a_prompt_after_others(path):
                 assert llm.last_prefill.pruned and llm.last_prefill.reused_tokens in (0, len(tokens))
 
 
+@pytest.mark.long
 def test_nothing_is_printed(path, capfd):
     """llama.cpp warns of gaps between positions, and llama_cpp prints it."""
     with opened(path, asl_policy="fastkv:tsp_layer=1") as llm:
@@ -104,6 +105,7 @@ def test_a_saved_prompt_brings_its_state(path, tmp_path):
             assert greedy(llm, prompt()) == fresh(path, prompt())[0]
 
 
+@pytest.mark.long
 def test_nothing_pruned_is_the_parents(path):
     turns = [prompt(), prompt() + prompt(7, 30), prompt()[:60], prompt(8)]
     with opened(path, asl_budget=1.0, asl_dequant=False) as llm, opened(path, llama_cpp.Llama) as stock:
@@ -126,6 +128,7 @@ def test_a_long_turn_is_pruned_over_what_was_kept(path):
         assert llm.last_prefill.reused_tokens == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("full_kv", [True, "q8_0"])
 def test_every_question_selects_again(path, full_kv, tmp_path):
     """From K/V and states of all tokens, in the same object and in one that loads the file."""
