@@ -21,6 +21,9 @@ export CMAKE_ARGS
 NATIVE := LLAMA_CPP_VERSION CMakeLists.txt models/manifest.json \
           $(wildcard cmake/*.cmake patches/*.patch native/include/* native/src/* native/server/*)
 
+# each process of pytest would compile all tests again otherwise, 5 seconds
+test test-server test-fast: export PYTHONDONTWRITEBYTECODE :=
+
 # one more CMake option, which later builds keep
 serve test test-server: override CMAKE_ARGS += -DASL_BUILD_SERVER=ON
 

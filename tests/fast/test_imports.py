@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 from pathlib import Path
 
@@ -32,13 +33,20 @@ def foreign(module: str) -> set[str]:
 
 def _all_imports(module: str) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in statements(MODULES[module]):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = [f"asl_gguf.{module}".rsplit(".", node.level)[0]] if node.level else []
             found |= {".".join([*base, *([node.module] if node.module else []), alias.name]) for alias in node.names}
     return found
+
+
+@functools.cache
+def statements(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """Of a file, those that import."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
 
 
 def part(module: str) -> str:
@@ -122,7 +130,6 @@ def test_each_package_has_a_folder_of_tests():
 def test_no_test_module_imports_another():
     """What they share lies beside tests/harness.py, or is a fixture in a conftest.py."""
     for path in TESTS.parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for node in statements(path):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             assert not [name for name in names if name.startswith(("test_", "conftest"))], path

@@ -67,6 +67,7 @@ def test_a_prompt_after_others(path):
                 assert llm.last_prefill.pruned and llm.last_prefill.reused_tokens in (0, len(tokens))
 
 
+<<<<<<< HEAD
 @pytest.mark.filterwarnings("ignore::asl_gguf.PruningDisabledWarning")
 @pytest.mark.parametrize("budget", [0.4, None])
 def test_tokens_that_are_taken_back_by_hand(path, budget):
@@ -93,6 +94,9 @@ def test_tokens_that_are_taken_back_by_hand(path, budget):
         assert greedy(llm, tokens) == expected
 
 
+=======
+@pytest.mark.long
+>>>>>>> h14
 def test_nothing_is_printed(path, capfd):
     """llama.cpp warns of gaps between positions, and llama_cpp prints it."""
     with opened(path, asl_policy="fastkv:tsp_layer=1") as llm:
@@ -132,6 +136,7 @@ def test_a_saved_prompt_brings_its_state(path, tmp_path):
             assert greedy(llm, prompt()) == fresh(path, prompt())[0]
 
 
+@pytest.mark.long
 def test_nothing_pruned_is_the_parents(path):
     turns = [prompt(), prompt() + prompt(7, 30), prompt()[:60], prompt(8)]
     with opened(path, asl_budget=1.0, asl_dequant=False) as llm, opened(path, llama_cpp.Llama) as stock:
@@ -154,6 +159,7 @@ def test_a_long_turn_is_pruned_over_what_was_kept(path):
         assert llm.last_prefill.reused_tokens == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("full_kv", [True, "q8_0"])
 def test_every_question_selects_again(path, full_kv, tmp_path):
     """From K/V and states of all tokens, in the same object and in one that loads the file."""
