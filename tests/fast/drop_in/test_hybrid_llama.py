@@ -67,7 +67,6 @@ def test_a_prompt_after_others(path):
                 assert llm.last_prefill.pruned and llm.last_prefill.reused_tokens in (0, len(tokens))
 
 
-<<<<<<< HEAD
 @pytest.mark.filterwarnings("ignore::asl_gguf.PruningDisabledWarning")
 @pytest.mark.parametrize("budget", [0.4, None])
 def test_tokens_that_are_taken_back_by_hand(path, budget):
@@ -94,9 +93,7 @@ def test_tokens_that_are_taken_back_by_hand(path, budget):
         assert greedy(llm, tokens) == expected
 
 
-=======
 @pytest.mark.long
->>>>>>> h14
 def test_nothing_is_printed(path, capfd):
     """llama.cpp warns of gaps between positions, and llama_cpp prints it."""
     with opened(path, asl_policy="fastkv:tsp_layer=1") as llm:
