@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import re
 from pathlib import Path
 
 import asl_gguf
@@ -67,6 +68,25 @@ def test_no_import_goes_back_up():
         if HEIGHT.get(part(name), -1) > HEIGHT[part(module)]
     ]
     assert not back, "\n".join(back)
+
+
+def test_the_picture_shows_the_imports():
+    """Each arrow is an import, and what is imported can be reached by arrows."""
+    page = (Path(__file__).parents[2] / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    lowest = {"_version": "errors", "report": "errors"}  # one room in the picture
+    found = {
+        (lowest.get(part(module), part(module)), lowest.get(part(name), part(name)))
+        for module in MODULES
+        if module not in ("__init__", "__main__")
+        for name in imports(module)
+        if part(name) in ORDER
+    }
+    arrows = set(re.findall(r"^    (\w+) --> (\w+)$", page, re.M))
+    assert arrows <= found
+    reached = set(arrows)
+    for middle in ORDER:
+        reached |= {(a, c) for a, b in reached if b == middle for d, c in reached if d == middle}
+    assert {(a, b) for a, b in found if a != b} <= reached
 
 
 def test_no_modules_import_each_other():
