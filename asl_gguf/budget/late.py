@@ -152,14 +152,15 @@ class PromptBudget:
 def auto_budget(
     auto: Auto, policy: Policy, n_tokens: int, n_most: int, shape: Shape, n_protected: int = 0
 ) -> PromptBudget:
-    """Of `auto`, for a prompt of which n_most tokens are kept at most."""
+    """The budget of a prompt under `auto`, which keeps at most n_most tokens."""
     least = policy.least_with(n_protected) if n_protected else policy.min_kept
     n_least = min(n_most, max(math.ceil(auto.least * n_tokens - 1e-9), _LEAST_TOKENS, least))
     return PromptBudget(n_least, n_most, n_most, policy=policy, thresholds=CALIBRATED.get(shape))
 
 
 def fixed_budget(policy: Policy, n_tokens: int, n_kept: int, shape: Shape) -> PromptBudget | None:
-    """Of n_kept tokens, where the layer is chosen; None: the policy does not look again, or the model has no thresholds."""
+    """A budget of n_kept tokens that may be selected in a deeper layer. None: the policy does not look again, or the model has no
+    thresholds."""
     thresholds = CALIBRATED.get(shape)
     if not policy.looks_again or not _LEAST_READ <= n_kept < n_tokens or thresholds is None:
         return None
@@ -169,8 +170,8 @@ def fixed_budget(policy: Policy, n_tokens: int, n_kept: int, shape: Shape) -> Pr
 
 
 def guarded_budget(policy: Policy, n_tokens: int, n_kept: int, n_most: int, shape: Shape) -> PromptBudget | None:
-    """Of n_kept tokens, up to n_most where what the prompt looks for does not stand in one place (`asl_guard`); None: as
-    `fixed_budget`."""
+    """A budget of n_kept tokens, and of up to n_most where what the prompt looks for does not stand in one place (`asl_guard`).
+    None: as in `fixed_budget`."""
     thresholds = CALIBRATED.get(shape)
     if not policy.looks_again or not _TOO_FEW <= n_kept < n_tokens or thresholds is None:
         return None

@@ -37,7 +37,7 @@ class Auto:
 
     @classmethod
     def parse(cls, text: str, min_prompt: int = Budget.min_prompt, option: str = "asl_budget") -> Auto:
-        """From `auto` or `auto:LEAST-MOST`, in any case.
+        """Reads `auto` or `auto:LEAST-MOST`, in any case.
 
         Raises:
             OptionError: it is neither; the message begins with the option's name.
@@ -74,7 +74,7 @@ class Target:
 
     @classmethod
     def parse(cls, text: str, min_prompt: int = Budget.min_prompt, option: str = "asl_budget") -> Target:
-        """From `fit:SIZE` or `ttft:TIME`, in any case.
+        """Reads `fit:SIZE` or `ttft:TIME`, in any case.
 
         Raises:
             OptionError: it is neither; the message begins with the option's name.
@@ -90,7 +90,7 @@ class Target:
 
 
 def parse_target(text: str, min_prompt: int = Budget.min_prompt, option: str = "asl_budget") -> Auto | Target:
-    """From a budget that is a goal, or follows the question.
+    """Reads a budget that is a goal, or that follows the question.
 
     Raises:
         OptionError: it is none; the message begins with the option's name.

@@ -41,7 +41,7 @@ _call: ContextVar[Call] = ContextVar("the call that is running", default=_NONE)
 
 
 def current_call() -> Call:
-    """Of the innermost `known` or `known_to`."""
+    """The call of the innermost `known` or `known_to`."""
     return _call.get()
 
 

@@ -159,7 +159,7 @@ class Llama(AnsweringLlama):
         self._init_pruned(path, n_ctx, kwargs)
 
     def _init_pruned(self, path: str, n_ctx: int, kwargs: dict[str, Any]) -> None:
-        """With cells for the budget; with all of them, and a warning, where nothing can be pruned."""
+        """Makes a context with cells for the budget; where nothing can be pruned, one with all cells, and warns."""
         self._asl = self._asl.calibrate(path)
         n_ctx = round_cells(n_ctx or gguf_header.n_ctx_train(path, kwargs.get("kv_overrides")))
         self._asl_reason = unprunable_use(kwargs)

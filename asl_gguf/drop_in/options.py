@@ -82,7 +82,7 @@ class AslOptions:
         )
 
     def calibrate(self, model_path: str) -> AslOptions:
-        """With what `asl-gguf calibrate` stored for this model file and policy, if anything."""
+        """These options, with what `asl-gguf calibrate` stored for this model file and policy, if anything."""
         policy, found = calibrated(self.given_policy, model_path, enabled=self.use_calibration)
         return replace(self, policy=policy, calibration=found.summary if found else None)
 

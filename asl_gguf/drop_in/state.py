@@ -107,7 +107,7 @@ class StatefulLlama(llama_cpp.Llama):
         return True
 
     def _origin(self) -> Fingerprint:
-        """Of states of what the context computes now."""
+        """The fingerprint that states have which the context computes now."""
         self._gate.check_open()
         return with_adapters(self._asl_fingerprint, self.ctx)
 

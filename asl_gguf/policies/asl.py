@@ -90,7 +90,7 @@ class ASL(SelectingPolicy):
             # of layers that all attend to the whole prompt, those further below than obs_layers are compared with none
             if prompt.full_layers or scores.layer > min_layer - self.obs_layers:
                 history.append(ranking.ranks(per_token))
-            # of a few layers, earlier ones serve as the reference too, and the first of all has none to wait for
+            # where few layers attend to the whole prompt, earlier ones serve as the reference too; the first of them has none
             if scores.layer < min_layer and (len(history) < 2 or not prompt.full_layers):
                 return Decision(rows)
             alone = base is None and bool(prompt.full_layers) and self.tau > 0

@@ -241,10 +241,10 @@ class Policy(ABC):
     def fewer_rows(
         self, scores: LayerScores, held: Indices | None, n_kept: int, tokens: Indices | None = None
     ) -> Indices | None:
-        """Of the rows that a layer before the selection holds, those that stay now that n_kept tokens are kept.
+        """Which rows a layer before the selection still keeps, once it is decided that n_kept tokens are kept.
 
         Args:
-            held: as its decision said.
+            held: the rows that its decision kept.
             tokens: come before others (`Decision.spreads`).
 
         Returns:

@@ -167,7 +167,7 @@ class Options:
 
     @classmethod
     def make(cls, texts: Mapping[str, str]) -> Options:
-        """From the texts of some flags, by field; the others have their defaults.
+        """Reads the texts of some flags, by field. The others have their defaults.
 
         Raises:
             OptionError: a value is outside its domain; the message begins with the flag.

@@ -87,7 +87,7 @@ class RequestOptions:
 
     @classmethod
     def parse(cls, text: str) -> RequestOptions:
-        """From JSON; an empty text is no object.
+        """Reads the options from JSON. An empty text is no object.
 
         Raises:
             OptionError: it is no object, a name is unknown, or a value is outside its domain.
