@@ -132,6 +132,31 @@ def test_others_decode_between_slices(open_shared, policy):
 
 @with_model
 @with_cache
+def test_others_say_what_they_say_alone(open_shared, model, shared_options):
+    """In a context of their own. Without flash attention sums follow the cells, so that logits differ in their last bits
+    (tests/fast/native/test_moving.py); the likeliest tokens do not."""
+    live = open_shared()
+    talk, said = Talk(live), {seq: [tokens[-1]] for seq, tokens in OTHERS.items()}
+    sequence = make_sequence(live.context, B)
+    sequence.start(sequence.plan(Request(LONG)))
+    more, n_slices = True, 0
+    while more or n_slices % 4:
+        more, n_slices = more and sequence.step(), n_slices + 1
+        if n_slices % 4 == 0:
+            talk.say()
+            for seq in OTHERS:
+                said[seq].append(talk.next[seq])
+    assert sequence.report.pruned
+    for seq, tokens in OTHERS.items():
+        with model.context(shared_options) as context:
+            alone = Sequences(context)
+            alone.decode(seq, tokens)
+            found, _ = alone.greedy(seq, tokens[-1], len(said[seq]) - 1)
+            assert found == said[seq] and len(found) > 4
+
+
+@with_model
+@with_cache
 def test_a_cancelled_prefill_leaves_no_trace(open_shared):
     live = open_shared()
     before = {seq: live.state(seq) for seq in OTHERS}
@@ -154,14 +179,44 @@ def test_a_cancelled_prefill_leaves_no_trace(open_shared):
 @with_model
 @with_cache
 def test_two_prefills_share_the_time(open_shared):
-    live, unsliced = open_shared(), open_shared()
+    """And others decode between their slices, as where nothing is prefilled."""
+    live, alone, unsliced = open_shared(), open_shared(), open_shared()
+    talk, undisturbed = Talk(live), Talk(alone)
     state, _ = prefill_unsliced(unsliced, B)
     pair = [make_sequence(live.context, seq) for seq in (B, D)]
     for sequence in pair:
         sequence.start(sequence.plan(Request(LONG)))
+    for _ in range(5):
+        assert all(sequence.step() for sequence in pair)
+        talk.say()
+        undisturbed.say()
+    assert_same(talk.logits, undisturbed.logits, "A and C")
     while sum(sequence.step() for sequence in pair):
         pass
     assert live.plain_state(B) == live.plain_state(D) == state
+    assert {seq: live.plain_state(seq) for seq in OTHERS} == {seq: alone.plain_state(seq) for seq in OTHERS}
+
+
+@with_model
+@with_cache
+def test_of_two_prefills_one_is_cancelled(open_shared):
+    """The other is what it is by itself, and the cells of the cancelled one are free."""
+    live, unsliced = open_shared(), open_shared()
+    state, logits = prefill_unsliced(unsliced, B)
+    others = {seq: live.plain_state(seq) for seq in OTHERS}
+    for n_slices in (1, 4, 9):
+        going, cancelled = (make_sequence(live.context, seq) for seq in (B, D))
+        for sequence in (going, cancelled):
+            sequence.start(sequence.plan(Request(LONG)))
+        for _ in range(n_slices):
+            assert going.step() and cancelled.step()
+        cancelled.cancel()
+        while going.step():
+            pass
+        assert live.plain_state(B) == state and not live.plain_state(D)
+        assert_same([live.context.logits()], [logits])
+        assert {seq: live.plain_state(seq) for seq in OTHERS} == others
+        assert moving.free_cells(live.context.handle, B) == moving.free_cells(unsliced.context.handle, B)
 
 
 @with_cache
