@@ -344,6 +344,7 @@ def other_library(tmp_path) -> Path:
 USE = "import asl_gguf.drop_in.llama; print('fine')"
 
 
+@pytest.mark.long
 def test_a_library_path_is_followed(other_library):
     code = "import asl_gguf.native.bindings as n; print(n.llama_cpp.llama_cpp._lib._name)"
     found = run_python(code, LLAMA_CPP_LIB_PATH=str(other_library))
@@ -370,6 +371,7 @@ def test_options_and_models_work_without_a_library(tmp_path):
     assert run_python(code, LLAMA_CPP_LIB_PATH=str(tmp_path)) == "True"
 
 
+@pytest.mark.long
 def test_llama_cpp_imported_too_early(other_library):
     code = f"import llama_cpp, os; del os.environ['LLAMA_CPP_LIB_PATH']; {USE}"
     found = run_python(code, LLAMA_CPP_LIB_PATH=str(other_library))
@@ -381,6 +383,7 @@ def test_llama_cpp_imported_too_early(other_library):
     assert run_python(f"import asl_gguf, llama_cpp; {USE}") == "fine"
 
 
+@pytest.mark.long
 def test_another_version(other_library):
     version = other_library / "LLAMA_CPP_VERSION"
     version.unlink()

@@ -188,6 +188,7 @@ def test_threads(make, stock, threads):
         assert getattr(llama_cpp, f"llama_{name}")(llm.ctx) == getattr(theirs, name)
 
 
+@pytest.mark.long
 def test_numa(make, tiny_model):
     """In a process of its own: the setting is the process's."""
     code = (
