@@ -133,8 +133,8 @@ def test_others_decode_between_slices(open_shared, policy):
 @with_model
 @with_cache
 def test_others_say_what_they_say_alone(open_shared, model, shared_options):
-    """In a context of their own. Without flash attention sums follow the cells, so that logits differ in their last bits
-    (tests/fast/native/test_moving.py); the likeliest tokens do not."""
+    """In a context of their own. In other cells sums run in another order, which shows in the logits' last bits
+    (test_other_cells_are_another_order_of_sums), and not in the likeliest tokens."""
     live = open_shared()
     talk, said = Talk(live), {seq: [tokens[-1]] for seq, tokens in OTHERS.items()}
     sequence = make_sequence(live.context, B)
