@@ -17,8 +17,8 @@ from ..budget.share import Budget, round_cells
 from ..budget.targets import BudgetValue
 from ..cache.host_kv import HostKV
 from ..engine.place import OwnContext
-from ..engine.plan import Request
-from ..engine.sequence import UNASKED, Sequence
+from ..engine.plan import UNASKED, Request
+from ..engine.sequence import Sequence
 from ..engine.stock_report import stock_report
 from ..engine.transcript import Transcript, taken_back
 from ..errors import (

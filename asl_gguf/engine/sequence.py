@@ -22,7 +22,7 @@ from ..report import PrefillReport
 from .guarded import guarded_slices
 from .layers import Layers
 from .place import Place
-from .plan import Plan, Request
+from .plan import UNASKED, Plan, Request
 from .reusing import ReusingLayers
 from .stock_report import stock_report
 from .transcript import Transcript, taken_back
@@ -30,11 +30,6 @@ from .turn import TurnLayers, of_whole_prompt
 
 logger = logging.getLogger(__name__)
 
-UNASKED = (
-    "the K/V that this question goes on from were chosen before it was known, and what it needs may be among those that "
-    "were dropped; with asl_full_kv=True every question selects again"
-)
-"""the reason in reports of prompts that go on from `prefill` or `load_prompt` without K/V of all tokens"""
 _MIN_LAYERED = 256
 """shorter prompts that are not pruned gain nothing from running layer by layer"""
 

@@ -16,7 +16,7 @@ import pytest
 
 from asl_gguf import StateError, UnaskedWarning
 from asl_gguf.cache.fingerprint import describe, settings_digest
-from asl_gguf.engine.sequence import UNASKED
+from asl_gguf.engine.plan import UNASKED
 from asl_gguf.policies import PyramidInfer, SnapKV, StreamingLLM
 from harness import prompt
 from tiny_llama import DOCUMENT, QUESTIONS, SETTLES, TEXT, cells, greedy, logits, n_kept
