@@ -125,6 +125,13 @@ class CappedRule(BudgetRule):
         least = self.context.policy.min_kept
         return min(n_tokens, max(least, min(self.wanted.kept(n_tokens), self.limit.kept(n_tokens))))
 
+    def with_protected(self, n_kept: int, n_tokens: int, n_protected: int) -> int:
+        """Protected tokens are kept, beyond the budget too: a slot has cells for them or the prompt is refused."""
+        return min(n_tokens, max(n_kept, self.context.policy.least_with(n_protected))) if n_protected else n_kept
+
+    def remedy(self, n_cells: int, n_answer: int) -> str:
+        return "start the server with a larger --asl-room or --asl-budget, or protect less"
+
     def bind(self, info: session_info) -> None:
         """Every model will do."""
 
@@ -157,13 +164,11 @@ class Rules:
         return self._make(self._budget, self._context)
 
     def of(self, request: RequestOptions) -> BudgetRule:
-        """The server's, unless the request asks for something else.
+        """The server's, or what the request asks for under it.
 
         Raises:
             OptionError: the policy does not keep to this budget.
         """
-        if request.budget is None and request.policy is None:
-            return self.server()
         policy = self._context.policy if request.policy is None else self._policy(request.policy)
         context = replace(self._context, policy=policy)
         wanted = self._budget if request.budget is None else request.budget

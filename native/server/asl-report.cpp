@@ -22,6 +22,11 @@ static json with_report(json answer, const std::string & report) {
 }
 
 json server_task_result_cmpl_final::to_json() {
-    // fields that the client chose are all that it gets
-    return response_fields.empty() ? with_report(to_json_stock(), asl_report) : to_json_stock();
+    // fields that the client chose, of the report too, are all that it gets
+    std::vector<std::string> chosen;
+    std::swap(chosen, response_fields);
+    json answer = with_report(to_json_stock(), asl_report);
+    std::swap(chosen, response_fields);
+    const bool chooses = res_type == TASK_RESPONSE_TYPE_NONE && !response_fields.empty();
+    return chooses ? json_get_nested_values(response_fields, answer) : answer;
 }

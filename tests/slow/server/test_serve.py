@@ -270,6 +270,35 @@ def test_wrong_options_are_refused(server, options, said):
 
 
 @pytest.mark.compact
+def test_what_is_protected_may_be_more_than_the_budget(server):
+    """The question of a short chat, or an agent's tools: it was refused."""
+    question = "The sky is blue. " * 60
+    messages = [{"role": "user", "content": "The sea is green. " * 60}, {"role": "user", "content": question}]
+    body = {
+        "messages": messages,
+        "max_tokens": 2,
+        "cache_prompt": False,
+        "asl": {"protect": ["question"], "budget": 0.1},
+    }
+    status, answer = server.post("/v1/chat/completions", body)
+    assert status == 200, answer
+    report = answer["asl"]
+    assert report["protected_tokens"] > 0.3 * report["prompt_tokens"] and report["pruned"]
+    assert report["protected_tokens"] < report["kept_tokens"] < report["prompt_tokens"]
+    # more than the slot's cells
+    body["messages"] = [{"role": "user", "content": "The sky is blue. " * 300}]
+    status, answer = server.post("/v1/chat/completions", body)
+    assert status == 400 and "protect less" in answer["error"]["message"]
+
+
+def test_fields_that_a_client_chooses(server, document):
+    chosen = server.complete(document, 2, response_fields=["content", "asl/kept_tokens", "asl"])
+    assert set(chosen) == {"content", "asl/kept_tokens", "asl"}
+    assert chosen["asl"]["kept_tokens"] == chosen["asl/kept_tokens"] == len(document) // 5
+    assert set(server.complete(document, 2, response_fields=["content"])) == {"content"}
+
+
+@pytest.mark.compact
 def test_anthropic_answers_carry_the_report(server):
     body = {"model": "any", "max_tokens": 4, "messages": [{"role": "user", "content": "Say hello"}]}
     status, answer = server.post("/v1/messages", body)
