@@ -234,9 +234,8 @@ class StatefulLlama(llama_cpp.Llama):
             OptionTypeError: it is none of these.
             PromptError, ContextFullError, PrefillCancelled: as `generate`.
         """
-        if not isinstance(prompt, (str, abc.Sequence, np.ndarray)) or isinstance(
-            prompt, (bytes, bytearray, memoryview)
-        ):
+        is_array = isinstance(prompt, np.ndarray) and prompt.ndim > 0
+        if not (is_array or isinstance(prompt, abc.Sequence)) or isinstance(prompt, (bytes, bytearray, memoryview)):
             raise OptionTypeError(f"prompt: expected a text, token ids or the messages of a chat, got {shown(prompt)}")
         if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], abc.Mapping):
             self.create_chat_completion(cast(Any, prompt), max_tokens=1)

@@ -403,7 +403,7 @@ def test_a_library_that_does_not_load(other_library):
 
 @pytest.mark.parametrize(
     "given",
-    [None, 5, 1.5, {"role": "user"}, b"text", iter([5, 6]), object(), np.float32(1)],
+    [None, 5, 1.5, {"role": "user"}, b"text", iter([5, 6]), object(), np.array(1)],
     ids=lambda given: type(given).__name__,
 )
 def test_a_prefill_of_no_prompt(make, given):
