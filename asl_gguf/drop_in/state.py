@@ -24,7 +24,7 @@ from ..report import PrefillReport
 from .gate import Gate
 from .generation import known
 from .options import AslOptions
-from .values import check_text, checked_path
+from .values import check_text, checked_integer, checked_path
 
 
 class StatefulLlama(llama_cpp.Llama):
@@ -57,7 +57,7 @@ class StatefulLlama(llama_cpp.Llama):
 
     @n_tokens.setter
     def n_tokens(self, value: int) -> None:
-        self._text.n_tokens = value
+        self._text.n_tokens = checked_integer("n_tokens", value, range(2**31))
 
     @property
     def input_ids(self) -> Any:
@@ -66,6 +66,8 @@ class StatefulLlama(llama_cpp.Llama):
 
     @input_ids.setter
     def input_ids(self, value: Any) -> None:
+        if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iu":
+            raise OptionTypeError(f"input_ids: expected an array of n_ctx integers, got {shown(value)}")
         self._text.ids = value
 
     @property
@@ -83,6 +85,10 @@ class StatefulLlama(llama_cpp.Llama):
 
     @cache.setter
     def cache(self, cache: Any) -> None:
+        if cache is not None and not (hasattr(type(cache), "__getitem__") and hasattr(type(cache), "__setitem__")):
+            raise OptionTypeError(
+                f"cache: expected a LlamaRAMCache, a LlamaDiskCache or their like, got {shown(cache)}"
+            )
         if isinstance(cache, PrunedPrefixCache):  # another object's
             cache = cache.inner
         if cache is not None and self._asl_session is not None:
