@@ -15,7 +15,7 @@ from ..cache.form import Form
 from ..cache.prefix import PrunedPrefixCache
 from ..cache.snapshot import NOTHING, Snapshot, State
 from ..engine.sequence import Sequence
-from ..engine.transcript import Transcript
+from ..engine.transcript import Transcript, taken_back
 from ..errors import OptionTypeError, StateError, shown
 from ..native import context
 from ..native.bindings import llama_cpp
@@ -139,7 +139,10 @@ class StatefulLlama(llama_cpp.Llama):
                 f"expected K/V of the LoRA adapters and control vectors that are set now ({now}), got K/V of others "
                 f"({self._asl_adapters}); run the prompt again, or set those"
             )
+        n_tokens, n_evaluated = self.n_tokens, self._sequence.place.n_evaluated
         self._sequence.trim()
+        if self.n_tokens < n_tokens:
+            raise taken_back(n_evaluated, n_tokens)
         if self.n_tokens == 0:
             return State(NOTHING, b"", self._seed, self._origin())
         held = Snapshot(
