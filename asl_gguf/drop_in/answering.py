@@ -17,7 +17,7 @@ from .completion import as_called, check_response_format, ended_at_first_stop, u
 from .generation import current_call, known, known_to
 from .logprobs import AnswerLogprobs
 from .state import StatefulLlama
-from .values import checked_stop, no_unicode
+from .values import check_messages, checked_stop, no_unicode
 
 _SAMPLE = inspect.signature(llama_cpp.Llama.sample)
 
@@ -60,6 +60,7 @@ class AnsweringLlama(StatefulLlama):
 
         @functools.wraps(llama_cpp.Llama.create_chat_completion)
         def create_chat_completion(self, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
+            check_messages(messages)
             check_response_format(kwargs.get("response_format"))
             if "stop" in kwargs:
                 kwargs["stop"] = checked_stop(kwargs["stop"])

@@ -44,9 +44,9 @@ from .answering import AnsweringLlama
 from .arguments import LlamaArguments, check_names, joined_signature, refusing_unknown
 from .gate import Gate, Tokenizer, gated
 from .generation import Call, current_call
-from .options import AslOptions, unprunable_use
+from .options import AslOptions, check_progress, unprunable_use
 from .progress import progress_of
-from .values import SEEDS, Tokens, check_token_ids, checked_integer
+from .values import SEEDS, Tokens, checked_integer, token_list
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -236,14 +236,20 @@ class Llama(AnsweringLlama):
         return None
 
     def set_progress(self, progress: Progress | bool | None) -> None:
-        """Replaces `asl_progress`."""
+        """Replaces `asl_progress`.
+
+        Raises:
+            OptionError: as `Llama` does.
+        """
+        check_progress(progress)
         if self._asl_session is not None:
             self._asl_session.set_progress(self._gate.reporting(progress_of(progress)))
 
     def set_seed(self, seed: int) -> None:
         """`llama_cpp.Llama.set_seed`, for seeds of 32 bits."""
         # the parent draws one from 0 to 2**32, both included
-        super().set_seed(seed if seed == SEEDS.stop else checked_integer("seed", seed, SEEDS))
+        is_drawn = isinstance(seed, int) and seed == SEEDS.stop
+        super().set_seed(seed if is_drawn else checked_integer("seed", seed, SEEDS))
 
     def n_ctx(self) -> int:
         """Longest prompt + answer in tokens. (llama_n_ctx of the decode context is its KV cells.)"""
@@ -283,7 +289,7 @@ class Llama(AnsweringLlama):
             StateError: n_tokens was set to less than the pruned prompt, or to more than was evaluated.
             PromptError: a token is none of the vocabulary.
         """
-        check_token_ids(tokens, self._n_vocab)
+        tokens = token_list(tokens, self._n_vocab)
         if self._sequence is not None:
             self._sequence.check_append(len(tokens))
         else:
@@ -315,8 +321,7 @@ class Llama(AnsweringLlama):
             OptionError: a value of the sampler is none that it can use.
             StateError: another prompt came between two tokens of this answer: what it went on from is gone.
         """
-        tokens = list(tokens)  # now, not when the first token is asked for
-        check_token_ids(tokens, self._n_vocab)
+        tokens = token_list(tokens, self._n_vocab)  # now, not when the first token is asked for
         given, processors = generation.as_given(self._gate, _GENERATE.bind(self, tokens, *args, **kwargs).arguments)
         answer = processors.checked(self._generate(tokens, given))
         return answer if self._sequence is None else generation.undisturbed(answer, lambda: self._text.turn)

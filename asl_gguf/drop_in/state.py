@@ -15,7 +15,7 @@ from ..cache.form import Form
 from ..cache.prefix import PrunedPrefixCache
 from ..cache.snapshot import NOTHING, Snapshot, State
 from ..engine.sequence import Sequence
-from ..engine.transcript import Transcript
+from ..engine.transcript import Transcript, taken_back
 from ..errors import OptionTypeError, StateError, shown
 from ..native import context
 from ..native.bindings import llama_cpp
@@ -24,7 +24,7 @@ from ..report import PrefillReport
 from .gate import Gate
 from .generation import known
 from .options import AslOptions
-from .values import check_text, checked_path
+from .values import check_text, checked_integer, checked_path
 
 
 class StatefulLlama(llama_cpp.Llama):
@@ -57,7 +57,7 @@ class StatefulLlama(llama_cpp.Llama):
 
     @n_tokens.setter
     def n_tokens(self, value: int) -> None:
-        self._text.n_tokens = value
+        self._text.n_tokens = checked_integer("n_tokens", value, range(2**31))
 
     @property
     def input_ids(self) -> Any:
@@ -66,6 +66,8 @@ class StatefulLlama(llama_cpp.Llama):
 
     @input_ids.setter
     def input_ids(self, value: Any) -> None:
+        if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iu":
+            raise OptionTypeError(f"input_ids: expected an array of n_ctx integers, got {shown(value)}")
         self._text.ids = value
 
     @property
@@ -83,6 +85,10 @@ class StatefulLlama(llama_cpp.Llama):
 
     @cache.setter
     def cache(self, cache: Any) -> None:
+        if cache is not None and not (hasattr(type(cache), "__getitem__") and hasattr(type(cache), "__setitem__")):
+            raise OptionTypeError(
+                f"cache: expected a LlamaRAMCache, a LlamaDiskCache or their like, got {shown(cache)}"
+            )
         if isinstance(cache, PrunedPrefixCache):  # another object's
             cache = cache.inner
         if cache is not None and self._asl_session is not None:
@@ -133,7 +139,10 @@ class StatefulLlama(llama_cpp.Llama):
                 f"expected K/V of the LoRA adapters and control vectors that are set now ({now}), got K/V of others "
                 f"({self._asl_adapters}); run the prompt again, or set those"
             )
+        n_tokens, n_evaluated = self.n_tokens, self._sequence.place.n_evaluated
         self._sequence.trim()
+        if self.n_tokens < n_tokens:
+            raise taken_back(n_evaluated, n_tokens)
         if self.n_tokens == 0:
             return State(NOTHING, b"", self._seed, self._origin())
         held = Snapshot(
@@ -234,9 +243,8 @@ class StatefulLlama(llama_cpp.Llama):
             OptionTypeError: it is none of these.
             PromptError, ContextFullError, PrefillCancelled: as `generate`.
         """
-        if not isinstance(prompt, (str, abc.Sequence, np.ndarray)) or isinstance(
-            prompt, (bytes, bytearray, memoryview)
-        ):
+        is_array = isinstance(prompt, np.ndarray) and prompt.ndim > 0
+        if not (is_array or isinstance(prompt, abc.Sequence)) or isinstance(prompt, (bytes, bytearray, memoryview)):
             raise OptionTypeError(f"prompt: expected a text, token ids or the messages of a chat, got {shown(prompt)}")
         if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], abc.Mapping):
             self.create_chat_completion(cast(Any, prompt), max_tokens=1)

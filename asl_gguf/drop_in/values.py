@@ -84,25 +84,28 @@ def checked_float(name: str, value: Any) -> float:
     return float(number)
 
 
-def check_token_ids(tokens: Sequence[Any], n_vocab: int) -> None:
+def token_list(tokens: Iterable[Any], n_vocab: int) -> list[int]:
     """Raises PromptError for what is no token of the vocabulary; True is none."""
-    if not isinstance(tokens, Iterable):
-        raise PromptError(f"expected token ids, got {shown(tokens)}")
-    for token in tokens:
+    try:
+        found = list(tokens)
+    except TypeError:
+        raise PromptError(f"expected token ids, got {shown(tokens)}") from None
+    for token in found:
         if isinstance(token, (bool, np.bool_)) or not isinstance(token, (int, np.integer)):
             raise PromptError(f"expected integers as token ids, got {shown(token)}")
         if not 0 <= token < n_vocab:
             raise PromptError(f"expected token ids from 0 to {n_vocab - 1}, got {shown(token)}")
+    return found
 
 
 def check_tokens_of_text(tokens: Sequence[Any], n_vocab: int) -> None:
-    """`check_token_ids`, at a glance where all is well: llama_cpp makes a text of all tokens after each one."""
+    """`token_list`, at a glance where all is well: llama_cpp makes a text of all tokens after each one."""
     try:
         if not len(tokens) or (min(tokens) >= 0 and max(tokens) < n_vocab and isinstance(sum(tokens), Integral)):
             return
-    except TypeError:
+    except (TypeError, ValueError):  # an array of arrays has no truth value
         pass
-    check_token_ids(tokens, n_vocab)
+    token_list(tokens, n_vocab)
 
 
 def check_bias(bias: Any, n_vocab: int) -> None:
@@ -127,7 +130,16 @@ def checked_stop(stop: Any) -> list[str]:
     found = [] if stop is None else [stop] if isinstance(stop, str) else stop
     if not isinstance(found, (list, tuple, set, frozenset)) or not all(isinstance(one, str) for one in found):
         raise OptionTypeError(f"stop: expected a str or a list of them, got {shown(stop)}")
+    for one in found:
+        check_text("stop", one)
     return list(found)
+
+
+def check_messages(messages: Any) -> None:
+    """Raises OptionTypeError for other than a list of dicts."""
+    is_list = isinstance(messages, Sequence) and not isinstance(messages, (str, bytes))
+    if not is_list or not all(isinstance(message, Mapping) for message in messages):
+        raise OptionTypeError(f"messages: expected a list of dicts with role and content, got {shown(messages)}")
 
 
 def check_prompt(prompt: Any, suffix: Any, n_vocab: int, *, echo: bool) -> None:
@@ -148,7 +160,7 @@ def check_prompt(prompt: Any, suffix: Any, n_vocab: int, *, echo: bool) -> None:
         return
     if not isinstance(prompt, list):
         raise PromptError(f"prompt: expected a str or a list of token ids, got {shown(prompt)}")
-    check_token_ids(prompt, n_vocab)
+    token_list(prompt, n_vocab)
     if echo:
         raise OptionTypeError("echo: expected a text as prompt with it, got token ids; detokenize them first")
 

@@ -18,7 +18,6 @@ from asl_gguf import (
     Llama,
     ModelError,
     OptionError,
-    OptionTypeError,
     PrefillCancelled,
     PromptError,
     PruningDisabledWarning,
@@ -315,24 +314,3 @@ def test_without_a_budget_nothing_is_announced(make, recwarn):
     make(logits_all=True)
     make(architecture="mamba")
     assert not [warning for warning in recwarn if issubclass(warning.category, PruningDisabledWarning)]
-
-
-@pytest.mark.parametrize(
-    "given",
-    [None, 5, 1.5, {"role": "user"}, b"text", iter([5, 6]), object(), np.float32(1)],
-    ids=lambda given: type(given).__name__,
-)
-def test_a_prefill_of_no_prompt(make, given):
-    with pytest.raises(OptionTypeError, match="prompt: expected a text, token ids or the messages of a chat, got"):
-        make(asl_budget=0.2).prefill(given)
-
-
-def test_paths_of_no_file(make):
-    llm = make(asl_budget=0.2)
-    llm.prefill(NEXT)
-    for call in (llm.save_prompt, llm.load_prompt):
-        for given in (None, 5, b"prompt", object()):
-            with pytest.raises(OptionTypeError, match="path: expected a str or a Path, got"):
-                call(given)
-        with pytest.raises(OptionError, match="path: expected the path of a file, got"):
-            call("a\0b")

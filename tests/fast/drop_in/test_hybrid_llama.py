@@ -84,6 +84,10 @@ def test_tokens_that_are_taken_back_by_hand(path, budget):
         with refused():
             llm.eval([5])
         assert greedy(llm, tokens) == expected
+        llm.n_tokens = 58
+        with refused() if budget else nullcontext():  # the parent's state has the cells of all
+            llm.save_state()
+        assert greedy(llm, tokens) == expected
     with opened(path, asl_budget=budget, logits_all=True) as llm:
         stream = llm.generate(tokens, temp=0.0)
         next(stream)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from asl_gguf import Llama, OptionError, OptionTypeError, PromptError, StateError
-from asl_gguf.drop_in.values import check_token_ids
+from asl_gguf.drop_in.values import token_list
 from harness import llama_cpp
 from tiny_llama import DOCUMENT, QUESTIONS, chat, greedy
 
@@ -150,9 +150,9 @@ def test_rope_and_shares(tiny_model, budget):
 
 
 def test_no_tokens_at_all():
-    check_token_ids([], 4)
+    token_list([], 4)
     with pytest.raises(PromptError, match="expected token ids, got 5"):
-        check_token_ids(5, 4)  # type: ignore[arg-type]
+        token_list(5, 4)  # type: ignore[arg-type]
     assert llama_cpp.LLAMA_DEFAULT_SEED == 2**32 - 1
 
 
