@@ -46,7 +46,7 @@ from .gate import Gate, Tokenizer, gated
 from .generation import Call, current_call
 from .options import AslOptions, unprunable_use
 from .progress import progress_of
-from .values import SEEDS, Tokens, check_token_ids, checked_integer
+from .values import SEEDS, Tokens, check_grammar, check_token_ids, checked_integer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -314,6 +314,7 @@ class Llama(AnsweringLlama):
         tokens = list(tokens)  # now, not when the first token is asked for
         check_token_ids(tokens, self._n_vocab)
         given, processors = generation.as_given(self._gate, _GENERATE.bind(self, tokens, *args, **kwargs).arguments)
+        check_grammar(given.get("grammar"), self._model.vocab)
         answer = processors.checked(self._generate(tokens, given))
         return answer if self._sequence is None else generation.undisturbed(answer, lambda: self._text.turn)
 
