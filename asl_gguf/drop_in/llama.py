@@ -46,7 +46,7 @@ from .gate import Gate, Tokenizer, gated
 from .generation import Call, current_call
 from .options import AslOptions, check_progress, unprunable_use
 from .progress import progress_of
-from .values import SEEDS, Tokens, checked_integer, token_list
+from .values import SEEDS, Tokens, check_grammar, checked_integer, token_list
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -323,6 +323,7 @@ class Llama(AnsweringLlama):
         """
         tokens = token_list(tokens, self._n_vocab)  # now, not when the first token is asked for
         given, processors = generation.as_given(self._gate, _GENERATE.bind(self, tokens, *args, **kwargs).arguments)
+        check_grammar(given.get("grammar"), self._model.vocab)
         answer = processors.checked(self._generate(tokens, given))
         return answer if self._sequence is None else generation.undisturbed(answer, lambda: self._text.turn)
 

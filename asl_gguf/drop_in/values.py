@@ -48,6 +48,19 @@ def checked_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def check_grammar(grammar: Any, vocab: Any) -> None:
+    """Raises OptionError for a grammar that llama.cpp cannot read: the parent samples without one then."""
+    if grammar is None:
+        return
+    text, root = grammar._grammar.encode("utf-8"), grammar._root.encode("utf-8")
+    sampler = llama_cpp.llama_sampler_init_grammar(vocab, text, root)
+    if not sampler:
+        raise OptionError(
+            f"grammar: expected one in llama.cpp's notation (GBNF) with a rule {grammar._root}, got {grammar._grammar!r:.80}"
+        )
+    llama_cpp.llama_sampler_free(sampler)
+
+
 def _check_max_tokens(value: Any) -> None:
     if value is None:
         return

@@ -192,6 +192,26 @@ def test_the_command(command, config, tmp_path):
     assert len(drawn.findall("{*}circle")) == len(drawn.findall("{*}rect")) - 1 == 5 + 4 + 1
 
 
+def test_a_page(command, tmp_path):
+    code, out, err = command("--out", str(tmp_path / "profile.html"), "--step", "3", "--dry-run")
+    text = (tmp_path / "profile.html").read_text(encoding="utf-8")
+    assert (code, err) == (0, "") and "drawn in" in out
+    assert (
+        "http" not in text.replace("http-equiv", "") and "<script" not in text and "prefers-color-scheme: dark" in text
+    )
+    for said in (
+        "Calibration of asl-span on",
+        "data:image/svg+xml;base64,",
+        "calibrated",
+        "rank variance",
+        "min_layer",
+    ):
+        assert said in text
+    assert text.count("<tr>") > 2 + 7  # two heads, what was chosen, and layers
+    code, _, err = command("--out", str(tmp_path / "profile.png"))
+    assert code == 2 and err.startswith("asl-gguf: --out: expected a file that ends in .html or .svg")
+
+
 def test_a_dry_run_stores_nothing(command, config):
     code, out, _ = command("--dry-run", "--policy", "asl", "--step", "3")
     assert code == 0 and "stored" not in out and "calibrated" in out
