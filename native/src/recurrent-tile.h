@@ -18,7 +18,7 @@ ASL_TARGET void convolve_channels(const asl_short_conv & conv, int64_t begin, in
     const int64_t n_row = conv.n_tokens + conv.n_taps - 1;
     float rows[(N_CONV_TOKENS + ASL_TAPS_MAX) * S::W], taps[ASL_TAPS_MAX * S::W], out[S::W];
     for (int64_t c = begin; c < end; c += S::W) {
-        const int64_t n = std::min<int64_t>(S::W, end - c);
+        const int64_t n = std::min(end - c, (int64_t) S::W);
         for (int64_t i = 0; i < conv.n_taps; ++i) {
             for (int64_t lane = 0; lane < S::W; ++lane) {
                 taps[i * S::W + lane] = lane < n ? conv.w[(c + lane) * conv.n_taps + i] : 0.0f;
