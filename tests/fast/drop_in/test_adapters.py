@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from asl_gguf import StateError
+from asl_gguf import Llama, StateError
 from asl_gguf.native import context
 from harness import llama_cpp
-from tiny_llama import DOCUMENT, QUESTIONS, greedy
+from tiny_llama import DOCUMENT, QUESTIONS, greedy, logits
 
 PRUNED = {"asl_budget": 0.4, "asl_min_prompt": 80, "asl_policy": "snapkv"}
 ASKED = DOCUMENT + QUESTIONS[0]
@@ -62,6 +63,10 @@ def set_vectors(llm: Any, seed: int) -> None:
     values = np.random.default_rng(seed).standard_normal(N_EMBD * (N_LAYER - 1), dtype=np.float32)
     pointer = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     assert llama_cpp.llama_set_adapter_cvec(llm.ctx, pointer, values.size, N_EMBD, 1, N_LAYER - 1) == 0
+
+
+def remove_vectors(llm: Any) -> None:
+    assert llama_cpp.llama_set_adapter_cvec(llm.ctx, None, 0, N_EMBD, 1, N_LAYER - 1) == 0
 
 
 def changes(llm: Any, path: Path) -> list[Any]:
@@ -142,7 +147,7 @@ def test_files_and_states_of_other_weights_are_refused(make, path, tmp_path, ful
         llm.save_state()  # its cells are still of those before
     llm.prefill(DOCUMENT)
     llm.save_prompt(tmp_path / "vectors")
-    assert llama_cpp.llama_set_adapter_cvec(llm.ctx, None, 0, N_EMBD, 1, N_LAYER - 1) == 0
+    remove_vectors(llm)
     with pytest.raises(StateError, match="expected a state with LoRA and control vectors none, got [0-9a-f]{16}"):
         llm.load_prompt(tmp_path / "vectors")
     llm.load_prompt(tmp_path / "p")
@@ -183,3 +188,31 @@ def test_tokens_evaluated_by_hand_under_several(make, path):
     assert llm.sample(temp=0.0) == other.sample(temp=0.0)
     with pytest.raises(StateError, match="got K/V of others"):
         llm.save_state()
+
+
+def test_nothing_pruned_is_the_parents_under_each(make, stock, path):
+    """Set and removed between turns of one conversation: bit for bit what the parent gives from its first token on."""
+    llm, parent, tokens = make(asl_budget=1.0, asl_dequant=False), stock(), list(ASKED)
+    calls = [*changes(llm, path), lambda: remove_vectors(llm)]
+    others = [*changes(parent, path), lambda: remove_vectors(parent)]
+    for change, other in zip(calls, others):
+        change()
+        other()
+        parent.reset()
+        answers = [greedy(one, tokens, 5) for one in (llm, parent)]
+        assert answers[0] == answers[1] and np.array_equal(logits(llm), logits(parent))
+        tokens += answers[0] + QUESTIONS[1][:7]
+
+
+@pytest.mark.parametrize("dequant", ["auto", "int8", "all"])
+def test_packed_weights_and_graphs_know_of_each(tiny_model, path, dequant):
+    """Of a quantised model: products while decoding, and graphs that serve again, are those of what is set now."""
+    options = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "n_batch": 64, "asl_dequant": dequant, **PRUNED}
+    model = str(tiny_model("llama", weight_type="Q4_1"))
+    with closing(Llama(model, **options)) as llm:
+        for i, change in enumerate(changes(llm, path)):
+            change()
+            found = greedy(llm, ASKED), logits(llm)
+            with closing(Llama(model, **options)) as fresh:
+                changes(fresh, path)[i]()
+                assert found[0] == greedy(fresh, ASKED) and np.array_equal(found[1], logits(fresh))
