@@ -257,4 +257,4 @@ def test_on_the_command_line(tiny_model, tmp_path, capsys):
     for command in ("run", "chat"):
         with pytest.raises(SystemExit) as raised:
             main([command, "-m", model, "--full-kv", "q9_9"])
-        assert raised.value.code == 2 and "invalid choice: 'q9_9'" in capsys.readouterr().err
+        assert raised.value.code == 2 and "expected one of q8_0, got 'q9_9'" in capsys.readouterr().err
