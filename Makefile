@@ -21,10 +21,13 @@ export CMAKE_ARGS
 NATIVE := LLAMA_CPP_VERSION CMakeLists.txt models/manifest.json \
           $(wildcard cmake/*.cmake patches/*.patch native/include/* native/src/* native/server/*)
 
+# each process of pytest would compile all tests again otherwise, 5 seconds
+test test-server test-fast: export PYTHONDONTWRITEBYTECODE :=
+
 # one more CMake option, which later builds keep
 serve test test-server: override CMAKE_ARGS += -DASL_BUILD_SERVER=ON
 
-.PHONY: help demo serve ui test test-server test-fast bench small conformance lint types docs build wheel test-wheel patch clean FORCE
+.PHONY: help demo serve ui test test-server test-fast bench small conformance sanitize lint types docs build wheel test-wheel patch clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -64,15 +67,28 @@ small: build ## docs/SMALL.md: six policies on unseen prompts (15 to 26 minutes)
 
 BUILD = $(firstword $(wildcard build/py3-none-*))
 
+GGML = $(firstword $(wildcard $(BUILD)/source/llama_cpp_python-*/vendor/llama.cpp/ggml))
+LIB = $(firstword $(wildcard $(VENV)/lib/python3*/site-packages/asl_gguf/lib))
+SHAPES ?= 60
+
 conformance: build ## docs/MODELS.md: a random model of every architecture, ours against stock's
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -DASL_BUILD_ARCHS=ON $(BUILD)
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build $(BUILD) --target asl-archs
 	$(PY) tests/conformance/run.py --archs $(BUILD)/bin/asl-archs --rows build/conformance.json --out docs/MODELS.md
 
+KERNELS := $(wildcard $(addprefix native/src/,packed*.cpp attend*.cpp recurrent*.cpp pack.cpp experts.cpp repacked.cpp))
+KERNELS := $(filter-out %/packed-weights.cpp %/attend-node.cpp %/recurrent-node.cpp,$(KERNELS))
+
+sanitize: build ## the kernels in threads, under the thread sanitizer, then under those for addresses and undefined behaviour
+	for kind in thread address,undefined; do \
+	    $(CXX) -std=c++17 -O1 -g -fsanitize=$$kind -fno-sanitize-recover=all -Inative/src -I$(GGML)/include -I$(GGML)/src \
+	        tests/native/kernels.cpp $(KERNELS) -o $(BUILD)/kernels-$$kind -L$(LIB) -lggml -lggml-base -Wl,-rpath,$(abspath $(LIB)) -pthread \
+	    && $(BUILD)/kernels-$$kind $(SHAPES) || exit 1; done
+
 lint: $(VENV)/.lint ## ruff and clang-format: rules and format
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'native/*.cpp' 'native/*.h')
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'native/*.cpp' 'native/*.h' 'tests/native/*.cpp')
 
 types: $(VENV)/.lint ## mypy
 	$(PY) -m mypy

@@ -2,6 +2,7 @@
 
     python bench/dequant.py MODEL.gguf --tokens 1024 2048 --runs 5  # CPU seconds of prefills, nothing pruned
     python bench/dequant.py MODEL.gguf --tokens 512 --modes auto    # of the default alone
+    python bench/dequant.py MODEL.gguf --tokens 512 --modes auto --policy fastkv:tsp_layer=9    # pruned to 0.2, too
     python bench/dequant.py MODEL.gguf --prompts 14                 # log-probabilities of the next token, beside F32's
 
 One thread. The weights are loaded as llama.cpp loads them by default.
@@ -10,6 +11,7 @@ One thread. The weights are loaded as llama.cpp loads them by default.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,9 +23,10 @@ from asl_gguf.eval.demo_text import make_document
 from asl_gguf.models.f32 import expanded
 from asl_gguf.native.bindings import llama_cpp
 from asl_gguf.native.model import ContextOptions, Model, stock_prefill, timed
-from asl_gguf.policies import Full
+from asl_gguf.policies import Full, Policy, make_policy
 
 MODES = ("off", "auto", "all", "int16", "int8")
+KEPT = 0.2
 F32 = 0
 """ggml type of K/V"""
 
@@ -77,23 +80,25 @@ def compare_rounding(path: str, n_prompts: int, n_tokens: int, modes: Sequence[s
     model.close()
 
 
-def compare_speed(path: str, n_tokens: int, runs: int, modes: Sequence[str]) -> None:
+def compare_speed(path: str, n_tokens: int, runs: int, modes: Sequence[str], policy: Policy | None) -> None:
     model = Model(path, ContextOptions(n_threads=1))
     tokens = make_prompt(model, n_tokens)
     n_cells = round_cells(len(tokens))
+    n_kept = round(KEPT * len(tokens))
+    variants = {"": (Full(), len(tokens))} | ({f", {KEPT}": (policy, n_kept)} if policy else {})
     seconds: dict[str, list[float]] = {}
     with model.context(n_cells) as stock, model.context(n_cells) as ctx:
         for _ in range(runs):
             _, timing = timed(lambda: stock_prefill(stock, tokens, model.options.n_ubatch))
             seconds.setdefault("stock", []).append(timing.cpu)
-            for mode in modes:
+            for mode, (name, (rule, n)) in itertools.product(modes, variants.items()):
                 with model.session(ctx, n_cells, len(tokens), mode) as session:
-                    _, timing = timed(lambda session=session: prefill(session, tokens, Full(), len(tokens)))
-                    seconds.setdefault(mode, []).append(timing.cpu)
-    print(f"{len(tokens)} tokens, nothing pruned, CPU seconds (least, median), to stock's least")
+                    _, timing = timed(lambda session=session, rule=rule, n=n: prefill(session, tokens, rule, n))
+                    seconds.setdefault(mode + name, []).append(timing.cpu)
+    print(f"{len(tokens)} tokens, CPU seconds (least, median), to stock's least; pruned where a share is named")
     for name, values in seconds.items():
         ratio = min(values) / min(seconds["stock"])
-        print(f"{name:8} {min(values):7.2f} {np.median(values):7.2f} {ratio:6.2f}", flush=True)
+        print(f"{name:10} {min(values):7.2f} {np.median(values):7.2f} {ratio:6.2f}", flush=True)
     model.close()
 
 
@@ -102,11 +107,12 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--tokens", type=int, nargs="*", default=[], help="lengths of the prompts that are timed")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--policy", help=f"prefills pruned to {KEPT} are timed, too, by this policy")
     parser.add_argument("--prompts", type=int, default=0, help="how many prompts of 200 tokens are compared with F32")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="default: all")
     args = parser.parse_args()
     for n_tokens in args.tokens:
-        compare_speed(args.model, n_tokens, args.runs, args.modes)
+        compare_speed(args.model, n_tokens, args.runs, args.modes, make_policy(args.policy) if args.policy else None)
     if args.prompts:
         compare_rounding(args.model, args.prompts, 200, args.modes)
 

@@ -23,6 +23,7 @@ os.environ["ASL_GGUF_CONFIG_DIR"] = tempfile.mkdtemp(prefix="asl-gguf-tests-")
 
 # Every run draws the same examples, however slow the machine is.
 settings.register_profile("fast", derandomize=True, deadline=None, max_examples=60)
+settings.register_profile("short", settings.get_profile("fast"), max_examples=30)
 settings.load_profile("fast")
 
 
@@ -34,6 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "pairs(*names): these arguments come from tests/pairs.py")
+    if config.getoption("--short"):
+        settings.load_profile("short")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

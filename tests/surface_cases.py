@@ -10,14 +10,15 @@ from harness import llama_cpp, prompt
 from tiny_gguf import FIRST_BYTE
 from tiny_llama import READABLE, TEXT
 
+MIN_PROMPT = 80
 UNPRUNED = {"asl_budget": 1.0, "asl_dequant": False}
 LAYERED = {"asl_budget": 1.0}
 """nothing pruned, but run layer by layer: the weights are F32, which asl_dequant leaves as they are"""
-PRUNED = {"asl_budget": 0.4}
-PROMPT = TEXT[:430]
-"""long enough to be pruned, and to run layer by layer"""
+PRUNED = {"asl_budget": 0.4, "asl_min_prompt": MIN_PROMPT}
+PROMPT = TEXT[:200]
+"""long enough to be pruned and to run layer by layer, where MIN_PROMPT is the limit (the fixture short_prompts_count)"""
 BASE = {"prompt": PROMPT, "max_tokens": 8, "seed": 3, "logit_bias": READABLE}
-TOKENS = prompt(300)
+TOKENS = prompt(120)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 

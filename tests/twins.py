@@ -253,3 +253,26 @@ def indexer_attention(
     softmax = np.exp(scores - scores.max(axis=-1, keepdims=True))
     softmax /= softmax.sum(axis=-1, keepdims=True)
     return (softmax * (1 if weights is None else weights[:, None])).sum(axis=0)
+
+
+def short_convolution(past: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs [channels, taps - 1 + tokens] and outputs [tokens, channels] of `asl_short_convolution`, in f64."""
+    joined = np.concatenate([past, x.T], axis=1)
+    windows = np.lib.stride_tricks.sliding_window_view(joined.astype(np.float64), w.shape[1], axis=1)
+    return joined, np.einsum("cti,ci->tc", windows, w)
+
+
+def delta_nets(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, g: np.ndarray, beta: np.ndarray, state: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """States [heads, n, n] and outputs [tokens, heads, n] of `asl_delta_nets`, in f64."""
+    n_head, n = v.shape[1:]
+    of_head = np.arange(n_head) % q.shape[1]
+    memory, outputs = state.astype(np.float64), np.empty(v.shape)
+    for t in range(len(v)):
+        memory *= np.exp(g[t].astype(np.float64))[:, None, :]
+        keys = k[t, of_head]
+        delta = beta[t][:, None] * (v[t] - np.einsum("hji,hi->hj", memory, keys))
+        memory += delta[:, :, None] * keys[:, None, :]
+        outputs[t] = np.einsum("hji,hi->hj", memory, q[t, of_head]) / n**0.5
+    return memory, outputs

@@ -21,10 +21,8 @@ from ..eval.tasks.haystacks import context_maker
 from ..eval.tasks.needles import N_DIGITS, needle
 from ..eval.tasks.words import keys, numbers, seeded
 from ..models.named import resolve
-from ..native.bindings import llama_cpp
 from ..native.model import ContextOptions, Model
-
-_ANSWER_TOKENS = 16
+from .answer import ANSWER_TOKENS, timed_answer
 
 
 @dataclass(frozen=True)
@@ -148,14 +146,14 @@ def bench_agents(
 
 
 def _asked_tokens(model: Model, turn: Turn) -> int:
-    """Of a turn's questions with their answers, in this model's vocabulary."""
+    """Tokens of a turn's questions with their answers, in this model's vocabulary."""
     texts = [f"<|im_end|>\n{CHATML.user_prefix}{question.text}" for question in turn.questions]
-    return sum(len(model.tokenize(text)) + _ANSWER_TOKENS for text in texts)
+    return sum(len(model.tokenize(text)) + ANSWER_TOKENS for text in texts)
 
 
 def _share_right(llm: Llama, model: Model, asked: list[Answered]) -> float:
-    """Of questions whose prompts were those of another way."""
-    right = [one.answer in model.detokenize(_answer(llm, list(one.prompt))[0]) for one in asked]
+    """Share of right answers to prompts of another way, which its own answers are part of."""
+    right = [one.answer in model.detokenize(timed_answer(llm, list(one.prompt), time.process_time)[0]) for one in asked]
     return mean(right) if right else 0.0
 
 
@@ -180,7 +178,7 @@ def _hold(llm: Llama, model: Model, session: list[Turn]) -> Iterator[Answered]:
             start = CHATML.user_prefix if not tokens else f"<|im_end|>\n{CHATML.user_prefix}"
             text = f"{start}{turn.text}\n{question.text}" if i == 0 else f"{start}{question.text}"
             tokens += model.tokenize(text) if not tokens else llm.tokenize(text.encode("utf-8"), False, True)
-            answer, seconds = _answer(llm, tokens)
+            answer, seconds = timed_answer(llm, tokens, time.process_time)
             tokens += answer
             report = llm.last_prefill
             assert report is not None
@@ -188,16 +186,3 @@ def _hold(llm: Llama, model: Model, session: list[Turn]) -> Iterator[Answered]:
             prompt = tuple(tokens[: len(tokens) - len(answer)])
             right = question.answer in model.detokenize(answer)
             yield Answered(right, question.is_older, number, seconds, n_bytes, prompt, question.answer)
-
-
-def _answer(llm: Llama, tokens: list[int]) -> tuple[list[int], float]:
-    """Its tokens, and the CPU seconds to the first one."""
-    answer: list[int] = []
-    begin, seconds = time.process_time(), 0.0
-    with contextlib.closing(llm.generate(tokens, temp=0.0)) as generated:
-        for token in islice(generated, _ANSWER_TOKENS):
-            seconds = seconds or time.process_time() - begin
-            if llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
-                break
-            answer.append(token)
-    return answer, seconds

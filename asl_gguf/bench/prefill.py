@@ -69,7 +69,7 @@ def bench_prefill(
 
 
 def operations(model: Model, n_tokens: int) -> tuple[float, float]:
-    """Of a prefill that prunes nothing: of products, 2 for each weight and token, and of causal attention."""
+    """Operations of a prefill that prunes nothing: of products, 2 for each weight and token, and of causal attention."""
     n_embd_attn = llama_cpp.llama_model_n_embd(model.handle)
     products = 2 * layer_parameters(model.path, model.n_layer) * n_tokens
     return model.n_layer * products, model.n_layer * 2.0 * n_embd_attn * n_tokens * (n_tokens + 1)

@@ -22,11 +22,10 @@ from ..eval.tasks.haystacks import context_maker, spread
 from ..eval.tasks.needles import N_DIGITS, needle
 from ..eval.tasks.words import keys, numbers, seeded, shuffled
 from ..models.named import resolve
-from ..native.bindings import llama_cpp
 from ..native.model import ContextOptions, Model
+from .answer import timed_answer
 
 _KINDS = ("q8_0",)
-_ANSWER_TOKENS = 16
 _TURN_TOKENS = 128
 """at most, of a question and its answer"""
 
@@ -122,13 +121,6 @@ def _turns(llm: Llama, model: Model, chat: Chat, fresh: bool) -> Iterator[tuple[
         tokens += llm.tokenize(question.encode("utf-8"), add_bos=False, special=True)
         if fresh:
             llm.reset()
-        answer: list[int] = []
-        begin, seconds = time.perf_counter(), 0.0
-        with contextlib.closing(llm.generate(tokens, temp=0.0)) as generated:
-            for token in islice(generated, _ANSWER_TOKENS):
-                seconds = seconds or time.perf_counter() - begin
-                if llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
-                    break
-                answer.append(token)
+        answer, seconds = timed_answer(llm, tokens, time.perf_counter)
         tokens += answer
         yield right in model.detokenize(answer), seconds

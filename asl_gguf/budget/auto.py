@@ -31,11 +31,11 @@ class AutoRule(BudgetRule):
 
     @property
     def n_cells(self) -> int:
-        """For the upper limit, which layers hold until the budget is decided."""
+        """KV cells for the upper limit: layers hold so many rows until the budget is decided."""
         return self._most.n_cells
 
     def kept(self, n_tokens: int) -> int:
-        """At most."""
+        """Tokens to keep at most."""
         return self._most.kept(n_tokens)
 
     def bind(self, info: session_info) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..policies import Policy
 from ..policies.contract import LayerScores
-from ..policies.reading import Reading, read
+from ..policies.reading import N_QUERIES, Reading, read
 from .share import ROOM
 from .targets import Auto
 
@@ -25,13 +25,16 @@ _TOO_FEW = 40
 _LEAST_READ = 80
 """a fixed budget of fewer tokens is selected in the first layer that may: a chain does not fit it"""
 _FEW = 120
-"""of fewer tokens, a deeper layer selects for chains alone: questions that people wrote, and summaries, lose by it there.
-Their window stays narrow: 12 queries suffice to tell a chain"""
+"""of fewer tokens, a deeper layer selects for chains and several answers alone: summaries lose by it there. Their window stays
+narrow: 12 queries suffice to tell a chain"""
 _HELD = 2
 """rows that layers hold until a fixed budget's tokens are selected, in budgets. Of few tokens these would be too few: ROOM,
 for which there are cells"""
 _SEVERAL = 0.5
 """the need for several answers and chains: with K/V in all layers, less than half of what a summary takes is enough"""
+_ASKING = 0.25
+"""of few tokens for several answers, what the question's words may take beside the window. A chain needs none of them; a list
+of answers without them repeats its first ones"""
 _UNSURE = 0.2
 """the need where the prompt goes on with what stands in it: look-ups need the least, but short questions about a whole text can
 read like them"""
@@ -61,6 +64,14 @@ class Thresholds:
     sure: tuple[float, float] = (0.955, 0.985)
     """peak, looking faintly: from many places to one. Questions that people wrote read like needles by `found`"""
 
+    scattered: tuple[float, float] = (0.0, 0.0)
+    """attention on the document, between these: several answers, if no place stands out as `found` says"""
+
+    def several(self, reading: Reading) -> bool:
+        """Whether several answers are looked for, and nothing else: asked where few tokens are kept."""
+        begin, end = self.scattered
+        return begin <= reading.document < end and _ramp(reading.peak, *self.found) < 0.5
+
     def need(self, reading: Reading) -> float:
         """0 for what stands in one place, _SEVERAL for what stands in some, 1 for what follows from all of the document."""
         if reading.document >= self.document:
@@ -72,7 +83,14 @@ class Thresholds:
 
 CALIBRATED = {
     (30, 3, 576): Thresholds(
-        18, 22, document=0.11, found=(0.925, 0.955), chained=(0.985, 0.996), summary=(0.045, 0.06), faint=0.075
+        18,
+        22,
+        document=0.11,
+        found=(0.925, 0.955),
+        chained=(0.985, 0.996),
+        summary=(0.045, 0.06),
+        faint=0.075,
+        scattered=(0.055, 0.085),
     )
 }
 """shape of a model (native/context.py) -> its thresholds. SmolLM2-135M"""
@@ -94,7 +112,8 @@ class PromptBudget:
         n_held: rows to hold until then, n_most at least.
         policy: its first tokens are no part of the document.
         thresholds: of the model; None: there are none.
-        few: so few tokens that a deeper layer selects them for chains alone, whose room a question's own words would take.
+        few: so few tokens that a deeper layer selects them for chains and several answers alone, whose room a question's own
+            words would take.
     """
 
     def __init__(
@@ -110,10 +129,12 @@ class PromptBudget:
         wide = _READABLE if n_most >= _TOO_FEW and not few else 0
         self.n_held, self.n_window = n_held, max(wide, round(math.sqrt(n_least * n_most)))
         self.n_least, self.n_most, self.spreads = n_least, n_most, False
-        self.crowded = False
+        self.crowded, self.n_asking = False, 0
+        self.n_queries = N_QUERIES
         self._policy, self._few = policy, few
         self._thresholds = thresholds
         self._reading: Reading | None = None
+        self._in_window: Reading | None = None
         self.choice = "the upper limit: no layer selected tokens"
         """how many tokens, and why"""
 
@@ -124,6 +145,8 @@ class PromptBudget:
     def see(self, scores: LayerScores) -> None:
         """Reads it."""
         self._reading = read(scores, self._policy.first_kept)
+        if self._few:
+            self._in_window = read(scores, self._policy.first_kept, scores.window)
 
     def choose(self, layer: int, last: int) -> int | None:
         """As `LateBudget.choose`."""
@@ -137,8 +160,7 @@ class PromptBudget:
         need = thresholds.need(reading)
         self.spreads = self._policy.looks_again and need >= _SEVERAL / 2
         if self._few:
-            certain = reading.document >= thresholds.document and need >= _SEVERAL
-            self.crowded = self.spreads = self.spreads and certain
+            self._decide_few(thresholds, reading)
         if self.spreads and layer < min(thresholds.deeper, last):
             return None
         n_kept = self.n_least + round(need * (self.n_most - self.n_least))
@@ -148,18 +170,26 @@ class PromptBudget:
         )
         return n_kept
 
+    def _decide_few(self, thresholds: Thresholds, reading: Reading) -> None:
+        """Of few tokens, a deeper layer does better for chains and for several answers."""
+        narrow = self._in_window or reading
+        chain = narrow.document >= thresholds.document and thresholds.need(narrow) >= _SEVERAL
+        self.crowded = self.spreads = self._policy.looks_again and (chain or thresholds.several(reading))
+        self.n_asking = round(_ASKING * self.n_least) if self.crowded and not chain else 0
+
 
 def auto_budget(
     auto: Auto, policy: Policy, n_tokens: int, n_most: int, shape: Shape, n_protected: int = 0
 ) -> PromptBudget:
-    """Of `auto`, for a prompt of which n_most tokens are kept at most."""
+    """The budget of a prompt under `auto`, which keeps at most n_most tokens."""
     least = policy.least_with(n_protected) if n_protected else policy.min_kept
     n_least = min(n_most, max(math.ceil(auto.least * n_tokens - 1e-9), _LEAST_TOKENS, least))
     return PromptBudget(n_least, n_most, n_most, policy=policy, thresholds=CALIBRATED.get(shape))
 
 
 def fixed_budget(policy: Policy, n_tokens: int, n_kept: int, shape: Shape) -> PromptBudget | None:
-    """Of n_kept tokens, where the layer is chosen; None: the policy does not look again, or the model has no thresholds."""
+    """A budget of n_kept tokens that may be selected in a deeper layer. None: the policy does not look again, or the model has no
+    thresholds."""
     thresholds = CALIBRATED.get(shape)
     if not policy.looks_again or not _LEAST_READ <= n_kept < n_tokens or thresholds is None:
         return None
@@ -169,8 +199,8 @@ def fixed_budget(policy: Policy, n_tokens: int, n_kept: int, shape: Shape) -> Pr
 
 
 def guarded_budget(policy: Policy, n_tokens: int, n_kept: int, n_most: int, shape: Shape) -> PromptBudget | None:
-    """Of n_kept tokens, up to n_most where what the prompt looks for does not stand in one place (`asl_guard`); None: as
-    `fixed_budget`."""
+    """A budget of n_kept tokens, and of up to n_most where what the prompt looks for does not stand in one place (`asl_guard`).
+    None: as in `fixed_budget`."""
     thresholds = CALIBRATED.get(shape)
     if not policy.looks_again or not _TOO_FEW <= n_kept < n_tokens or thresholds is None:
         return None

@@ -99,7 +99,7 @@ class LatencyRule(BudgetRule):
         return (self._speed or 0.0) * n_token_layers
 
     def extends(self, n_new: int, n_held: int) -> bool:
-        """In time, or at least sooner than a pruned prefill of everything."""
+        """Appends where that is in time, or at least sooner than a pruned prefill of everything."""
         if self._speed is None:
             return n_new <= n_held
         n_tokens = n_held + n_new
@@ -137,7 +137,7 @@ class LatencyRule(BudgetRule):
         return f"{goal}: {reach}{_seconds(seconds)} predicted for {n_kept:,} of {n_tokens:,} tokens ({details})"
 
     def _learn(self, report: PrefillReport) -> None:
-        """From what a prefill did: its speed, and where it selected."""
+        """Notes the speed of a prefill, and where it selected."""
         found = report.prefill_seconds / report.token_layers
         if self._speed is None or report.prompt_tokens > 2 * self._longest:
             self._speed = found

@@ -45,7 +45,7 @@ class KVMemory:
 
 
 def _n_devices(kwargs: Mapping[str, Any]) -> int:
-    """At most how many devices hold K/V: the prefill has a slot on each."""
+    """How many devices hold K/V, at most. The prefill has a slot on each."""
     offloaded = kwargs.get("n_gpu_layers", 0) != 0 and kwargs.get("offload_kqv", True)
     if not offloaded or not llama_cpp.llama_supports_gpu_offload():
         return 1
@@ -62,7 +62,7 @@ class MemoryRule(BudgetRule):
 
     @classmethod
     def make(cls, target: Target, context: BudgetContext) -> MemoryRule:
-        """With what llama.cpp says of the model.
+        """The rule for a model, whose K/V widths llama.cpp says.
 
         Raises:
             OptionError: the size holds too few cells for the policy and the room, or fewer than asl_decode_ctx.
@@ -74,7 +74,7 @@ class MemoryRule(BudgetRule):
 
     @property
     def slot_bytes(self) -> int:
-        """Of the prefill context's KV buffers under the longest prompt."""
+        """Bytes of the prefill KV buffers at n_ctx tokens."""
         return round_cells(self.context.n_ctx) * self.memory.bytes_slot
 
     @property

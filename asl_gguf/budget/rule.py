@@ -87,7 +87,7 @@ class BudgetRule(ABC):
         """
 
     def extends(self, n_new: int, n_held: int) -> bool:
-        """Whether n_new tokens after n_held unpruned ones are evaluated as they are, and not pruned with them."""
+        """True: append a turn of n_new tokens unpruned, after n_held unpruned ones."""
         return self.kept(n_new) == n_new
 
     def measure(

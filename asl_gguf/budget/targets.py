@@ -16,12 +16,16 @@ _UNITS: dict[str, dict[str, int | Fraction]] = {
     "ttft": {"ms": Fraction(1, 1000), "s": 1, "min": 60},
 }
 FORMS = (
-    "'auto' or 'auto:LEAST-MOST' (follows the question, between two shares, such as auto:0.05-0.4), "
+    "'auto' or 'auto:LEAST-MOST' (follows the question, between two shares, such as auto:0.05-0.4 or auto:5%-40%), "
     "'fit:SIZE' (KV memory: a number and B, KB, MB, GB, KiB, MiB or GiB, such as fit:2GiB) or 'ttft:TIME' (time to the "
     "first token: a number and ms, s or min, such as ttft:5s)"
 )
 BudgetValue = float | int | str
 """what users give: a share, a number of tokens, or a goal"""
+
+
+def _share(number: str, sign: str) -> float:
+    return float(number) / 100 if sign else float(number)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Auto:
 
     @classmethod
     def parse(cls, text: str, min_prompt: int = Budget.min_prompt, option: str = "asl_budget") -> Auto:
-        """From `auto` or `auto:LEAST-MOST`, in any case.
+        """Reads `auto` or `auto:LEAST-MOST`, in any case.
 
         Raises:
             OptionError: it is neither; the message begins with the option's name.
@@ -45,11 +49,12 @@ class Auto:
         Budget(1, min_prompt)  # refuses a wrong min_prompt
         if text.lower() == "auto":
             return cls(text, min_prompt=min_prompt)
-        number = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+        number = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(%?)"
         match = re.fullmatch(rf"auto:{number}-{number}", text, re.IGNORECASE | re.ASCII)
-        if match is None or not 0 < float(match[1]) <= float(match[2]) <= 1:
+        least, most = (0.0, 0.0) if match is None else (_share(match[1], match[2]), _share(match[3], match[4]))
+        if not 0 < least <= most <= 1:
             raise OptionError(f"{option}: expected {FORMS}, with 0 < LEAST <= MOST <= 1, got {shown(text)}")
-        return cls(text, float(match[1]), float(match[2]), min_prompt)
+        return cls(text, least, most, min_prompt)
 
     def check(self, policy: Policy) -> None:
         """Raises OptionError if a policy cannot decide at its selection how many tokens are kept."""
@@ -74,7 +79,7 @@ class Target:
 
     @classmethod
     def parse(cls, text: str, min_prompt: int = Budget.min_prompt, option: str = "asl_budget") -> Target:
-        """From `fit:SIZE` or `ttft:TIME`, in any case.
+        """Reads `fit:SIZE` or `ttft:TIME`, in any case.
 
         Raises:
             OptionError: it is neither; the message begins with the option's name.
@@ -90,7 +95,7 @@ class Target:
 
 
 def parse_target(text: str, min_prompt: int = Budget.min_prompt, option: str = "asl_budget") -> Auto | Target:
-    """From a budget that is a goal, or follows the question.
+    """Reads a budget that is a goal, or that follows the question.
 
     Raises:
         OptionError: it is none; the message begins with the option's name.

@@ -63,7 +63,7 @@ class Form:
             raise ValueError("expected logits that are numbers, got NaN or infinity among them")
 
     def check_tokens(self, name: str, tokens: Sequence[int]) -> None:
-        """At least one token, and each in the vocabulary."""
+        """Raises ValueError unless there is a token and each one is in the vocabulary."""
         if not tokens:
             raise ValueError(f"expected {name}, got none")
         for token in tokens:

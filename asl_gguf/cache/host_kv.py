@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
-from ..models import gguf_header
 from ..native.session import Session
 from ..policies.contract import Floats
 from .packing import Packing
@@ -37,26 +35,23 @@ class HostKV:
         self.clear()
 
     @classmethod
-    def of(cls, full_kv: bool | str, session: Session, path: str, arguments: Mapping[str, Any]) -> HostKV | None:
+    def of(cls, full_kv: bool | str, session: Session) -> HostKV | None:
         """What `asl_full_kv` asks for; None: nothing.
 
         Args:
             session: of the model. Nothing is evaluated in its context.
-            path: its GGUF file.
-            arguments: of llama_cpp.Llama.
 
         Raises:
-            OptionError, ModelError: as `Packing`.
+            OptionError: as `Packing`.
         """
         if not full_kv:
             return None
-        row_bytes, state_bytes = _sizes(session)
+        sizes, state_bytes = _sizes(session)
         if isinstance(full_kv, str):
-            widths = gguf_header.cache_widths(path, arguments)
-            own = [pair if n_bytes else (0, 0) for pair, n_bytes in zip(widths, row_bytes)]
-            packing = Packing(full_kv, *session.kv_types, own, session.info().kv_bytes_cell)
+            type_k, type_v = session.kv_types
+            packing = Packing(full_kv, type_k, type_k if session.has_indexer else type_v, sizes)
             return cls(packing, packing.row_bytes, state_bytes)
-        return cls(None, row_bytes, state_bytes)
+        return cls(None, [k + v for k, v in sizes], state_bytes)
 
     @property
     def n_bytes(self) -> int:
@@ -131,11 +126,13 @@ class HostKV:
         self.tokens, self.layers, self.hidden, self.states = tuple(tokens), tuple(joined), hidden, dict(states)
 
 
-def _sizes(session: Session) -> tuple[list[int], list[int]]:
-    """Bytes of a token's K/V, and of the recurrent state, in each layer."""
+def _sizes(session: Session) -> tuple[list[tuple[int, int]], list[int]]:
+    """Bytes of a token's K and V, and of the recurrent state, in each layer."""
     session.begin([0], 1)
     try:
         layers = range(session.info().n_layer)
-        return [session.row_bytes(layer) for layer in layers], [session.state_size(layer) for layer in layers]
+        keys = [session.key_bytes(layer) for layer in layers]
+        rows = [(n_key, session.row_bytes(layer) - n_key) for layer, n_key in zip(layers, keys)]
+        return rows, [session.state_size(layer) for layer in layers]
     finally:
         session.abort()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ModelError, OptionError
+from ..errors import OptionError
 
 KINDS = ("q8_0",)
 """ggml types that rows may be packed in"""
@@ -23,15 +23,13 @@ class Packing:
     Args:
         kind: one of KINDS.
         type_k, type_v: ggml types of the cache.
-        widths: elements of K and of V of a row, for each layer; empty: the model's file does not say.
-        bytes_cell: what one row of every layer takes in the cache, together.
+        sizes: bytes of K and of V of a row in the cache, for each layer.
 
     Raises:
         OptionError: the cache's types are quantised already, or the rows are no whole blocks.
-        ModelError: the widths are not those of the cache.
     """
 
-    def __init__(self, kind: str, type_k: int, type_v: int, widths: Sequence[tuple[int, int]], bytes_cell: int) -> None:
+    def __init__(self, kind: str, type_k: int, type_v: int, sizes: Sequence[tuple[int, int]]) -> None:
         import gguf  # takes as long as the rest of this package
 
         self._quants = gguf.quants
@@ -43,20 +41,15 @@ class Packing:
                     f"asl_full_kv: expected {name} of f32, f16 or bf16 to keep as {kind}, got {found}; {_AS_IT_IS}"
                 )
         self._cached = (gguf.GGMLQuantizationType(type_k), gguf.GGMLQuantizationType(type_v))
-        sizes = gguf.GGML_QUANT_SIZES
-        n_block, n_packed = sizes[self._type]
-        n_k, n_v = (sizes[cached][1] for cached in self._cached)
-        if not widths or sum(k * n_k + v * n_v for k, v in widths) != bytes_cell:
-            raise ModelError(
-                f"expected a model file whose header gives the K/V widths of its {bytes_cell} bytes a token to keep as "
-                f"{kind}, got {list(widths)[:4]}; {_AS_IT_IS}"
-            )
+        n_block, n_packed = gguf.GGML_QUANT_SIZES[self._type]
+        n_k, n_v = (gguf.GGML_QUANT_SIZES[cached][1] for cached in self._cached)
+        widths = [(k // n_k, v // n_v) for k, v in sizes]
         if odd := [pair for pair in widths if pair[0] % n_block or pair[1] % n_block]:
             raise OptionError(
                 f"asl_full_kv: expected K and V of a layer in whole blocks of {n_block} for {kind}, got {odd[0][0]} and "
                 f"{odd[0][1]} elements a token; {_AS_IT_IS}"
             )
-        self._cached_k = [k * n_k for k, _ in widths]
+        self._cached_k = [k for k, _ in sizes]
         self._packed_k = [k // n_block * n_packed for k, _ in widths]
         self.row_bytes = [(k + v) // n_block * n_packed for k, v in widths]
         """packed bytes of one token in each layer"""
@@ -74,5 +67,6 @@ class Packing:
         parts = [
             self._quants.quantize(self._quants.dequantize(np.ascontiguousarray(part), before), after).view(np.uint8)
             for part, before, after in zip((rows[:, :at], rows[:, at:]), old, new)
+            if part.shape[1]  # V may be a part of K
         ]
         return np.concatenate(parts, axis=1)

@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..native.bindings import llama_cpp
 from .fingerprint import Fingerprint, settings_digest
@@ -56,12 +56,14 @@ class PrunedPrefixCache(llama_cpp.llama_cache.BaseLlamaCache):
 
     Args:
         origin: what the `Llama` computes K/V with now.
+        n_ctx: tokens that it has room for; objects with more may share the cache.
     """
 
-    def __init__(self, cache: Any, origin: Callable[[], Fingerprint]) -> None:
+    def __init__(self, cache: Any, origin: Callable[[], Fingerprint], n_ctx: int) -> None:
         super().__init__(getattr(cache, "capacity_bytes", 0))  # a cache of the user's own need not have one
         self.inner = cache
         self._origin = origin
+        self._n_ctx = n_ctx
         self._own_keys: dict[StateKey, None] = {}
 
     @property
@@ -72,18 +74,17 @@ class PrunedPrefixCache(llama_cpp.llama_cache.BaseLlamaCache):
         prompt, settings = tuple(key), settings_digest(self._origin())
         shared = {stored: stored.n_shared(prompt) for stored in self._keys() if stored.settings == settings}
         for stored in sorted(shared, key=lambda stored: shared[stored], reverse=True):
-            if shared[stored] and isinstance(state := self._get(stored), State):
+            if shared[stored] and self._fits(state := self._get(stored)):
                 return state
         # of a cache of the user's own, objects that share it know only the keys they set
         for pruned in (True, False):
             state = self._look_up(StateKey(settings, pruned, prompt))
-            if (
-                isinstance(state, State)
-                and (found := StateKey.of(state)).settings == settings
-                and found.n_shared(prompt)
-            ):
+            if self._fits(state) and (found := StateKey.of(state)).settings == settings and found.n_shared(prompt):
                 return state
         raise KeyError("no state serves this prompt")
+
+    def _fits(self, state: object) -> TypeGuard[State]:
+        return isinstance(state, State) and len(state.held.tokens) <= self._n_ctx
 
     def __contains__(self, key: Sequence[int]) -> bool:
         try:

@@ -13,7 +13,7 @@ from ..errors import AslError, OptionError, PromptError
 from . import bench, calibrate, chat, compare, demo, doctor, evaluate, inspect, models, run, serve
 from .options import check_numbers
 from .parser import Parser, shortened
-from .streams import drop_output, open_streams
+from .streams import as_typed, drop_output, open_streams
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     open_streams()
     argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        make_parser().print_help(sys.stderr)
+        return 2
     if argv[:1] == ["serve"]:  # most of its arguments are llama-server's
         logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
         return serve.main(argv[1:])
@@ -63,5 +66,5 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _failed(why: object, code: int) -> int:
     with contextlib.suppress(OSError):  # standard error may be as full as standard output
-        print(f"asl-gguf: {shortened(str(why))}", file=sys.stderr, flush=True)
+        print(f"asl-gguf: {as_typed(shortened(str(why)))}", file=sys.stderr, flush=True)
     return code

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from ..errors import OptionError
-from .options import add_model_options, add_pruning_options, context_kwargs, parse_fixed_budget
+from .budgets import parse_fixed_budget
+from .options import add_model_options, add_pruning_options, context_kwargs
 from .streams import print_json
 
 

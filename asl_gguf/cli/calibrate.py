@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Any
 from .._version import __version__
 from ..drop_in.progress import ProgressBar
 from ..errors import OptionError
+from ..eval.calibrate.page import CHOICE_HEAD, choice_rows, page, profile_rows
 from ..eval.calibrate.picture import picture
 from ..eval.calibrate.tradeoff import EASY, HARD, choose, mean_profile, means
 from ..models import calibration
 from ..models.calibration import Calibration
 from ..policies import ASL, make_policy
-from ..policies.parameters import require_share, scaled_layer
-from .options import add_model_options, add_pruning_options, context_kwargs, parse_fixed_budget
+from ..policies.parameters import require_share
+from .budgets import parse_fixed_budget
+from .options import add_model_options, add_pruning_options, context_kwargs
 
 if TYPE_CHECKING:
     from ..native.model import Model
+
+_PAGES = (".html", ".htm")
 
 
 def add_parser(commands: Any) -> None:
@@ -42,7 +46,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--hard", default=",".join(HARD), help="tasks that count as hard, with commas (default %(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=None, metavar="FILE.svg", help="draw the profile")
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="FILE", help="a page (.html) or a picture (.svg) of the profile"
+    )
     parser.add_argument("--dry-run", action="store_true", help="store nothing")
     parser.set_defaults(run=calibrate)
 
@@ -55,6 +61,8 @@ def calibrate(args: argparse.Namespace) -> int:
     require_share(args.tradeoff, "--tradeoff", one=True)
     if args.out is not None and not args.out.parent.is_dir():
         raise OptionError(f"--out: expected a file in a folder that exists, got {args.out}")
+    if args.out is not None and args.out.suffix.lower() not in (".svg", *_PAGES):
+        raise OptionError(f"--out: expected a file that ends in .html or .svg, got {args.out}")
     options = ContextOptions(**context_kwargs(args))
     model = Model(str(resolve(args.model)), options)
     try:
@@ -67,7 +75,9 @@ def calibrate(args: argparse.Namespace) -> int:
     if path is not None:
         print(f"\nstored in {path}")
     if args.out is not None:
-        args.out.write_text(picture(found), encoding="utf-8")
+        as_page = args.out.suffix.lower() in _PAGES
+        text = page(found, policy, Path(model.path).stem) if as_page else picture(found)
+        args.out.write_text(text, encoding="utf-8")
         print(f"drawn in {args.out}")
     return 0
 
@@ -111,34 +121,15 @@ def _measure(model: Model, policy: ASL, args: argparse.Namespace) -> Calibration
 
 
 def _print_profile(found: Calibration) -> None:
-    """A line per layer: what the rule looks at, and what a selection there costs."""
-    profile = found.profile
-    outcomes = zip(profile.nll_loss_easy, profile.nll_loss_hard, profile.quality_loss, profile.prefill_share)
-    by_layer = dict(zip(profile.layers, outcomes))
+    last = str(found.profile.n_layer - 1)
     print("\n       rank variance         more NLL, nats/token   probability  prefill")
     print("layer  easy       hard       easy       hard       lost         share")
-    for index, layer in enumerate(profile.observed):
-        line = f"{layer:5}  {profile.variance_easy[index]:<9.0f}  {profile.variance_hard[index]:<9.0f}"
-        if layer in by_layer:
-            easy, hard, quality, share = by_layer[layer]
-            line += f"  {easy:<9.3f}  {hard:<9.3f}  {quality:<11.3f}  {share:.2f}"
-        print(line + ("  (nothing is selected)" if layer == profile.n_layer - 1 else ""))
+    for layer, *cells in profile_rows(found):
+        line = f"{layer:>5}" + "".join(f"  {cell:<{width}}" for cell, width in zip(cells, (9, 9, 9, 9, 11, 4)))
+        print(line.rstrip() + ("  (nothing is selected)" if layer == last else ""))
 
 
 def _print_choice(found: Calibration, policy: ASL) -> None:
-    n_layer = found.profile.n_layer
-    min_layer = policy.min_layer if policy.min_layer is not None else scaled_layer(policy.min_depth, n_layer)
-    before, after = found.before, found.after
-    rows = [
-        ("", "before", "calibrated"),
-        ("min_layer", str(min_layer), str(found.min_layer)),
-        ("tau", f"{policy.tau:g}", f"{found.tau:g}"),
-        (f"selection layer of {n_layer}, easy", f"{before.layer_easy:.1f}", f"{after.layer_easy:.1f}"),
-        (f"selection layer of {n_layer}, hard", f"{before.layer_hard:.1f}", f"{after.layer_hard:.1f}"),
-        ("more NLL than the full cache, nats/token", f"{before.nll_loss:.3f}", f"{after.nll_loss:.3f}"),
-        ("probability of a reference token lost", f"{before.quality_loss:.3f}", f"{after.quality_loss:.3f}"),
-        ("prefill share", f"{before.prefill_share:.2f}", f"{after.prefill_share:.2f}"),
-    ]
     print()
-    for name, *cells in rows:
+    for name, *cells in [CHOICE_HEAD, *choice_rows(found, policy)]:
         print(f"{name:42}" + "".join(f"{cell:>12}" for cell in cells))

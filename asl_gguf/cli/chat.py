@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,10 @@ from .._version import __version__
 from ..drop_in.progress import ProgressBar
 from ..errors import AslError, ModelError, OptionError, PromptError
 from ..models.calibration import config_dir
+from .budgets import BUDGET_HELP, budget_of, parse_budget
 from .documents import read_document
 from .options import (
-    BUDGET_HELP,
+    ENDLESS,
     add_answer_options,
     add_context_options,
     add_full_kv_option,
@@ -25,13 +28,12 @@ from .options import (
     add_model_options,
     add_pruning_options,
     answer_kwargs,
-    budget_of,
     keeping_kwargs,
     llama_kwargs,
+    longest_answer,
     model_of,
-    parse_budget,
 )
-from .streams import standard_input
+from .streams import as_typed, standard_input
 
 if TYPE_CHECKING:
     from .chat_session import ChatSession
@@ -42,6 +44,8 @@ _ROOM_ANSWERS = 4
 """answers of --max-tokens that find room beside the budget, before a turn is prefilled anew with all that came before"""
 _PROMPT, _MORE = "> ", ". "
 _BLOCK = '"""'
+_LAST_WORDS = ("exit", "quit", "bye")
+"""what somebody at a terminal types to end, and asks no model"""
 _HISTORY_FILE = "chat_history"
 _HISTORY_LINES = 1000
 
@@ -67,7 +71,8 @@ def add_parser(commands: Any) -> None:
         "-f", "--file", action="append", dest="files", metavar="FILE", default=[],
         help="a document (text, HTML, PDF or DOCX) to put in front of the first question; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--system", help="system message")
+    parser.add_argument("-sys", "--system-prompt", "--system", dest="system", help="system message")
+    parser.add_argument("-cnv", "--conversation", action="store_true", help=argparse.SUPPRESS)  # as it is in any case
     n_usual = f"the model's training context, at most {_N_CTX:,}; more if --file needs it"
     add_context_options(parser, "conversation + answer", n_usual, cells=f"budget + {_ROOM_ANSWERS} answers")
     add_answer_options(parser, max_tokens=512)
@@ -92,12 +97,14 @@ def _make_session(args: argparse.Namespace) -> ChatSession:
     budget, answer_options = budget_of(args), answer_kwargs(args)
     llama_options = llama_kwargs(args) | keeping_kwargs(args)
     model = model_of(args)
+    n_answer = longest_answer(args, model)
+    n_room = n_answer if args.max_tokens == ENDLESS else _ROOM_ANSWERS * n_answer
     llama_options |= {
-        "n_ctx": _default_context(model, "\n\n".join(documents), args.max_tokens) if args.n_ctx is None else args.n_ctx,
+        "n_ctx": _default_context(model, "\n\n".join(documents), n_room) if args.n_ctx is None else args.n_ctx,
         "asl_policy": args.policy,
         "asl_dequant": args.dequant,
         "asl_decode_ctx": args.decode_ctx,
-        "asl_room": _ROOM_ANSWERS * args.max_tokens,
+        "asl_room": n_room,
         "asl_full_kv": args.full_kv,
     }
     session = ChatSession(model, budget, llama_options, answer_options, args.system)
@@ -106,13 +113,13 @@ def _make_session(args: argparse.Namespace) -> ChatSession:
     return session
 
 
-def _default_context(model: str, document: str, max_tokens: int) -> int:
+def _default_context(model: str, document: str, n_room: int) -> int:
     from ..models.gguf_header import n_ctx_train
     from ..models.named import resolve
     from .run import needed_context
 
     n_usual = min(n_ctx_train(str(resolve(model))), _N_CTX)
-    return max(n_usual, needed_context(model, document, _ROOM_ANSWERS * max_tokens)) if document else n_usual
+    return max(n_usual, needed_context(model, document, n_room)) if document else n_usual
 
 
 @contextlib.contextmanager
@@ -167,13 +174,15 @@ class Chat:
                 print()
             except AslError as err:
                 failed = True
-                print(f"asl-gguf: {err}", file=sys.stderr)
+                print(f"asl-gguf: {as_typed(err)}", file=sys.stderr)
         return int(failed and not self._terminal)
 
     def _turn(self) -> None:
         text, is_command = read_turn(self._read_line)
         if is_command:
             self._command(text)
+        elif self._terminal and text.strip().lower() in _LAST_WORDS:
+            raise _Quit
         elif text.strip():
             self._ask(text)
 
@@ -215,6 +224,7 @@ class Chat:
                 self._say("stopped; the question is withdrawn")
             raise
         print()
+        self._say(f"[{self._session.report}]")
         if not complete:
             self._say("stopped")
             if not self._terminal:
@@ -223,12 +233,12 @@ class Chat:
     def _command(self, line: str) -> None:
         name, _, argument = line.partition(" ")
         argument = argument.strip()
-        command = _COMMANDS.get(name)
+        command = _COMMANDS.get(_OTHER_NAMES.get(name, name))
         if command is None:
             raise OptionError(
                 f"expected one of {', '.join(_COMMANDS)}, got {name}; a space in front makes the line a question"
             )
-        if bool(argument) != bool(command.argument):
+        if bool(argument) != bool(command.argument) and not (command.optional and not argument):
             raise OptionError(f"expected {name} {command.argument or 'alone'}, got {line.rstrip()}")
         command.run(self, argument)
 
@@ -237,6 +247,9 @@ class Chat:
         self._say(f"{n_tokens} tokens, in front of the next question")
 
     def budget(self, argument: str) -> None:
+        if not argument:
+            print("none" if self._session.budget is None else self._session.budget)
+            return
         self._session.set_budget(parse_budget(argument, "/budget"))
         self._say(f"budget {argument}; the next question is prefilled with all that came before")
 
@@ -260,8 +273,10 @@ class Chat:
 
     def help(self, _argument: str) -> None:
         print(_USAGE)
+        columns = max(40, shutil.get_terminal_size().columns)
         for name, command in _COMMANDS.items():
-            print(f"{name + ' ' + command.argument:14}{command.help}")
+            text = textwrap.fill(command.help, columns - 15, break_on_hyphens=False).replace("\n", "\n" + " " * 14)
+            print(f"{name + ' ' + command.argument:14}{text}")
 
     def quit(self, _argument: str) -> None:
         raise _Quit
@@ -277,11 +292,13 @@ class _Command:
     help: str
     argument: str = ""
     """its name, for commands that take one"""
+    optional: bool = False
+    """whether it may be left out"""
 
 
 _COMMANDS = {
     "/file": _Command(Chat.file, "put the text of a file in front of the next question", "PATH"),
-    "/budget": _Command(Chat.budget, f"{BUDGET_HELP}; none: full cache", "X"),
+    "/budget": _Command(Chat.budget, f"{BUDGET_HELP}; none: full cache; alone: what it is now", "X", optional=True),
     "/report": _Command(Chat.report, "what the last prefill kept, and what it took"),
     "/kept": _Command(Chat.kept, "text of the tokens that the last pruned prefill kept"),
     "/save": _Command(Chat.save, "write the conversation as JSON", "PATH"),
@@ -290,6 +307,9 @@ _COMMANDS = {
     "/help": _Command(Chat.help, "this list"),
     "/quit": _Command(Chat.quit, "end, as Ctrl-D does"),
 }
+
+_OTHER_NAMES = {"/exit": "/quit", "/bye": "/quit", "/?": "/help", "/read": "/file"}
+"""what other programs call them"""
 
 
 def read_turn(read_line: Callable[[str], str]) -> tuple[str, bool]:

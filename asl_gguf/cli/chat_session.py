@@ -87,6 +87,11 @@ class ChatSession:
         """Longest prompt + answer in tokens."""
         return self.load_model().n_ctx()
 
+    @property
+    def budget(self) -> BudgetValue | None:
+        """`asl_budget`."""
+        return self._budget
+
     def set_budget(self, budget: BudgetValue | None) -> None:
         """Loads the model anew under another budget; the conversation goes on.
 

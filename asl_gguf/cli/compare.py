@@ -11,15 +11,9 @@ from ..budget.share import Budget
 from ..budget.targets import BudgetValue, check_budget, make_budget
 from ..drop_in.progress import ProgressBar
 from ..policies import REGISTRY, Full, parse_policy
+from .budgets import ESCAPED_BUDGET_HELP, BudgetAction, parse_budget, parse_fixed_budget
 from .inspect import add_prompt_options, make_question
-from .options import (
-    DEQUANT,
-    ESCAPED_BUDGET_HELP,
-    add_llama_options,
-    add_model_options,
-    parse_budget,
-    parse_fixed_budget,
-)
+from .options import DEQUANT, add_llama_options, add_model_options
 from .streams import print_json
 
 if TYPE_CHECKING:
@@ -44,7 +38,11 @@ def add_parser(commands: Any) -> None:
         "--policies", default=_POLICIES, help="name or name:parameter=value:..., with commas (default %(default)s)"
     )
     parser.add_argument(
-        "-b", "--budget", default="0.2", help=f"{ESCAPED_BUDGET_HELP}, with --measure (default %(default)s)"
+        "-b",
+        "--budget",
+        action=BudgetAction,
+        default="0.2",
+        help=f"{ESCAPED_BUDGET_HELP}, with --measure (default %(default)s)",
     )
     parser.add_argument(
         "--dequant",

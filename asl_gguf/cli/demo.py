@@ -11,7 +11,8 @@ from ..budget.targets import BudgetValue, room_of_one
 from ..drop_in.progress import ProgressBar
 from ..eval.demo_text import DemoDocument, make_document
 from ..models import named
-from .options import add_model_options, add_pruning_options, llama_kwargs, parse_budget
+from .budgets import parse_budget
+from .options import add_model_options, add_pruning_options, llama_kwargs
 
 _MAX_TOKENS = 48
 _CELL_WIDTH = 44

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html.parser
 import importlib
 import io
+import logging
 import re
 import zipfile
 from collections.abc import Callable, Sequence
@@ -21,6 +22,23 @@ from .streams import standard_input
 STDIN = "-"
 _HTML_SUFFIXES = {".htm", ".html", ".xhtml"}
 _HTML_STARTS = ("<!doctype html", "<html")
+_PACKED = "unpack it first"
+_SPREADSHEET = "save it as CSV"
+_SAVE = "save it as text, PDF or DOCX"
+_STARTS = {
+    b"\x89PNG": ("an image", "run it through OCR first"), b"\xff\xd8\xff": ("an image", "run it through OCR first"),
+    b"GIF8": ("an image", "run it through OCR first"), b"GGUF": ("a GGUF model", "models are -m, documents -f"),
+    b"\x1f\x8b": ("a gzip archive", _PACKED), b"BZh": ("a bzip2 archive", _PACKED), b"\xfd7zXZ": ("an xz archive", _PACKED),
+    b"(\xb5/\xfd": ("a zstd archive", _PACKED), b"7z\xbc\xaf": ("a 7z archive", _PACKED),
+    b"{\\rtf": ("an RTF document", _SAVE), b"\xd0\xcf\x11\xe0": ("a document of an old Office", _SAVE),
+    b"\x7fELF": ("a program", "name a text"), b"SQLite format 3": ("a database", "write its rows as text"),
+}  # fmt: skip
+"""beginnings of files that are no documents -> their kind, and what to do"""
+_MEMBERS = {
+    "xl/workbook.xml": ("a spreadsheet", _SPREADSHEET), "ppt/presentation.xml": ("a presentation", "save it as PDF"),
+    "mimetype": ("an OpenDocument or EPUB file", _SAVE),
+}  # fmt: skip
+"""the same for what is in ZIP archives"""
 _MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 """byte order marks -> encodings"""
 
@@ -51,7 +69,8 @@ def _read(name: str | Path, text_of: Callable[[bytes, str], str]) -> str:
     except PromptError:
         raise
     except (OSError, ValueError) as err:  # ValueError: a path with a null byte
-        raise PromptError(f"expected readable UTF-8 text, got {source}: {err}") from err
+        why = err.strerror if isinstance(err, OSError) and err.strerror else err
+        raise PromptError(f"expected readable UTF-8 text, got {source}: {why}") from err
     text = text_of(data, source)
     if not text.strip():
         raise PromptError(f"expected readable UTF-8 text, got {source}: it is empty")
@@ -71,9 +90,20 @@ def _text_of(data: bytes, source: str) -> str:
         return _with_package("pypdf", "pypdf", "a PDF", source, lambda pypdf: _pdf_text(pypdf, data))
     if data.startswith(b"PK\x03\x04") and _is_docx(data):
         return _with_package("docx", "python-docx", "a DOCX", source, lambda docx: _docx_text(docx, data))
+    if (known := _known_kind(data)) is not None:
+        kind, advice = known
+        raise PromptError(f"expected text, HTML, a PDF or DOCX, got {source}, which is {kind}; {advice}")
     text = _decoded(data, source)
     is_html = Path(source).suffix.lower() in _HTML_SUFFIXES or text.lstrip()[:20].lower().startswith(_HTML_STARTS)
     return html_text(text) if is_html else text
+
+
+def _known_kind(data: bytes) -> tuple[str, str] | None:
+    """What a file without text is, and what to do with it."""
+    if data.startswith(b"PK\x03\x04"):
+        names = _members(data)
+        return next((kind for name, kind in _MEMBERS.items() if name in names), ("a ZIP archive", _PACKED))
+    return next((kind for start, kind in _STARTS.items() if data.startswith(start)), None)
 
 
 def _decoded(data: bytes, source: str) -> str:
@@ -88,11 +118,18 @@ def _decoded(data: bytes, source: str) -> str:
             text = data.decode(declared[1].decode("ascii"))
     except (UnicodeError, LookupError) as err:
         raise PromptError(
-            f"expected readable UTF-8 text, or a PDF, DOCX or HTML document, got {source}: {err}"
+            f"expected readable UTF-8 text, or a PDF, DOCX or HTML document, got {source}: {err}{_other_encoding(data)}"
         ) from err
     if "\0" in text:
         raise PromptError(f"expected readable UTF-8 text, got {source}: it holds null bytes")
     return text
+
+
+def _other_encoding(data: bytes) -> str:
+    """What to do with a text in an older encoding; nothing for what is no text in one either."""
+    if b"\0" in data or sum(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in data) > len(data) // 100:
+        return ""
+    return "; if it is text in an older encoding: iconv -f windows-1252 -t utf-8 FILE | asl-gguf ... -"
 
 
 def _with_package(module: str, package: str, kind: str, source: str, read: Callable[[Any], str]) -> str:
@@ -121,16 +158,22 @@ def _with_package(module: str, package: str, kind: str, source: str, read: Calla
 
 
 def _pdf_text(pypdf: Any, data: bytes) -> str:
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of what it has read in spite of it
     reader = pypdf.PdfReader(io.BytesIO(data))
     return "\n\n".join(page.extract_text() for page in reader.pages)
 
 
 def _is_docx(data: bytes) -> bool:
+    return "word/document.xml" in _members(data)
+
+
+def _members(data: bytes) -> list[str]:
+    """Names in a ZIP archive; none in a damaged one."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return "word/document.xml" in archive.namelist()
+            return archive.namelist()
     except zipfile.BadZipFile:
-        return False
+        return []
 
 
 def _docx_text(docx: Any, data: bytes) -> str:

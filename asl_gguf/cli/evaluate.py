@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..budget.targets import Auto, is_target
+from ..drop_in.progress import ProgressBar
 from ..errors import OptionError
 from .options import DEQUANT, add_model_options
 
@@ -133,6 +134,7 @@ def run_eval(args: argparse.Namespace) -> int:
     options = ContextOptions(**context_kwargs(args))
     model = Model(str(resolve(args.model)), options)
     n_before = len(results.rows)
+    bar = ProgressBar("eval")
     try:
         run(
             model,
@@ -141,20 +143,14 @@ def run_eval(args: argparse.Namespace) -> int:
             dequant=args.dequant,
             chat=chat_format(model, args.chat),
             record_bytes=int(args.record_gib * 2**30),
-            progress=_report,
+            progress=lambda done, total, _seconds: bar(done, total),
         )
     finally:
+        bar.clear()
         model.close()
     if added := effort(results.rows[n_before:]):
         print(added, file=sys.stderr)
     return 0
-
-
-def _report(done: int, total: int, seconds: float) -> None:
-    left = seconds / done * (total - done) if done else 0.0
-    print(f"\r{done} of {total} examples, {seconds:.0f} s, about {left:.0f} s left ", end="", file=sys.stderr)
-    if done == total:
-        print(file=sys.stderr)
 
 
 def run_report(args: argparse.Namespace) -> int:

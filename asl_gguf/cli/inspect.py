@@ -9,14 +9,8 @@ from typing import Any
 from ..drop_in.progress import ProgressBar
 from ..errors import OptionError
 from ..policies import parse_policy
-from .options import (
-    add_llama_options,
-    add_model_options,
-    add_pruning_options,
-    llama_kwargs,
-    model_of,
-    parse_budget,
-)
+from .budgets import parse_budget
+from .options import add_llama_options, add_model_options, add_pruning_options, llama_kwargs, model_of
 from .run import needed_context
 from .source import add_source_options, read_source
 

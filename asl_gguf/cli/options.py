@@ -5,95 +5,27 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import sys
 from typing import Any
 
-from ..budget.targets import FORMS, BudgetValue, is_target, parse_target
 from ..cache.packing import KINDS
 from ..errors import OptionError, shown
-from ..policies import DEFAULT, make_policy
+from ..policies import DEFAULT
 from ..policies.protect import ROLES
+from .budgets import BudgetAction, budget_help
+from .llama_options import SAMPLERS, add_loading_options, add_sampling_options, flash, loading_kwargs, sampling_kwargs
+from .streams import warn
 
 DEQUANT = ("auto", "off", "all", "int8", "int16")
 """values of asl_dequant"""
 
+ENDLESS = -1
+"""--max-tokens of an answer that ends by itself"""
 DEFAULT_MODEL = "smollm2-135m-instruct"
 KV_TYPES = {
     "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "iq4_nl": 20, "q5_0": 6, "q5_1": 7
 }  # fmt: skip
 """the cache types of llama.cpp's own programs -> ggml_type"""
 _PLAIN = ("f32", "f16", "bf16")
-_LAYERS = {"all": -1, "auto": -1}
-_FEW_TOKENS = 100
-"""a budget of fewer tokens may have been meant as a percentage"""
-
-BUDGET_HELP = "0.2 or 20%: share of the prompt; 512: tokens; auto: follows the question; fit:2GiB: KV memory; ttft:5s: time to the first token"
-ESCAPED_BUDGET_HELP = BUDGET_HELP.replace("%", "%%")
-"""the same for argparse"""
-_FIXED_BUDGET_HELP = ESCAPED_BUDGET_HELP.partition("; auto")[0]
-
-
-def warn(text: str) -> None:
-    """One line on stderr about what was asked for and will not be."""
-    print(f"asl-gguf: warning: {text}", file=sys.stderr)
-
-
-def parse_budget(text: str, option: str = "--budget") -> BudgetValue | None:
-    """A number with a point or a per cent sign is a share, one without is tokens, `none` is the full cache.
-
-    Everything else is a goal. A few tokens are taken, with a warning: per cent may have been meant.
-
-    Args:
-        option: what messages call it.
-
-    Raises:
-        OptionError: it is none of these.
-    """
-    if text.lower() == "none":
-        return None
-    if is_target(text):
-        return parse_target(text, option=option).value
-    try:
-        n_tokens = int(text)
-    except ValueError:
-        pass
-    else:
-        if 1 < n_tokens < _FEW_TOKENS:
-            warn(
-                f"{option} {text} keeps {n_tokens} tokens; for a share of the prompt pass {n_tokens}% or {n_tokens / 100}"
-            )
-        return n_tokens
-    try:
-        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        raise OptionError(
-            f"{option}: expected a share such as 0.2 or 20%, a number of tokens such as 512, {FORMS}, or none, got {shown(text)}"
-        ) from None
-
-
-def budget_of(args: argparse.Namespace) -> BudgetValue | None:
-    """--budget, or what suits --policy: `auto` where the policy decides at its selection, else a fifth."""
-    if args.budget is not None:
-        return parse_budget(args.budget)
-    policy = make_policy(args.policy)
-    return "auto" if policy.decides_late or not policy.drops else 0.2
-
-
-def parse_fixed_budget(text: str, why: str) -> float | int:
-    """A share or a number of tokens.
-
-    Args:
-        why: why it can be nothing else, for the message.
-
-    Raises:
-        OptionError: it is neither.
-    """
-    budget = parse_budget(text)
-    if budget is None or isinstance(budget, str):
-        raise OptionError(f"--budget: expected a share or a number of tokens, got {text} ({why})")
-    return budget
-
-
 _COUNTS = (
     "n_ubatch", "decode_ctx", "max_tokens", "tokens", "runs", "decode", "turns", "turn_tokens", "samples", "step"
 )  # fmt: skip
@@ -110,6 +42,8 @@ def check_numbers(args: argparse.Namespace) -> None:
     """Raises OptionError for a number of tokens, cells, threads or runs below 1, and for others outside their range."""
     for name, (least, most) in _RANGES.items():
         value = getattr(args, name, None)
+        if name == "max_tokens" and value == ENDLESS and args.command in ("run", "chat"):
+            continue
         if isinstance(value, (int, float)) and not (least <= value <= most and value < math.inf):
             if isinstance(value, int):
                 expected = f"at least {least}" if value < least else f"at most {most}"
@@ -119,14 +53,18 @@ def check_numbers(args: argparse.Namespace) -> None:
     parallel = getattr(args, "parallel", None)
     if parallel is not None and parallel != 1:
         raise OptionError(
-            f"--parallel: expected 1, got {parallel}: `{args.command}` answers one prompt at a time. Leave -np out, or run a "
-            "server for several clients (docs/INTEGRATIONS.md)"
+            f"--parallel: expected 1, got {parallel}: `{args.command}` answers one prompt at a time. Leave -np out, or run "
+            "asl-gguf serve, a server for several clients"
         )
 
 
 def _layers(text: str) -> int:
-    """A number of layers, `all` or `auto`."""
-    return _LAYERS[text] if text in _LAYERS else int(text)
+    """A number of layers, `all` (-1), or `auto`: all where there is a GPU."""
+    if text != "auto":
+        return -1 if text == "all" else int(text)
+    from ..native import devices
+
+    return -1 if devices.offloads() else 0
 
 
 _layers.__name__ = "number of layers, all or auto"  # what argparse calls it
@@ -146,8 +84,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="layers on the GPU: a number, all or auto (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "-fa", "--flash-attn", nargs="?", choices=("on", "off"), const="on", default="off", help="use flash attention"
-    )
+        "-fa", "--flash-attn", nargs="?", type=flash, const="on", default="off", metavar="on|off",
+        help="use flash attention (default %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--kv-type",
         choices=KV_TYPES,
@@ -171,6 +110,7 @@ def add_llama_options(parser: argparse.ArgumentParser) -> None:
             flag, name, choices=KV_TYPES, default=None, help=f"type of {flag[-1].upper()} in the cache{needs}"
         )
     parser.add_argument("-np", "--parallel", type=int, default=None, help=argparse.SUPPRESS)
+    add_loading_options(parser)
 
 
 def add_context_options(parser: argparse.ArgumentParser, longest: str, default: str, cells: str) -> None:
@@ -194,7 +134,7 @@ def add_answer_options(parser: argparse.ArgumentParser, max_tokens: int) -> None
     """Length of the answer, and how its tokens are sampled."""
     parser.add_argument(
         "-n", "--max-tokens", "--predict", "--n-predict", type=int, default=max_tokens,
-        help="longest answer in tokens (default %(default)s)",
+        help="longest answer in tokens; -1: as long as the context is (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--temp", "--temperature", type=float, default=0.0, help="temperature (default %(default)s: greedy)"
@@ -204,20 +144,39 @@ def add_answer_options(parser: argparse.ArgumentParser, max_tokens: int) -> None
     parser.add_argument("--min-p", type=float, default=None, help="least probability, to the likeliest token's (0.05)")
     parser.add_argument("--repeat-penalty", type=float, default=None, help="penalty on repeated tokens (1.0: none)")
     parser.add_argument("-s", "--seed", type=int, default=None, help="seed of the sampler (default, and -1: random)")
+    add_sampling_options(parser)
 
 
 def answer_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `create_completion` from the answer's options; a warning for those that change nothing."""
     given = {name: getattr(args, name) for name in ("top_k", "top_p", "min_p", "repeat_penalty", "seed")}
-    given = {name: value for name, value in given.items() if value is not None}
-    idle = [f"--{name.replace('_', '-')}" for name in given if name != "repeat_penalty"]
+    given = {name: value for name, value in given.items() if value is not None} | sampling_kwargs(args)
+    idle = [_flag(name) for name in given if name in ("top_k", "top_p", "min_p", "seed", *SAMPLERS)]
     if args.temp == 0 and idle:
         warn(
             f"{', '.join(idle)}: without effect at --temp 0, which takes the likeliest token; pass --temp 0.8 to sample"
         )
     if given.get("seed") == -1:
         del given["seed"]
-    return {"max_tokens": args.max_tokens, "temperature": args.temp, **given}
+    max_tokens = None if args.max_tokens == ENDLESS else args.max_tokens
+    return {"max_tokens": max_tokens, "temperature": args.temp, **given}
+
+
+def longest_answer(args: argparse.Namespace, model: str) -> int:
+    """Tokens that an answer may take: --max-tokens, or the context's where it is to end by itself."""
+    if args.max_tokens != ENDLESS:
+        return int(args.max_tokens)
+    from ..models.gguf_header import n_ctx_train
+    from ..models.named import resolve
+
+    return int(args.n_ctx or n_ctx_train(str(resolve(model))))
+
+
+def _flag(name: str) -> str:
+    """An option as it is typed, from its keyword."""
+    spelled = {"typical_p": "--typical", "mirostat_mode": "--mirostat", "mirostat_eta": "--mirostat-lr",
+        "mirostat_tau": "--mirostat-ent"}  # fmt: skip
+    return spelled.get(name, f"--{name.replace('_', '-')}")
 
 
 def add_pruning_options(parser: argparse.ArgumentParser, budget: str | None, targets: bool = True) -> None:
@@ -230,8 +189,9 @@ def add_pruning_options(parser: argparse.ArgumentParser, budget: str | None, tar
     parser.add_argument(
         "-b",
         "--budget",
+        action=BudgetAction,
         default=budget,
-        help=f"{f'{ESCAPED_BUDGET_HELP}; none: full cache' if targets else _FIXED_BUDGET_HELP} (default {default})",
+        help=f"{budget_help(targets)} (default {default})",
     )
     parser.add_argument(
         "--policy", default=DEFAULT, help="what to keep: name or name:parameter=value:... (default %(default)s)"
@@ -334,6 +294,7 @@ def llama_kwargs(args: argparse.Namespace) -> dict[str, Any]:
         "n_batch": max(512, args.n_ubatch),
         "n_ubatch": args.n_ubatch,
         "verbose": False,
+        **loading_kwargs(args),
     }
 
 
@@ -353,4 +314,5 @@ def _check_devices(args: argparse.Namespace) -> None:
     from ..native import devices
 
     if args.gpu_layers and not devices.offloads():
-        warn(f"-ngl {args.gpu_layers}: no GPU is there that this build of llama.cpp can use; all layers run on the CPU")
+        asked = "all" if args.gpu_layers < 0 else args.gpu_layers
+        warn(f"-ngl {asked}: no GPU is there that this build of llama.cpp can use; all layers run on the CPU")

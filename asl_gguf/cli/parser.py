@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from .llama_options import INSTEAD
+
 _MOST_LETTERS = 1000
+_LIKENESS = 0.75
+"""least likeness of two names for one to be a slip of the other"""
+_SHORT_NAME = re.compile(r"-[A-Za-z][A-Za-z-]+")
 
 
 def shortened(message: str) -> str:
@@ -29,7 +35,20 @@ class Parser(argparse.ArgumentParser):
         return parsed, left
 
     def error(self, message: str) -> NoReturn:
-        super().error(shortened(message))
+        """One line: the list of options that argparse would put in front fills a screen."""
+        message = shortened(message)
+        self.exit(
+            2, f"{self.prog}: error: {message}{' See' if message.endswith('?') else '; see'} {self.prog} --help\n"
+        )
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        near = difflib.get_close_matches(str(value), [str(choice) for choice in action.choices], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise argparse.ArgumentError(
+            action, f"expected one of {', '.join(map(str, action.choices))}, got {str(value)!r}{hint}"
+        )
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if message and file is sys.stdout:  # its help on a full disk is an error, which argparse would drop
@@ -45,7 +64,9 @@ class Parser(argparse.ArgumentParser):
                 return
             name = argument.partition("=")[0]
             is_long = name.startswith("--") and " " not in name and not any(one.startswith(name) for one in known)
-            if is_long or (f"-{argument}" in known and argument not in known):
+            # letters behind one dash are a name, and no value of a shorter one: -tb is not -t b, nor -hff -h -f -f
+            is_short = _SHORT_NAME.fullmatch(argument) is not None and argument not in known
+            if is_long or is_short:
                 self.refuse([argument])
 
     def refuse(self, left: Sequence[str]) -> NoReturn:
@@ -54,8 +75,8 @@ class Parser(argparse.ArgumentParser):
         if not unknown.startswith("-"):
             self.error(f"expected options of {self.prog}, got {unknown!r}; quote texts with spaces in them")
         near = self._nearest(unknown)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"see {self.prog} --help"
-        self.error(f"expected an option of {self.prog}, got the unknown {unknown}; {hint}")
+        hint = f"; {INSTEAD[unknown]}" if unknown in INSTEAD else f"; did you mean {' or '.join(near)}?" if near else ""
+        self.error(f"expected an option of {self.prog}, got the unknown {unknown}{hint}")
 
     def _nearest(self, unknown: str) -> list[str]:
         known = list(self._option_string_actions)
@@ -64,4 +85,4 @@ class Parser(argparse.ArgumentParser):
         if same is not None:
             return [same]
         as_long = [] if unknown.startswith("--") else [name for name in known if name == f"-{unknown}"]
-        return as_long or difflib.get_close_matches(unknown, known, 2, 0.6)
+        return as_long or difflib.get_close_matches(unknown, known, 2, _LIKENESS)

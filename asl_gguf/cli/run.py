@@ -9,7 +9,10 @@ from typing import Any
 
 from ..budget.targets import room_of_one
 from ..drop_in.progress import ProgressBar
+from ..errors import OptionError
+from .budgets import budget_of
 from .options import (
+    ENDLESS,
     add_answer_options,
     add_context_options,
     add_full_kv_option,
@@ -18,14 +21,16 @@ from .options import (
     add_model_options,
     add_pruning_options,
     answer_kwargs,
-    budget_of,
     keeping_kwargs,
     llama_kwargs,
+    longest_answer,
     model_of,
 )
 from .source import add_source_options, read_source
 from .streams import print_json
 
+_LEAST_ANSWER = 256
+"""tokens beyond a prompt that fills the model's context, for an answer without an end"""
 _TEMPLATE_TOKENS = 256
 """room for what the chat template adds to a prompt"""
 
@@ -39,7 +44,15 @@ def add_parser(commands: Any) -> None:
     add_model_options(parser)
     add_llama_options(parser)
     add_source_options(parser)
-    parser.add_argument("--raw", action="store_true", help="plain completion; default: the model's chat template")
+    parser.add_argument("-sys", "--system-prompt", "--system", dest="system", help="system message")
+    parser.add_argument("-st", "--single-turn", action="store_true", help=argparse.SUPPRESS)  # as it is in any case
+    parser.add_argument(
+        "--raw",
+        "-no-cnv",
+        "--no-conversation",
+        action="store_true",
+        help="plain completion; default: the model's chat template",
+    )
     add_pruning_options(parser, budget=None)
     add_keeping_options(parser)
     add_full_kv_option(parser, "later prompts select from them; this command's only one runs as without it")
@@ -59,10 +72,13 @@ def needed_context(model: str, text: str, max_tokens: int) -> int:
         return len(tokenize(model_vocabulary, text)) + max_tokens + _TEMPLATE_TOKENS
 
 
-def answer(llm: Any, text: str, raw: bool, options: dict[str, Any], echo: bool) -> tuple[str, int]:
+def answer(
+    llm: Any, text: str, raw: bool, options: dict[str, Any], echo: bool, system: str | None = None
+) -> tuple[str, int]:
     """Text of the answer and its tokens; with echo also printed while it grows."""
     call: Callable[..., Any] = llm.create_completion if raw else llm.create_chat_completion
-    prompt = text if raw else [{"role": "user", "content": text}]
+    turns = [("system", system)] * (system is not None) + [("user", text)]
+    prompt = text if raw else [{"role": role, "content": content} for role, content in turns]
     if not echo:
         result = call(prompt, **options)
         choice = result["choices"][0]
@@ -81,10 +97,17 @@ def run(args: argparse.Namespace) -> int:
     from .. import Llama
 
     text = read_source(args)
+    if args.raw and args.system is not None:
+        raise OptionError("--system-prompt: expected the chat template, got --raw; put the text in front of the prompt")
     budget = budget_of(args)
     options, llama_options = answer_kwargs(args), llama_kwargs(args) | keeping_kwargs(args)
     model = model_of(args)
-    n_ctx = needed_context(model, text, args.max_tokens) if args.n_ctx is None else args.n_ctx
+    n_answer = longest_answer(args, model)
+    n_ctx = args.n_ctx
+    if n_ctx is None:
+        endless = args.max_tokens == ENDLESS
+        n_ctx = needed_context(model, f"{args.system or ''}{text}", _LEAST_ANSWER if endless else n_answer)
+        n_ctx = max(n_ctx, n_answer) if endless else n_ctx
     bar = ProgressBar("prefill")
     llm = Llama(
         model,
@@ -93,13 +116,13 @@ def run(args: argparse.Namespace) -> int:
         asl_policy=args.policy,
         asl_dequant=args.dequant,
         asl_decode_ctx=args.decode_ctx,
-        asl_room=room_of_one(budget, args.max_tokens),
+        asl_room=room_of_one(budget, n_answer),
         asl_full_kv=args.full_kv,
         asl_progress=bar,
         **llama_options,
     )
     try:
-        completion, n_tokens = answer(llm, text, args.raw, options, echo=not args.json)
+        completion, n_tokens = answer(llm, text, args.raw, options, echo=not args.json, system=args.system)
     finally:
         bar.clear()
     assert llm.last_prefill is not None and llm.last_decode is not None

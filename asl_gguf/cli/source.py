@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ..errors import OptionError, PromptError
 from .documents import STDIN, read_documents
@@ -16,7 +17,14 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("-q", "--question", help="asked about the documents, after their text")
     parser.add_argument("-p", "--prompt", help="the prompt; with -f the question")
-    parser.add_argument("stdin", nargs="?", choices=[STDIN], help="- reads a document from standard input")
+    parser.add_argument("stdin", nargs="?", type=_stdin, metavar="-", help="reads a document from standard input")
+
+
+def _stdin(text: str) -> str:
+    if text != STDIN:
+        kind = "-f, for a document" if Path(text).is_file() else "-p, for a prompt, or -q, for a question about -f"
+        raise argparse.ArgumentTypeError(f"expected an option in front of {text!r:.80}, got none; {kind}")
+    return text
 
 
 def read_source(args: argparse.Namespace) -> str:

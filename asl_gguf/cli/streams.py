@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from typing import Any, BinaryIO
 
 from ..errors import AslError, PromptError
+
+_KEYWORD = re.compile(r"\basl_(budget|policy|dequant|protect|guard|full_kv|decode_ctx)\b")
 
 
 class ClosedStreamError(AslError):
@@ -39,6 +42,16 @@ def standard_input() -> BinaryIO:
     if sys.stdin is None:
         raise PromptError("expected a text on standard input, got a closed one; connect it, or name a --file")
     return sys.stdin.buffer
+
+
+def as_typed(error: object) -> str:
+    """An error's message with options as they are typed: it has their names in Python."""
+    return _KEYWORD.sub(lambda found: f"--{found[1].replace('_', '-')}", str(error))
+
+
+def warn(text: str) -> None:
+    """One line on stderr about what was asked for and will not be."""
+    print(f"asl-gguf: warning: {text}", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

@@ -17,7 +17,7 @@ from .completion import as_called, check_response_format, ended_at_first_stop, u
 from .generation import current_call, known, known_to
 from .logprobs import AnswerLogprobs
 from .state import StatefulLlama
-from .values import checked_stop, no_unicode
+from .values import check_grammar, check_messages, checked_stop, no_unicode
 
 _SAMPLE = inspect.signature(llama_cpp.Llama.sample)
 
@@ -60,6 +60,7 @@ class AnsweringLlama(StatefulLlama):
 
         @functools.wraps(llama_cpp.Llama.create_chat_completion)
         def create_chat_completion(self, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
+            check_messages(messages)
             check_response_format(kwargs.get("response_format"))
             if "stop" in kwargs:
                 kwargs["stop"] = checked_stop(kwargs["stop"])
@@ -80,6 +81,7 @@ class AnsweringLlama(StatefulLlama):
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         kwargs = as_called(kwargs, self._n_vocab)
+        check_grammar(kwargs.get("grammar"), self._model.vocab)
         max_tokens = kwargs.get("max_tokens", 16)
         call = replace(current_call(), max_tokens=max_tokens if max_tokens is not None and max_tokens > 0 else None)
         if kwargs.get("stopping_criteria") is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OptionError
+from ..errors import OptionError, OptionTypeError, shown
 from ..native.bindings import llama_cpp
 from .values import check_bias, check_prompt, checked_sampling, checked_stop
 
@@ -47,8 +47,16 @@ def _with_bias(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_response_format(response_format: Any) -> None:
-    """Raises OptionError for a schema that no grammar can be made of: the parent takes any JSON then."""
-    if not isinstance(response_format, Mapping) or response_format.get("type") != "json_object":
+    """Raises OptionTypeError for no dict with a type, OptionError for a schema that no grammar can be made of: the parent takes
+    any JSON then.
+    """
+    if response_format is None:
+        return
+    if not isinstance(response_format, Mapping) or "type" not in response_format:
+        raise OptionTypeError(
+            f'response_format: expected a dict such as {{"type": "json_object"}}, got {shown(response_format)}'
+        )
+    if response_format["type"] != "json_object":
         return
     if (schema := response_format.get("schema")) is None:
         return

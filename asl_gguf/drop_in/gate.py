@@ -45,6 +45,11 @@ class Gate:
         """Whether a callback of the user's runs."""
         return self._within is not None
 
+    @property
+    def nested(self) -> bool:
+        """Whether the call that runs was made by another one, the parent's."""
+        return self._depth > 1
+
     def check_open(self) -> None:
         """Raises StateError after close()."""
         if self.closed:

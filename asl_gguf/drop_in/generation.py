@@ -41,7 +41,7 @@ _call: ContextVar[Call] = ContextVar("the call that is running", default=_NONE)
 
 
 def current_call() -> Call:
-    """Of the innermost `known` or `known_to`."""
+    """The call of the innermost `known` or `known_to`."""
     return _call.get()
 
 
@@ -210,6 +210,6 @@ def as_given(gate: Gate, bound: Mapping[str, Any]) -> tuple[dict[str, Any], Loud
 
 def guarded_criteria(gate: Gate, criteria: Any) -> Callable[..., bool]:
     """Stopping criteria as they are now, during which nobody enters."""
-    if isinstance(criteria, list):
+    if isinstance(criteria, (list, tuple)):
         criteria = copy.copy(criteria) if callable(criteria) else llama_cpp.StoppingCriteriaList(criteria)
     return gate.guarding("the stopping criterion", criteria)

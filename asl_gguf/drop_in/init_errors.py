@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import AdapterError, ModelError, OptionError, OptionTypeError, shown
 from ..models import gguf_header
-from ..native import context
+from ..native import context, measured
 from ..native.bindings import llama_cpp
 from .values import INT32, SEEDS, checked_float
 
@@ -68,24 +68,11 @@ def check(n_ctx: object, arguments: Mapping[str, Any]) -> None:
         raise OptionError(
             f"n_ctx: expected a number of tokens below 2**31, or 0 for the model's training context, got {shown(n_ctx)}"
         )
-    for name, allowed in _RANGES.items():
-        value = arguments.get(name)
-        if isinstance(value, Integral) and int(value) not in allowed:
-            raise OptionError(f"{name}: expected an integer from {allowed[0]} to {allowed[-1]}, got {shown(value)}")
-    for name in ("last_n_tokens_size", "seed"):  # the parent hands them on as they are, at the first prompt
-        if not isinstance(value := arguments.get(name, 0), (Integral, type(None))) or (
-            value is None and name != "seed"
-        ):
-            raise OptionTypeError(f"{name}: expected an integer, got {shown(value)}")
+    _check_integers(arguments)
     for name in ("vocab_only", "logits_all", "embedding"):
         if not isinstance(value := arguments.get(name), (bool, Integral, np.bool_, type(None))):
             raise OptionTypeError(f"{name}: expected True or False, got {shown(value)}")
-    for name in _FLOATS:
-        if isinstance(arguments.get(name), Real):
-            checked_float(name, arguments[name])
-    if isinstance(shares := arguments.get("tensor_split"), (list, tuple)):
-        for share in shares:
-            checked_float("tensor_split", share)
+    _check_floats(arguments)
     for name in ("type_k", "type_v"):
         kind = arguments.get(name)
         if isinstance(kind, Integral) and kind not in _CACHE_TYPES:
@@ -93,11 +80,34 @@ def check(n_ctx: object, arguments: Mapping[str, Any]) -> None:
             raise OptionError(f"{name}: expected one of the ggml types {known}, got {_TYPES.get(int(kind), kind)}")
     for key, value in _overrides(arguments).items():
         _check_override(key, value)
-    lora = arguments.get("lora_path")
-    if lora is not None and not isinstance(lora, str):
-        raise OptionTypeError(f"lora_path: expected a path as a str, or None, got {lora!r:.60}")
-    if lora and not Path(lora).is_file():
-        raise AdapterError(f"lora_path: expected a GGUF file with a LoRA adapter, got {lora}, which is no file")
+    _check_adapter(arguments.get("lora_path"))
+
+
+def _check_integers(arguments: Mapping[str, Any]) -> None:
+    for name, allowed in _RANGES.items():
+        value = arguments.get(name)
+        if isinstance(value, Integral) and int(value) not in allowed:
+            raise OptionError(f"{name}: expected an integer from {allowed[0]} to {allowed[-1]}, got {shown(value)}")
+    for name in ("last_n_tokens_size", "seed"):  # the parent hands them on as they are, at the first prompt
+        value = arguments.get(name, 0)
+        if not isinstance(value, Integral) and not (value is None and name == "seed"):
+            raise OptionTypeError(f"{name}: expected an integer, got {shown(value)}")
+
+
+def _check_floats(arguments: Mapping[str, Any]) -> None:
+    for name in _FLOATS:
+        if isinstance(arguments.get(name), Real):
+            checked_float(name, arguments[name])
+    if isinstance(shares := arguments.get("tensor_split"), (list, tuple)):
+        for share in shares:
+            checked_float("tensor_split", share)
+
+
+def _check_adapter(path: object) -> None:
+    if path is not None and not isinstance(path, str):
+        raise OptionTypeError(f"lora_path: expected a path as a str, or None, got {path!r:.60}")
+    if path and not Path(path).is_file():
+        raise AdapterError(f"lora_path: expected a GGUF file with a LoRA adapter, got {path}, which is no file")
 
 
 def _check_override(key: object, value: object) -> None:
@@ -138,17 +148,26 @@ def check_cells(path: str, n_cells: int, arguments: Mapping[str, Any]) -> None:
     if arguments.get("n_gpu_layers") or arguments.get("swa_full") is False or n_cells < _FEW_CELLS:
         return
     try:
-        widths = gguf_header.cache_widths(path, arguments)
+        n_bytes = n_cells * _cell_bytes(path, arguments)
         n_bytes_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ModelError, AttributeError, OSError, ValueError):  # whoever loads the model says so; Windows does not say
         return
-    types = [arguments.get(name) or llama_cpp.GGML_TYPE_F16 for name in ("type_k", "type_v")]
-    n_bytes = n_cells * sum(sum(map(gguf_header.row_bytes, types, pair)) for pair in widths)
     if n_bytes > _SPARE_FACTOR * n_bytes_machine:
         raise OptionError(
             f"expected a context within the {n_bytes_machine / 2**30:.0f} GiB of this machine, got {n_cells} KV cells of "
             f"{n_bytes / 2**30:.0f} GiB; lower n_ctx, asl_budget or asl_decode_ctx, or take a smaller type_k"
         )
+
+
+def _cell_bytes(path: str, arguments: Mapping[str, Any]) -> int:
+    """What a cell takes over all layers: measured, or, where that cannot be, as the header has it."""
+    if measured_bytes := measured.kv_bytes(path, arguments):
+        return measured_bytes[0]
+    types = [
+        llama_cpp.GGML_TYPE_F16 if (kind := arguments.get(name)) is None else kind for name in ("type_k", "type_v")
+    ]
+    widths = gguf_header.cache_widths(path, arguments)
+    return sum(sum(map(gguf_header.row_bytes, types, pair)) for pair in widths)
 
 
 def without_adapter(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from ..budget.share import Budget, round_cells
 from ..budget.targets import BudgetValue
 from ..cache.host_kv import HostKV
 from ..engine.place import OwnContext
-from ..engine.plan import Request
-from ..engine.sequence import UNASKED, Sequence
+from ..engine.plan import UNASKED, Request
+from ..engine.sequence import Sequence
 from ..engine.stock_report import stock_report
-from ..engine.transcript import Transcript
+from ..engine.transcript import Transcript, taken_back
 from ..errors import (
     ContextFullError,
     PromptError,
@@ -44,9 +44,9 @@ from .answering import AnsweringLlama
 from .arguments import LlamaArguments, check_names, joined_signature, refusing_unknown
 from .gate import Gate, Tokenizer, gated
 from .generation import Call, current_call
-from .options import AslOptions, unprunable_use
+from .options import AslOptions, check_progress, unprunable_use
 from .progress import progress_of
-from .values import SEEDS, Tokens, check_token_ids, checked_integer
+from .values import SEEDS, Tokens, check_grammar, checked_integer, token_list
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -159,7 +159,7 @@ class Llama(AnsweringLlama):
         self._init_pruned(path, n_ctx, kwargs)
 
     def _init_pruned(self, path: str, n_ctx: int, kwargs: dict[str, Any]) -> None:
-        """With cells for the budget; with all of them, and a warning, where nothing can be pruned."""
+        """Makes a context with cells for the budget; where nothing can be pruned, one with all cells, and warns."""
         self._asl = self._asl.calibrate(path)
         n_ctx = round_cells(n_ctx or gguf_header.n_ctx_train(path, kwargs.get("kv_overrides")))
         self._asl_reason = unprunable_use(kwargs)
@@ -217,7 +217,7 @@ class Llama(AnsweringLlama):
             return str(err)
         self._asl_session = session
         self._stack.callback(session.close)  # before the context, which entered the stack earlier
-        host = HostKV.of(self._asl.full_kv, session, self.model_path, kwargs)
+        host = HostKV.of(self._asl.full_kv, session)
         if host:
             self._stack.callback(host.clear)
         rule.bind(session.info())
@@ -236,14 +236,20 @@ class Llama(AnsweringLlama):
         return None
 
     def set_progress(self, progress: Progress | bool | None) -> None:
-        """Replaces `asl_progress`."""
+        """Replaces `asl_progress`.
+
+        Raises:
+            OptionError: as `Llama` does.
+        """
+        check_progress(progress)
         if self._asl_session is not None:
             self._asl_session.set_progress(self._gate.reporting(progress_of(progress)))
 
     def set_seed(self, seed: int) -> None:
         """`llama_cpp.Llama.set_seed`, for seeds of 32 bits."""
         # the parent draws one from 0 to 2**32, both included
-        super().set_seed(seed if seed == SEEDS.stop else checked_integer("seed", seed, SEEDS))
+        is_drawn = isinstance(seed, int) and seed == SEEDS.stop
+        super().set_seed(seed if is_drawn else checked_integer("seed", seed, SEEDS))
 
     def n_ctx(self) -> int:
         """Longest prompt + answer in tokens. (llama_n_ctx of the decode context is its KV cells.)"""
@@ -283,7 +289,7 @@ class Llama(AnsweringLlama):
             StateError: n_tokens was set to less than the pruned prompt, or to more than was evaluated.
             PromptError: a token is none of the vocabulary.
         """
-        check_token_ids(tokens, self._n_vocab)
+        tokens = token_list(tokens, self._n_vocab)
         if self._sequence is not None:
             self._sequence.check_append(len(tokens))
         else:
@@ -300,6 +306,10 @@ class Llama(AnsweringLlama):
         n_most = min(self._n_ctx, len(self.input_ids)) - self.n_tokens
         if n_tokens > n_most:
             raise ContextFullError(f"expected at most {n_most} more tokens of n_ctx, got {n_tokens}; raise n_ctx")
+        if (n_most := context.n_evaluated(self.ctx)) > self.n_tokens and not context.remove_from(
+            self.ctx, self.n_tokens
+        ):
+            raise taken_back(n_most, self.n_tokens)
 
     def generate(self, tokens: abc.Sequence[int], *args: Any, **kwargs: Any) -> Tokens:
         """`llama_cpp.Llama.generate`; a new prompt is prefilled under the budget first.
@@ -311,9 +321,9 @@ class Llama(AnsweringLlama):
             OptionError: a value of the sampler is none that it can use.
             StateError: another prompt came between two tokens of this answer: what it went on from is gone.
         """
-        tokens = list(tokens)  # now, not when the first token is asked for
-        check_token_ids(tokens, self._n_vocab)
+        tokens = token_list(tokens, self._n_vocab)  # now, not when the first token is asked for
         given, processors = generation.as_given(self._gate, _GENERATE.bind(self, tokens, *args, **kwargs).arguments)
+        check_grammar(given.get("grammar"), self._model.vocab)
         answer = processors.checked(self._generate(tokens, given))
         return answer if self._sequence is None else generation.undisturbed(answer, lambda: self._text.turn)
 

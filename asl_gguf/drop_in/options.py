@@ -73,7 +73,7 @@ class AslOptions:
             decode_ctx=None if decode_ctx is None else _cells("asl_decode_ctx", decode_ctx),
             room=_cells("asl_room", options.get("asl_room", cls.room)),
             dequant=_dequant(options.get("asl_dequant", "auto")),
-            progress=_progress(options.get("asl_progress")),
+            progress=check_progress(options.get("asl_progress")),
             protect=Protection.parse(options.get("asl_protect")),
             guard=_guard(options.get("asl_guard"), policy),
             use_calibration=_flag("asl_calibration", options.get("asl_calibration", True)),
@@ -82,7 +82,7 @@ class AslOptions:
         )
 
     def calibrate(self, model_path: str) -> AslOptions:
-        """With what `asl-gguf calibrate` stored for this model file and policy, if anything."""
+        """These options, with what `asl-gguf calibrate` stored for this model file and policy, if anything."""
         policy, found = calibrated(self.given_policy, model_path, enabled=self.use_calibration)
         return replace(self, policy=policy, calibration=found.summary if found else None)
 
@@ -179,7 +179,8 @@ def _guard(value: Any, policy: Policy) -> float | None:
     return value
 
 
-def _progress(value: Any) -> Progress | bool | None:
+def check_progress(value: Any) -> Progress | bool | None:
+    """The value. Raises OptionError for none of these."""
     if value is not None and not isinstance(value, bool) and not callable(value):
         raise OptionError(
             f"asl_progress: expected a callable (done, total) -> bool, True for a bar, or None, got {shown(value)}"

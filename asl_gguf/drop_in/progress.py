@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
@@ -51,12 +52,22 @@ class ProgressBar:
         if now - self._drawn < _INTERVAL_SECONDS and share < 1:
             return
         self._drawn = now
-        filled = round(share * _WIDTH)
         left = self._left(now, share).lstrip(", ").rjust(11)
-        self._stream.write(f"\r{self._label} [{'#' * filled}{'.' * (_WIDTH - filled)}] {share:4.0%}  {left} ")
+        texts = (
+            f"\r{self._label} {self._bar(share)} {share:4.0%}  {left} ",
+            f"\r{self._label} {share:4.0%}",
+            f"\r{share:4.0%}",
+        )
+        columns = shutil.get_terminal_size().columns  # a line that wraps could not be drawn over
+        self._stream.write(next((text for text in texts if len(text) - 1 < columns), texts[-1]))
         if share >= 1:
             self.clear()
         self._stream.flush()
+
+    @staticmethod
+    def _bar(share: float) -> str:
+        filled = round(share * _WIDTH)
+        return f"[{'#' * filled}{'.' * (_WIDTH - filled)}]"
 
     def clear(self) -> None:
         """Removes the line."""

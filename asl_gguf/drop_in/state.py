@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import abc
 from pathlib import Path
 from typing import Any, cast
+
+import numpy as np
 
 from ..cache import prompt_file
 from ..cache.fingerprint import Fingerprint, check_fingerprint, fingerprint_of, with_adapters
@@ -12,8 +15,8 @@ from ..cache.form import Form
 from ..cache.prefix import PrunedPrefixCache
 from ..cache.snapshot import NOTHING, Snapshot, State
 from ..engine.sequence import Sequence
-from ..engine.transcript import Transcript
-from ..errors import StateError
+from ..engine.transcript import Transcript, taken_back
+from ..errors import OptionTypeError, StateError, shown
 from ..native import context
 from ..native.bindings import llama_cpp
 from ..native.session import Session
@@ -21,7 +24,7 @@ from ..report import PrefillReport
 from .gate import Gate
 from .generation import known
 from .options import AslOptions
-from .values import check_text
+from .values import check_text, checked_integer, checked_path
 
 
 class StatefulLlama(llama_cpp.Llama):
@@ -54,7 +57,7 @@ class StatefulLlama(llama_cpp.Llama):
 
     @n_tokens.setter
     def n_tokens(self, value: int) -> None:
-        self._text.n_tokens = value
+        self._text.n_tokens = checked_integer("n_tokens", value, range(2**31))
 
     @property
     def input_ids(self) -> Any:
@@ -63,6 +66,8 @@ class StatefulLlama(llama_cpp.Llama):
 
     @input_ids.setter
     def input_ids(self, value: Any) -> None:
+        if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iu":
+            raise OptionTypeError(f"input_ids: expected an array of n_ctx integers, got {shown(value)}")
         self._text.ids = value
 
     @property
@@ -80,10 +85,14 @@ class StatefulLlama(llama_cpp.Llama):
 
     @cache.setter
     def cache(self, cache: Any) -> None:
+        if cache is not None and not (hasattr(type(cache), "__getitem__") and hasattr(type(cache), "__setitem__")):
+            raise OptionTypeError(
+                f"cache: expected a LlamaRAMCache, a LlamaDiskCache or their like, got {shown(cache)}"
+            )
         if isinstance(cache, PrunedPrefixCache):  # another object's
             cache = cache.inner
         if cache is not None and self._asl_session is not None:
-            cache = PrunedPrefixCache(cache, self._origin)
+            cache = PrunedPrefixCache(cache, self._origin, self._n_ctx)
         self._asl_cache = cache
 
     def _load_cached(self, tokens: abc.Sequence[int]) -> bool:
@@ -95,13 +104,16 @@ class StatefulLlama(llama_cpp.Llama):
         if not isinstance(self.cache, PrunedPrefixCache):
             return False
         try:
-            self.load_state(self.cache[tokens])
+            self._load_state(self.cache[tokens])
         except KeyError:
+            return False
+        except StateError as err:
+            _warn_of_cached(err)
             return False
         return True
 
     def _origin(self) -> Fingerprint:
-        """Of states of what the context computes now."""
+        """The fingerprint that states have which the context computes now."""
         self._gate.check_open()
         return with_adapters(self._asl_fingerprint, self.ctx)
 
@@ -127,7 +139,10 @@ class StatefulLlama(llama_cpp.Llama):
                 f"expected K/V of the LoRA adapters and control vectors that are set now ({now}), got K/V of others "
                 f"({self._asl_adapters}); run the prompt again, or set those"
             )
+        n_tokens, n_evaluated = self.n_tokens, self._sequence.place.n_evaluated
         self._sequence.trim()
+        if self.n_tokens < n_tokens:
+            raise taken_back(n_evaluated, n_tokens)
         if self.n_tokens == 0:
             return State(NOTHING, b"", self._seed, self._origin())
         held = Snapshot(
@@ -146,6 +161,14 @@ class StatefulLlama(llama_cpp.Llama):
             StateError: the state belongs elsewhere; this object stays as it was. Or llama.cpp refuses its cells; then
                 this object is reset.
         """
+        try:
+            self._load_state(saved)
+        except StateError as err:
+            if not self._gate.nested:
+                raise
+            _warn_of_cached(err)  # the parent's completion takes it for a part of the prompt
+
+    def _load_state(self, saved: llama_cpp.LlamaState) -> None:
         if self._asl_session is None and not isinstance(saved, State):
             super().load_state(saved)
             return
@@ -153,9 +176,9 @@ class StatefulLlama(llama_cpp.Llama):
             ours, theirs = ("with", "without") if self._asl_session else ("without", "with")
             raise StateError(f"expected a state saved {ours} pruning, got one saved {theirs}; prefill the prompt again")
         check_fingerprint(saved.origin, self._origin())
-        if len(saved.held.text_tokens) >= self._n_ctx:
+        if len(saved.held.tokens) > self._n_ctx:
             raise StateError(
-                f"expected fewer than n_ctx = {self._n_ctx} tokens, got a state of {len(saved.held.text_tokens)}; raise n_ctx"
+                f"expected at most n_ctx = {self._n_ctx} tokens, got a state of {len(saved.held.tokens)}; raise n_ctx"
             )
         if saved.held.tokens == () and saved.held.logits is None and saved.held == NOTHING:
             self._forget()
@@ -217,8 +240,12 @@ class StatefulLlama(llama_cpp.Llama):
                 template does: for those, `prefill([{"role": "user", "content": document}])`.
 
         Raises:
+            OptionTypeError: it is none of these.
             PromptError, ContextFullError, PrefillCancelled: as `generate`.
         """
+        is_array = isinstance(prompt, np.ndarray) and prompt.ndim > 0
+        if not (is_array or isinstance(prompt, abc.Sequence)) or isinstance(prompt, (bytes, bytearray, memoryview)):
+            raise OptionTypeError(f"prompt: expected a text, token ids or the messages of a chat, got {shown(prompt)}")
         if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], abc.Mapping):
             self.create_chat_completion(cast(Any, prompt), max_tokens=1)
         else:
@@ -246,23 +273,30 @@ class StatefulLlama(llama_cpp.Llama):
         Raises:
             StateError: nothing was evaluated yet, this object does not prune, or n_tokens was set to less than the pruned
                 prompt.
+            OptionTypeError, OptionError: the path is none.
             OSError: the folder cannot be written; an existing file is as it was.
         """
         if self._asl_session is None or self.n_tokens == 0:
             raise StateError("expected an evaluated prompt on a Llama with asl_budget, got none; run a prompt first")
-        prompt_file.save(Path(path), self._saved(), self._sequence.host if self._sequence else None)
+        prompt_file.save(checked_path(path), self._saved(), self._sequence.host if self._sequence else None)
 
     def load_prompt(self, path: str | Path) -> list[int]:
         """Reads a file of `save_prompt`. Prompts that go on from its tokens, which it returns, need no prefill of them.
 
         Raises:
             StateError: no such file, it is damaged, or belongs to another model, version or setting.
+            OptionTypeError, OptionError: the path is none.
         """
         if self._asl_session is None:
             raise StateError("expected a Llama with asl_budget to load a prompt, got one without; pass asl_budget")
-        saved, (tokens, layers, hidden, states) = prompt_file.load(Path(path), self._origin(), self._asl_form())
-        self.load_state(saved)
+        saved, (tokens, layers, hidden, states) = prompt_file.load(checked_path(path), self._origin(), self._asl_form())
+        self._load_state(saved)
         self._text.unasked = saved.held.n_pruned > 0
         if self._sequence is not None and self._sequence.host is not None:
             self._sequence.host.put(tokens, 0, layers, hidden, states)
         return list(saved.held.text_tokens)
+
+
+def _warn_of_cached(err: StateError) -> None:
+    """A cache has a state that this object cannot use: the prompt begins anew."""
+    warnings.warn(f"a state in the cache is not used: {err}", RuntimeWarning, stacklevel=3)

@@ -320,7 +320,7 @@ instance of what the parent raises, too. What a row says of `stop`, `seed`, `log
 `sample`, `eval` and `close` holds there as well, and so does what is said below of calls, values and adapters.
 
 One call runs at a time: other threads wait for it, and come in between two chunks of a stream, which then ends with a
-`StateError`. A call from within a callback (`asl_progress`, a logits processor, a stopping criterion, a policy) is a
+`StateError` (without a budget it goes on from what is there then, as the parent's does). A call from within a callback (`asl_progress`, a logits processor, a stopping criterion, a policy) is a
 `StateError`; the model's own methods (`tokenize`, `n_vocab` and their like) may be called there. `close` waits for other
 threads that tokenise. Messages, tokens and options are those at the time of the call, whenever a stream's first
 chunk is read.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,19 @@ def checked_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def check_grammar(grammar: Any, vocab: Any) -> None:
+    """Raises OptionError for a grammar that llama.cpp cannot read: the parent samples without one then."""
+    if grammar is None:
+        return
+    text, root = grammar._grammar.encode("utf-8"), grammar._root.encode("utf-8")
+    sampler = llama_cpp.llama_sampler_init_grammar(vocab, text, root)
+    if not sampler:
+        raise OptionError(
+            f"grammar: expected one in llama.cpp's notation (GBNF) with a rule {grammar._root}, got {grammar._grammar!r:.80}"
+        )
+    llama_cpp.llama_sampler_free(sampler)
+
+
 def _check_max_tokens(value: Any) -> None:
     if value is None:
         return
@@ -82,25 +97,28 @@ def checked_float(name: str, value: Any) -> float:
     return float(number)
 
 
-def check_token_ids(tokens: Sequence[Any], n_vocab: int) -> None:
+def token_list(tokens: Iterable[Any], n_vocab: int) -> list[int]:
     """Raises PromptError for what is no token of the vocabulary; True is none."""
-    if not isinstance(tokens, Iterable):
-        raise PromptError(f"expected token ids, got {shown(tokens)}")
-    for token in tokens:
+    try:
+        found = list(tokens)
+    except TypeError:
+        raise PromptError(f"expected token ids, got {shown(tokens)}") from None
+    for token in found:
         if isinstance(token, (bool, np.bool_)) or not isinstance(token, (int, np.integer)):
             raise PromptError(f"expected integers as token ids, got {shown(token)}")
         if not 0 <= token < n_vocab:
             raise PromptError(f"expected token ids from 0 to {n_vocab - 1}, got {shown(token)}")
+    return found
 
 
 def check_tokens_of_text(tokens: Sequence[Any], n_vocab: int) -> None:
-    """`check_token_ids`, at a glance where all is well: llama_cpp makes a text of all tokens after each one."""
+    """`token_list`, at a glance where all is well: llama_cpp makes a text of all tokens after each one."""
     try:
         if not len(tokens) or (min(tokens) >= 0 and max(tokens) < n_vocab and isinstance(sum(tokens), Integral)):
             return
-    except TypeError:
+    except (TypeError, ValueError):  # an array of arrays has no truth value
         pass
-    check_token_ids(tokens, n_vocab)
+    token_list(tokens, n_vocab)
 
 
 def check_bias(bias: Any, n_vocab: int) -> None:
@@ -125,7 +143,16 @@ def checked_stop(stop: Any) -> list[str]:
     found = [] if stop is None else [stop] if isinstance(stop, str) else stop
     if not isinstance(found, (list, tuple, set, frozenset)) or not all(isinstance(one, str) for one in found):
         raise OptionTypeError(f"stop: expected a str or a list of them, got {shown(stop)}")
+    for one in found:
+        check_text("stop", one)
     return list(found)
+
+
+def check_messages(messages: Any) -> None:
+    """Raises OptionTypeError for other than a list of dicts."""
+    is_list = isinstance(messages, Sequence) and not isinstance(messages, (str, bytes))
+    if not is_list or not all(isinstance(message, Mapping) for message in messages):
+        raise OptionTypeError(f"messages: expected a list of dicts with role and content, got {shown(messages)}")
 
 
 def check_prompt(prompt: Any, suffix: Any, n_vocab: int, *, echo: bool) -> None:
@@ -146,9 +173,18 @@ def check_prompt(prompt: Any, suffix: Any, n_vocab: int, *, echo: bool) -> None:
         return
     if not isinstance(prompt, list):
         raise PromptError(f"prompt: expected a str or a list of token ids, got {shown(prompt)}")
-    check_token_ids(prompt, n_vocab)
+    token_list(prompt, n_vocab)
     if echo:
         raise OptionTypeError("echo: expected a text as prompt with it, got token ids; detokenize them first")
+
+
+def checked_path(value: Any) -> Path:
+    """Raises OptionTypeError for no path, OptionError for one that no file can have."""
+    if not isinstance(value, (str, PathLike)):
+        raise OptionTypeError(f"path: expected a str or a Path, got {shown(value)}")
+    if "\0" in str(value):
+        raise OptionError(f"path: expected the path of a file, got {shown(value)}")
+    return Path(value)
 
 
 def check_text(name: str, text: str) -> None:

@@ -20,7 +20,7 @@ class Layers(Protocol):
 
     @property
     def sliding(self) -> tuple[bool, ...]:
-        """Of each layer, whether nobody is asked about it: a sliding window, a recurrent state, K/V of an earlier layer."""
+        """For each layer, whether the policy is not asked about it: a sliding window, a recurrent state, K/V of an earlier layer."""
 
     @property
     def drops_tokens(self) -> bool:
@@ -28,7 +28,7 @@ class Layers(Protocol):
 
     @property
     def state_bytes(self) -> int:
-        """Of recurrent states, whatever the length of the prompt."""
+        """Bytes of recurrent states; they do not grow with the prompt."""
 
     def info(self) -> session_info:
         """Sizes and progress."""
@@ -61,7 +61,7 @@ class Layers(Protocol):
         """Keeps K/V rows of the layer that ran last, int32 [k] or [n_head_kv, k]; None: all. Returns k."""
 
     def shrink_rows(self, layer: int, index: Indices) -> None:
-        """Of the rows that a layer keeps, only these stay: places among them, int32 [k] or [n_head_kv, k]."""
+        """Drops kept rows of a layer but for these: places among them, int32 [k] or [n_head_kv, k]."""
 
     def keep_tokens(self, index: Indices) -> None:
         """Deeper layers see only these tokens, int32 [k]."""

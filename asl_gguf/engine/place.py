@@ -23,7 +23,7 @@ class Place(Protocol):
 
     @property
     def n_used(self) -> int:
-        """Of these, cells that hold a token."""
+        """Cells of the sequence that hold a token."""
 
     @property
     def n_evaluated(self) -> int:
@@ -77,7 +77,7 @@ class OwnContext:
 
     @property
     def n_used(self) -> int:
-        """Of these, cells that hold a token."""
+        """Cells of the sequence that hold a token."""
         return int(self._session.info().n_cells_used)
 
     def info(self) -> session_info:
@@ -166,7 +166,7 @@ class SharedContext:
 
     @property
     def n_used(self) -> int:
-        """Of these, cells that hold a token."""
+        """Cells of the sequence that hold a token."""
         return max(0, self.n_evaluated - self._n_dropped)
 
     def info(self) -> session_info:

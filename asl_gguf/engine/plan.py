@@ -13,6 +13,12 @@ Action = Literal["append", "evaluate", "prefill", "turn"]
 prefill: the prompt runs layer by layer and is pruned. turn: its new tokens run layer by layer over the K/V that the
 conversation keeps, and only they are pruned."""
 
+UNASKED = (
+    "the K/V that this question goes on from were chosen before it was known, and what it needs may be among those that "
+    "were dropped; with asl_full_kv=True every question selects again"
+)
+"""the reason in reports of prompts that go on from `prefill` or `load_prompt` without K/V of all tokens"""
+
 
 @dataclass(frozen=True)
 class Request:

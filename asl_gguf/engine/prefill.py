@@ -263,7 +263,7 @@ def _run_layers(
         if not (with_scores or policy.keeps_rows(layer, prompt.n_layer)) and layer < prompt.n_layer - 1:
             continue
         window = policy.window_of(trace.current.size, prompt.n_window)
-        layers.set_window(window, policy.weights_of(window))
+        _set_window(layers, policy, window, prompt.late.n_queries if prompt.late is not None and read else 0)
         if trace.selection_layer is None and (first := policy.first_selection(prompt.n_layer)) is not None:
             layers.expect(0 if policy.two_pass else prompt.n_kept, max(first, layer))
         yield  # a selection before takes as long as a chunk
@@ -274,6 +274,7 @@ def _run_layers(
             scores = _read_scores(layers, layer, window, prompt, trace.current, with_scores, with_keys)
             if prompt.late is not None and read:
                 prompt.late.see(scores)
+                layers.set_window(window, policy.weights_of(window))  # tokens may be dropped, but none of the window
             decision = observe(scores)
             trace.add(scores, decision)
         if guard is not None and layer >= prompt.n_layer // 3:
@@ -357,6 +358,16 @@ def _layers_to_ask(sliding: Sequence[bool], n_layer: int) -> Iterator[range]:
         if not sliding[layer]:
             yield range(begin, layer + 1)
             begin = layer + 1
+
+
+def _set_window(layers: Layers, policy: Policy, window: int, n_queries: int) -> None:
+    """The policy's window; with more queries, if so many are to be read, whose attention does not count."""
+    weights = policy.weights_of(window)
+    more = min(n_queries, layers.info().n_current) - window
+    if more > 0:
+        own = np.ones(window, dtype=np.float32) if weights is None else weights
+        window, weights = window + more, np.concatenate([np.zeros(more, dtype=np.float32), own])
+    layers.set_window(window, weights)
 
 
 def _read_scores(

@@ -18,6 +18,7 @@ from ..cache.host_kv import HostKV
 from ..native.bindings import session_info
 from ..native.session import Session
 from ..policies.contract import Floats, Indices
+from ..policies.reading import N_QUERIES
 from ..report import PrefillReport
 
 _MIN_PAST = 32
@@ -72,7 +73,7 @@ class ReusingLayers:
     def _set_past(self) -> None:
         """Before the first layer runs, when the window is known: its tokens are computed, for their queries choose."""
         window, weights = self._window
-        n_most = len(self._tokens) - window
+        n_most = len(self._tokens) - min(max(window, N_QUERIES), len(self._tokens))  # a late budget may read so many
         n_past = self._kept.reusable(self._tokens, n_most)
         self.n_past = self._n_loading = n_past if n_past >= _MIN_PAST else 0
         if self.n_past:

@@ -22,19 +22,14 @@ from ..report import PrefillReport
 from .guarded import guarded_slices
 from .layers import Layers
 from .place import Place
-from .plan import Plan, Request
+from .plan import UNASKED, Plan, Request
 from .reusing import ReusingLayers
 from .stock_report import stock_report
-from .transcript import Transcript
+from .transcript import Transcript, taken_back
 from .turn import TurnLayers, of_whole_prompt
 
 logger = logging.getLogger(__name__)
 
-UNASKED = (
-    "the K/V that this question goes on from were chosen before it was known, and what it needs may be among those that "
-    "were dropped; with asl_full_kv=True every question selects again"
-)
-"""the reason in reports of prompts that go on from `prefill` or `load_prompt` without K/V of all tokens"""
 _MIN_LAYERED = 256
 """shorter prompts that are not pruned gain nothing from running layer by layer"""
 
@@ -119,7 +114,7 @@ class Sequence:
         """Before n_tokens are evaluated after the ones that were.
 
         Raises:
-            StateError: n_tokens was set to less than the pruned prompt, or to more than was evaluated.
+            StateError: n_tokens was set to what these cells cannot go on from.
             ContextFullError: there are no cells left for them.
         """
         text = self.transcript
@@ -130,7 +125,10 @@ class Sequence:
             raise StateError(
                 f"expected n_tokens of at most {n_evaluated}, which were evaluated, got {text.n_tokens}; call reset()"
             )
-        if n_tokens > (n_free := self.n_free):
+        n_before, n_free = text.n_tokens, self.n_free
+        if text.n_tokens < n_before:
+            raise taken_back(n_evaluated, n_before)
+        if n_tokens > n_free:
             raise ContextFullError(
                 f"expected at most {n_free} more tokens (of {self.place.n_cells} KV cells and n_ctx = {self.n_ctx}), got "
                 f"{n_tokens}; pass a larger asl_decode_ctx or n_ctx, or ask for a shorter answer"

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from ..budget.share import round_cells
-from ..native.bindings import lib, llama_cpp
+from ..native.bindings import lib, llama_cpp, session_info
 from ..report import PrefillReport
 
 
 def stock_report(
     ctx: Any,
+    *,
     n_tokens: int,
     n_reused: int,
     n_kept: int,
     n_ctx: int,
-    info: Any | None,
+    info: session_info | None,
     policy: str,
     budget: int,
     reason: str | None,

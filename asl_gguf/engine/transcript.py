@@ -77,3 +77,11 @@ class Transcript:
                 f"expected to go on from all {len(self.pruned)} tokens of the pruned prompt, got n_tokens = "
                 f"{self.n_tokens}; call reset()"
             )
+
+
+def taken_back(n_evaluated: int, n_tokens: int) -> StateError:
+    """The error where n_tokens was set to less, and recurrent states or sliding windows do not go back."""
+    return StateError(
+        f"expected to go on from all {n_evaluated} tokens that were evaluated, for what this model remembers of them cannot be "
+        f"taken back, got n_tokens = {n_tokens}; begin anew, without a draft_model or tokens sent into a stream"
+    )

@@ -3,57 +3,24 @@
 from __future__ import annotations
 
 import re
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from html import escape
 
 from .figures import Drawing
+from .page_style import figure, table, whole
 from .results import Row
 from .summary import document
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.45 system-ui, sans-serif; color: #111; background: #fff; max-width: 70rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-pre { font: 12px/1.5 ui-monospace, monospace; white-space: pre-wrap; background: #f2f2f2; padding: .6rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
-th, td { border-bottom: 1px solid #bbb; padding: .15rem .5rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #000; }
-img { max-width: 100%; height: auto; display: block; } figure { margin: 1rem 0; } figcaption { color: #444; }
-"""
 
 
 def page(rows: Sequence[Row], drawn: Sequence[Drawing], title: str = "Answers under pruning") -> str:
     """The whole page."""
     head, tables = _head_and_tables(document(rows, title))
     figures = "\n".join(map(_figure, drawn))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-{head}
-{figures}
-<h2>Tables</h2>
-{tables}
-</body>
-</html>
-"""
+    return whole(title, f"{head}\n{figures}\n<h2>Tables</h2>\n{tables}")
 
 
 def _figure(drawing: Drawing) -> str:
-    data = b64encode(drawing.svg()).decode("ascii")
-    title, text = escape(drawing.title), escape(drawing.text)
-    return (
-        f'<h2>{title}</h2>\n<figure id="{escape(drawing.name)}"><img alt="{title}" src="data:image/svg+xml;base64,{data}">'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
+    return f"<h2>{escape(drawing.title)}</h2>\n" + figure(drawing.name, drawing.svg(), drawing.title, drawing.text)
 
 
 def _head_and_tables(markdown: str) -> tuple[str, str]:
@@ -80,9 +47,4 @@ def _blocks(markdown: str) -> Iterator[str]:
 
 def _table(lines: Sequence[str]) -> str:
     head, _, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    written = "\n".join(row(cells, "td") for cells in body)
-    return f'<div class="wide"><table><thead>{row(head, "th")}</thead>\n<tbody>{written}</tbody></table></div>'
+    return table(head, body)

@@ -128,7 +128,7 @@ def _check_lengths(jobs: Sequence[_Job], results: Results) -> None:
 
 
 def _jobs(model: Model, plan: Plan, chat: ChatFormat) -> Iterator[_Job]:
-    """By length, then example by example of all tasks: what is there when it ends early is of all tasks."""
+    """Jobs by length, then example by example of all tasks, so that an interrupted run covers every task."""
     policies = [text for text in plan.policies if text != FULL]
     late = [text for text in policies if parse_policy(text).decides_late]
     wanted: tuple[Wanted, ...] = (

@@ -140,7 +140,7 @@ def _commands(rows: Sequence[Row]) -> list[str]:
 
 
 def ordered(rows: Sequence[Row]) -> list[tuple[tuple, list[Row]]]:
-    """By budget, then policy; the full cache first."""
+    """Groups of rows by budget, then policy; the full cache comes first."""
     return sorted(
         group(rows, "policy", "budget").items(),
         key=lambda item: (item[0][0] != FULL, _budget_order(item[0][1]), item[0][0]),

@@ -170,7 +170,9 @@ def _legend(inspection: Inspection, found: Sequence[Passage]) -> str:
     if report.selected:
         text = f'<b class="kept">like this</b>: the {len(report.selected)} tokens that the deepest layers saw'
     else:
-        shades = "".join(f'<span class="s{i}">&nbsp;{i * 100 // SHADES}%&nbsp;</span>' for i in range(1, SHADES + 1))
+        shades = "&#8203;".join(
+            f'<span class="s{i}">&nbsp;{i * 100 // SHADES}%&nbsp;</span>' for i in range(1, SHADES + 1)
+        )
         text = f"{shades}: share of the pairs of layer and KV head whose rows hold the token"
     fixed = ", ".join(f"{name} {len(tokens)}" for name, tokens in inspection.always.items() if tokens)
     jump = f' Numbers lead to the next kept passage: <a class="jump" href="#p1">1 of {len(found)}</a>' if found else ""

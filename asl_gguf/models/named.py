@@ -214,7 +214,7 @@ def _check_magic(path: Path) -> Path:
 
 
 def sha256_of(*paths: Path) -> str:
-    """Of the files' bytes, one after the other."""
+    """SHA-256 of the files' bytes, one file after the other, as hexadecimal digits."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

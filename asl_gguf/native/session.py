@@ -32,8 +32,8 @@ def unsupported_reason(model: int) -> str | None:
 
 
 def sliding_layers(model: int) -> tuple[bool, ...]:
-    """Of each layer, whether nobody is asked what to keep of it: it attends to a sliding window of the newest tokens, holds
-    a recurrent state, or attends to K/V of an earlier layer or not at all.
+    """For each layer, whether no policy is asked what to keep of it: it attends to a sliding window of the newest tokens,
+    holds a recurrent state, or attends to K/V of an earlier layer or not at all.
 
     Args:
         model: a `llama_model *`.
@@ -193,6 +193,10 @@ class Session:
         """Bytes of one token's K/V in a layer; 0 without K/V of its own."""
         return self._bytes_of(lib.session_row_bytes, layer)
 
+    def key_bytes(self, layer: int) -> int:
+        """Of these, bytes of K: they come first. Keys of an indexer stand in V's place where V is a part of K."""
+        return self._bytes_of(lib.session_key_bytes, layer)
+
     def save_rows(self, begin: int, end: int) -> np.ndarray:
         """uint8 [end - begin, row bytes]: K/V of these tokens in the layer that ran last, for `load_rows`."""
         info = self.info()
@@ -221,7 +225,7 @@ class Session:
         return self._bytes_of(lib.session_state_bytes, layer)
 
     def set_state_ends(self, ends: Sequence[int]) -> None:
-        """In the layers that run from now on, chunks end after so many tokens too, and states are noted there."""
+        """Chunks end after so many tokens too in the layers that run from now on, and states are noted there."""
         values = np.array(ends, dtype=np.int32)
         self._check(lib.session_set_state_ends(self._handle, int32_p(values), values.size))
 
@@ -342,7 +346,7 @@ class Session:
         return rows.shape[-1]
 
     def shrink_rows(self, layer: int, index: Indices) -> None:
-        """Of the rows that a layer keeps, only these: int32 [k], or [n_head_kv, k]. Layers follow in order, and all of them."""
+        """Drops kept rows of a layer but for these: int32 [k], or [n_head_kv, k]. Called for every layer, in order."""
         rows = indices("rows", index, (1, 2))
         self._check(lib.session_shrink_rows(self._handle, layer, int32_p(rows), rows.shape[-1], rows.ndim == 2))
 

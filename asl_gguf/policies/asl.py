@@ -38,8 +38,9 @@ class ASL(SelectingPolicy):
     with which min_layer itself may select"""
 
     n_question: int = 0
-    """last tokens of a prompt that come after all others, but for the window, where a chain is looked for with few tokens
-    (`LateBudget.crowded`): a question's words attend to one another. A tenth of the prompt at most"""
+    """last tokens of a prompt that come after all others, but for the window and `LateBudget.n_asking`, where a chain or several
+    answers are looked for with few tokens (`LateBudget.crowded`): a question's words attend to one another. A tenth of the
+    prompt at most"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,7 +91,7 @@ class ASL(SelectingPolicy):
             # of layers that all attend to the whole prompt, those further below than obs_layers are compared with none
             if prompt.full_layers or scores.layer > min_layer - self.obs_layers:
                 history.append(ranking.ranks(per_token))
-            # of a few layers, earlier ones serve as the reference too, and the first of all has none to wait for
+            # where few layers attend to the whole prompt, earlier ones serve as the reference too; the first of them has none
             if scores.layer < min_layer and (len(history) < 2 or not prompt.full_layers):
                 return Decision(rows)
             alone = base is None and bool(prompt.full_layers) and self.tau > 0
@@ -105,7 +106,8 @@ class ASL(SelectingPolicy):
                 return Decision(rows, None, variance, ratio)
             selected = True
             crowded = prompt.late is not None and prompt.late.crowded
-            tokens = self.choose(total, scores, n_kept, n_question=self.n_question if crowded else 0)
+            n_asking = 0 if prompt.late is None else prompt.late.n_asking
+            tokens = self.choose(total, scores, n_kept, n_question=self.n_question if crowded else 0, n_asking=n_asking)
             more = self.n_rows(n_kept, n_kept) < n_kept
             spreads = prompt.late is not None and prompt.late.spreads
             return Decision(rows, tokens, variance, ratio, keep_asking=more, spreads=spreads, second_pass=self.two_pass)

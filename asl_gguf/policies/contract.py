@@ -29,7 +29,11 @@ class LateBudget(Protocol):
     spreads: bool
     """once `choose` has answered: see `Decision.spreads`"""
     crowded: bool
-    """once `choose` has answered: a chain is looked for with few tokens, and a question's own words would take its room"""
+    """once `choose` has answered: several places are looked for with few tokens, and a question's own words would take room"""
+    n_asking: int
+    """then, so many of these words compete with others all the same"""
+    n_queries: int
+    """newest queries that it wants of the layers it reads, at least; a policy's window may be narrower"""
 
     def reads(self, layer: int) -> bool:
         """Whether it is shown this layer."""
@@ -241,10 +245,10 @@ class Policy(ABC):
     def fewer_rows(
         self, scores: LayerScores, held: Indices | None, n_kept: int, tokens: Indices | None = None
     ) -> Indices | None:
-        """Of the rows that a layer before the selection holds, those that stay now that n_kept tokens are kept.
+        """Which rows a layer before the selection still keeps, once it is decided that n_kept tokens are kept.
 
         Args:
-            held: as its decision said.
+            held: the rows that its decision kept.
             tokens: come before others (`Decision.spreads`).
 
         Returns:

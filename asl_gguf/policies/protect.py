@@ -35,7 +35,7 @@ class Protection:
 
     @classmethod
     def parse(cls, value: Any) -> Protection:
-        """From a role, a (begin, end) pair, a compiled pattern, or a list of these.
+        """Reads a role, a (begin, end) pair, a compiled pattern, or a list of these.
 
         Raises:
             OptionError: an item is none of them.

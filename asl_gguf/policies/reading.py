@@ -35,18 +35,19 @@ class Reading:
     """of what falls there, what the best N_BEST tokens of the most concentrated KV head get"""
 
 
-def read(scores: LayerScores, n_sink: int) -> Reading | None:
+def read(scores: LayerScores, n_sink: int, n_queries: int = N_QUERIES) -> Reading | None:
     """Reads one layer, from its queries and keys: a policy's window may reach into the document, whose tokens ask for nothing.
 
     Args:
         n_sink: first tokens that are no part of the document.
+        n_queries: newest tokens whose attention is read.
 
     Returns:
         None where the layer has no keys, or no document stands between the first and the last tokens.
     """
     if scores.queries is None or scores.keys is None:
         return None
-    queries = scores.queries[-N_QUERIES:]
+    queries = scores.queries[-n_queries:]
     weights = np.exp2(-np.arange(len(queries) - 1, -1, -1) / _HALF_LIFE).astype(np.float32)
     scale = 1 / math.sqrt(queries.shape[-1])  # of the models with thresholds; Gemma's is another
     return reading_of(window_scores(queries, scores.keys, scale, weights), n_sink)

@@ -83,6 +83,7 @@ class ScoringPolicy(Policy):
         among: Indices | None = None,
         first: Indices | None = None,
         n_question: int = 0,
+        n_asking: int = 0,
     ) -> Indices:
         """The n_kept tokens with the best scores, sinks, window and protected tokens among them.
 
@@ -91,6 +92,7 @@ class ScoringPolicy(Policy):
             among: int32 [..., at least n_kept], the only tokens to choose from, the fixed ones among them; None: all.
             first: int32 [at most n_kept], tokens that come before others, the fixed ones among them.
             n_question: so many last tokens, but for the fixed ones, come after all others; a tenth of the current ones at most.
+            n_asking: so many of these, the best, rank as they are.
 
         Returns:
             int32 [..., n_kept], in order of position
@@ -100,7 +102,9 @@ class ScoringPolicy(Policy):
         fixed = fixed_tokens(scores, self.n_sink, scores.window)
         ranked = ranking.padded(spanned, self.n_sink, scores.window, 0.0)
         if n_question:
-            ranked[..., scores.n_current - min(n_question, scores.n_current // 10) :] = -0.5
+            question = ranked[..., scores.n_current - min(n_question, scores.n_current // 10) : -scores.window]
+            last = ranking.order_by_score(question)[..., n_asking:]
+            np.put_along_axis(question, last, np.float32(-0.5), axis=-1)
         if first is not None:
             ranked[..., first] += ranked.max() + 1
         if among is not None:

@@ -107,7 +107,7 @@ class Engine:
             seconds, n_layer = self._options.slice_ms / 1000, llama_cpp.llama_model_n_layer(model)
             sizes.contents.n_slice = pace.n_whole(seconds, n_layer)
             n_slots = sizes.contents.n_slots
-            hosts = Hosts.of(self._options.full_kv, place(0, None), path, n_slots)
+            hosts = Hosts.of(self._options.full_kv, place(0, None), n_slots)
             self._slots = [Slot(partial(place, i), rules, self._options, n_ctx, pace, hosts) for i in range(n_slots)]
             self._answers.open(model)
             self._props = {**self._options.to_dict(), **_sizes(sizes.contents, ctx), "calibration": rules.calibration}

@@ -8,7 +8,6 @@ from ..cache.host_kv import HostKV
 from ..engine.place import SharedContext
 from ..engine.sequence import Sequence as EngineSequence
 from ..errors import OptionError
-from ..native.bindings import llama_cpp
 
 _MEASURED = 64
 """tokens of the session that says what rows look like"""
@@ -26,22 +25,20 @@ class Hosts:
         self._holders: dict[HostKV, EngineSequence] = {}
 
     @classmethod
-    def of(cls, full_kv: bool | str, place: SharedContext, path: str, n_slots: int) -> Hosts:
+    def of(cls, full_kv: bool | str, place: SharedContext, n_slots: int) -> Hosts:
         """What `--asl-full-kv` asks for; none where it is off.
 
         Args:
             place: to open a session in.
-            path: GGUF file.
 
         Raises:
             OptionError: the model's layers hold more than K/V rows, or its rows cannot be packed like that.
         """
         if not full_kv:
             return cls([])
-        flash_attn = place.params.flash_attn_type != llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         try:
             session = place.open(_MEASURED)
-            made = [HostKV.of(full_kv, session, path, {"flash_attn": flash_attn}) for _ in range(n_slots)]
+            made = [HostKV.of(full_kv, session) for _ in range(n_slots)]
         except OptionError as err:
             said = str(err).replace("asl_full_kv=True", "--asl-full-kv on").replace("asl_full_kv:", "--asl-full-kv:")
             raise OptionError(said) from err

@@ -35,6 +35,11 @@ class Flag:
         return f"LLAMA_ARG_ASL_{self.field.upper()}"
 
 
+def _percent(text: str) -> float:
+    """Raises ValueError if there is no per cent sign."""
+    return float(text.removesuffix("%")) / 100 if text.endswith("%") else float("no share")
+
+
 def parse_auto(text: str) -> Auto:
     """A budget that follows the question.
 
@@ -59,13 +64,15 @@ def parse_budget(text: str) -> float | int | Auto | None:
         return None
     if is_target(text):
         return parse_auto(text)
-    for kind in (int, float):
+    for kind in (int, float, _percent):
         try:
             value = kind(text)
         except ValueError:
             continue
         return Budget(value).value
-    raise OptionError(f"expected a share such as 0.2, a number of tokens such as 512, auto or none, got {text!r}")
+    raise OptionError(
+        f"expected a share such as 0.2 or 20%, a number of tokens such as 512, auto or none, got {text!r}"
+    )
 
 
 def parse_policy(text: str) -> Policy:
@@ -167,7 +174,7 @@ class Options:
 
     @classmethod
     def make(cls, texts: Mapping[str, str]) -> Options:
-        """From the texts of some flags, by field; the others have their defaults.
+        """Reads the texts of some flags, by field. The others have their defaults.
 
         Raises:
             OptionError: a value is outside its domain; the message begins with the flag.

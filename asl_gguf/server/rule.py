@@ -87,12 +87,12 @@ class RequestOptions:
 
     @classmethod
     def parse(cls, text: str) -> RequestOptions:
-        """From JSON; an empty text is no object."""
+        """Reads the options from JSON. An empty text is no object."""
         return cls.of(json.loads(text) if text else {})
 
     @classmethod
     def of(cls, given: Any) -> RequestOptions:
-        """From what stands under `asl`.
+        """Reads the options from what stands under `asl`.
 
         Raises:
             OptionError: it is no object, a name is unknown, or a value is outside its domain.

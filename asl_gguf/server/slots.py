@@ -220,12 +220,12 @@ class Slot:
 
     @property
     def n_pruned(self) -> int:
-        """Of these, the prompt of which K/V were dropped."""
+        """First tokens of `n_tokens` of which K/V were dropped; 0: none were."""
         return len(self._sequence.transcript.pruned)
 
     @property
     def n_dropped(self) -> int:
-        """Of these, tokens without a cell."""
+        """Tokens without a cell."""
         return self._place.n_dropped
 
     @property
@@ -274,7 +274,7 @@ class Slot:
 
     @property
     def tokens(self) -> list[int]:
-        """Of the prompt."""
+        """Token ids of the prompt that runs."""
         assert self._incoming is not None
         return self._incoming.tokens
 

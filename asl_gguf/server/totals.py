@@ -67,7 +67,7 @@ class Totals:
             self._values[name] = max(self._values[name], cpu_seconds)
 
     def prometheus(self) -> str:
-        """In the text format that /metrics has."""
+        """The totals as text for /metrics."""
         with self._lock:
             values = dict(self._values)
         lines = []

@@ -112,6 +112,31 @@ typedef struct asl_attention_case {
 // Twins: attention and rounded_attention in tests/twins.py
 ASL_API bool asl_attention_compute(const char * kernel, const asl_attention_case * c, float * y, float * scores);
 
+// A short convolution of a layer that remembers a state, for tests.
+//   kernel  "scalar", "AVX2" or "AVX-512"
+//   past    float [n_channels, n_taps - 1], the inputs before the chunk's
+//   x       float [n_tokens, n_channels]
+//   w       float [n_channels, n_taps]
+//   joined  receives float [n_channels, n_taps - 1 + n_tokens]
+//   y       float [n_tokens, n_channels]
+// Returns false if the kernel does not run here or a size is below 1. Twin: short_convolution in tests/twins.py
+ASL_API bool asl_short_convolution(const char * kernel, const float * past, const float * x, const float * w, int32_t n_channels,
+        int32_t n_tokens, int32_t n_taps, int32_t n_threads, float * joined, float * y);
+
+// Gated delta nets over a chunk, for tests; kernel as above.
+//   q, k       float [n_tokens, n_head_k, n]; head h has those of h modulo n_head_k
+//   v          float [n_tokens, n_head, n]
+//   g          float [n_tokens, n_head, n_g], n_g 1 or n: logarithms of what is left of the state
+//   beta       float [n_tokens, n_head]
+//   state      float [n_head, n, n], of values, then keys
+//   new_state  as the state
+//   y          float [n_tokens, n_head, n]
+// Returns false if the kernel does not run here or there are no such nets of these sizes (n: 32 to 256, in steps of 32).
+// Twin: delta_nets in tests/twins.py
+ASL_API bool asl_delta_nets(const char * kernel, const float * q, const float * k, const float * v, const float * g,
+        const float * beta, const float * state, int32_t n, int32_t n_head, int32_t n_head_k, int32_t n_g, int32_t n_tokens,
+        int32_t n_threads, float * new_state, float * y);
+
 #ifdef __cplusplus
 }
 #endif

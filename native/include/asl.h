@@ -270,6 +270,9 @@ ASL_API asl_status asl_session_set_past(asl_session * session, int32_t n_past);
 // must be open.
 ASL_API asl_status asl_session_row_bytes(const asl_session * session, int32_t il, int64_t * n_bytes);
 
+// Of these, the bytes of the K row. Where V is a part of K (MLA), the keys of the layer's indexer stand in V's place.
+ASL_API asl_status asl_session_key_bytes(const asl_session * session, int32_t il, int64_t * n_bytes);
+
 // K/V rows of tokens begin..end-1 in the layer that ran last, for asl_session_load_rows in a session over the same
 // model with the same KV types.
 //   dst       uint8 [end - begin, row bytes]

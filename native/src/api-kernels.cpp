@@ -8,6 +8,7 @@
 #include "kernels.h"
 #include "packed.h"
 #include "peak.h"
+#include "recurrent.h"
 #include "row-product.h"
 
 #include <algorithm>
@@ -160,6 +161,54 @@ bool asl_attention_compute(const char * kernel, const asl_attention_case * c, fl
     }
     for (int i = 0; i < c->n_threads && c->n_queries > 0; ++i) {
         asl_score_part(*k, a, scores, a.n_keys(), i, c->n_threads);
+    }
+    return true;
+}
+
+bool asl_short_convolution(const char * kernel, const float * past, const float * x, const float * w, int32_t n_channels,
+        int32_t n_tokens, int32_t n_taps, int32_t n_threads, float * joined, float * y) {
+    const asl_recurrent_kernel * k = asl_find_recurrent_kernel(kernel);
+    if (!k || n_channels < 1 || n_tokens < 1 || n_taps < 1 || n_taps > ASL_TAPS_MAX || n_threads < 1) {
+        return false;
+    }
+    for (int i = 0; i < n_threads; ++i) {
+        asl_join_part(*k, { n_channels, n_tokens, n_taps - 1, past, x, n_channels, joined }, i, n_threads);
+    }
+    for (int i = 0; i < n_threads; ++i) {
+        asl_convolve_part(*k, { n_channels, n_tokens, n_taps, joined, w, y }, i, n_threads);
+    }
+    return true;
+}
+
+bool asl_delta_nets(const char * kernel, const float * q, const float * k, const float * v, const float * g,
+        const float * beta, const float * state, int32_t n, int32_t n_head, int32_t n_head_k, int32_t n_g, int32_t n_tokens,
+        int32_t n_threads, float * new_state, float * y) {
+    const asl_recurrent_kernel * found = asl_find_recurrent_kernel(kernel);
+    if (!found || n < 1 || n % ASL_DELTA_BLOCK != 0 || n > ASL_DELTA_MAX || n_head < 1 || n_head_k < 1 || (n_g != 1 && n_g != n) ||
+            n_tokens < 1 || n_threads < 1) {
+        return false;
+    }
+    auto get = [&](int64_t head) {
+        asl_delta_net net;
+        net.n = n;
+        net.n_tokens = n_tokens;
+        net.q = q + head % n_head_k * n;
+        net.k = k + head % n_head_k * n;
+        net.v = v + head * n;
+        net.g = g + head * n_g;
+        net.beta = beta + head;
+        net.ldq = net.ldk = (int64_t) n_head_k * n;
+        net.ldv = net.ldy = (int64_t) n_head * n;
+        net.ldg = (int64_t) n_head * n_g;
+        net.ldbeta = n_head;
+        net.g_of_each = n_g == n;
+        net.state = state + head * n * n;
+        net.new_state = new_state + head * n * n;
+        net.y = y + head * n;
+        return net;
+    };
+    for (int i = 0; i < n_threads; ++i) {
+        asl_delta_part(*found, n_head, n, get, i, n_threads);
     }
     return true;
 }

@@ -286,6 +286,10 @@ asl_status asl_session_row_bytes(const asl_session * session, int32_t il, int64_
     return guard(const_cast<asl_session *>(session), [&] { *n_bytes = session->row_bytes(il); });
 }
 
+asl_status asl_session_key_bytes(const asl_session * session, int32_t il, int64_t * n_bytes) {
+    return guard(const_cast<asl_session *>(session), [&] { *n_bytes = session->key_bytes(il); });
+}
+
 asl_status asl_session_save_rows(const asl_session * session, int32_t begin, int32_t end, void * dst, int64_t n_bytes) {
     return guard(const_cast<asl_session *>(session), [&] { session->save_rows(begin, end, (uint8_t *) dst, n_bytes); });
 }

@@ -186,6 +186,11 @@ struct asl_row_range {
     size_t n_row;
 };
 
+size_t asl_key_bytes(llama_context & ctx, int32_t il) {
+    const ggml_tensor * k = asl_get_kv_layer(ctx, il).k;
+    return ggml_row_size(k->type, k->ne[0]);
+}
+
 size_t asl_row_bytes(llama_context & ctx, int32_t il) {
     const asl_kv_layer layer = asl_get_kv_layer(ctx, il);
     return ggml_row_size(layer.k->type, layer.k->ne[0]) + (layer.v ? ggml_row_size(layer.v->type, layer.v->ne[0]) : 0);

@@ -80,6 +80,7 @@ bool asl_put_shifts(llama_context & ctx, const std::vector<float> & shifts);
 
 // K/V of cells begin..end-1 of a layer, token by token: dst is [end - begin][K row, V row] in the cache's types.
 size_t asl_row_bytes(llama_context & ctx, int32_t il);
+size_t asl_key_bytes(llama_context & ctx, int32_t il); // of these, K's
 size_t asl_rows_size(llama_context & ctx, int32_t il, int64_t n_rows); // 0 for layers without rows of their own
 void asl_get_rows(llama_context & ctx, int32_t il, int64_t begin, int64_t end, uint8_t * dst);
 void asl_set_rows(llama_context & ctx, int32_t il, int64_t begin, int64_t end, const uint8_t * src);

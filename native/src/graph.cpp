@@ -5,6 +5,7 @@
 #include "cache.h"
 #include "full-graph.h"
 #include "per-layer.h"
+#include "recurrent-node.h"
 #include "support.h"
 
 #include "llama-context.h"
@@ -149,7 +150,8 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
     // the capacity of the full graph bounds the part as well
     const auto & hparams = ctx.get_model().hparams;
     const size_t n_extra = n_score_nodes(hparams.n_head_kv(range.last)) + N_MASK_NODES * hparams.n_layer() + N_HIDDEN_NODES * (hidden.width() / hparams.n_embd) + N_PADS + ASL_N_SHARE_NODES +
-                           dequantiser.n_extra(i_last - i_prev) + asl_attend_node::N_NODES * (range.last + 1 - range.first);
+                           dequantiser.n_extra(i_last - i_prev) + asl_attend_node::N_NODES * (range.last + 1 - range.first) +
+                           asl_count_recurrent(gf, i_prev + 1, i_last);
     const size_t n_nodes = res.get_max_nodes() + n_extra;
     ctx_part.reset(parts.memory.make(n_extra * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false)));
     ggml_cgraph * part = ggml_new_graph_custom(ctx_part.get(), n_nodes, false);
@@ -181,6 +183,9 @@ ggml_cgraph * asl_layer_cutter::cut_impl(llm_graph_result & res, const llama_uba
         inputs->replace(res, chunk.n_past, read, nodes);
     }
     dequantiser.replace(nodes, ctx_part.get());
+    if (attention.enabled) {
+        asl_replace_recurrent(nodes, ctx_part.get());
+    }
     for (auto & layer : own) {
         layer.second->replace(nodes, ctx_part.get());
     }

@@ -259,6 +259,10 @@ size_t asl_session::row_bytes(int32_t il) const {
     return asl_owns_rows(ctx.get_model(), il) ? asl_row_bytes(*prefill, il) : 0;
 }
 
+size_t asl_session::key_bytes(int32_t il) const {
+    return row_bytes(il) > 0 ? asl_key_bytes(*prefill, il) : 0;
+}
+
 void asl_session::save_rows(int32_t begin, int32_t end, uint8_t * dst, size_t n_bytes) const {
     const int32_t il = check_open(true);
     check_slot();

@@ -55,6 +55,7 @@ struct asl_session {
     void load_layer(int32_t il, const uint8_t * src, size_t n_bytes);
 
     size_t row_bytes(int32_t il) const;
+    size_t key_bytes(int32_t il) const;
     void save_rows(int32_t begin, int32_t end, uint8_t * dst, size_t n_bytes) const;
     void load_rows(const uint8_t * src, size_t n_bytes);
     void set_state_ends(const int32_t * ends, int32_t n_ends);

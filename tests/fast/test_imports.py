@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
+import re
 from pathlib import Path
 
 import asl_gguf
@@ -32,13 +34,20 @@ def foreign(module: str) -> set[str]:
 
 def _all_imports(module: str) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in statements(MODULES[module]):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = [f"asl_gguf.{module}".rsplit(".", node.level)[0]] if node.level else []
             found |= {".".join([*base, *([node.module] if node.module else []), alias.name]) for alias in node.names}
     return found
+
+
+@functools.cache
+def statements(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """Of a file, those that import."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
 
 
 def part(module: str) -> str:
@@ -59,6 +68,25 @@ def test_no_import_goes_back_up():
         if HEIGHT.get(part(name), -1) > HEIGHT[part(module)]
     ]
     assert not back, "\n".join(back)
+
+
+def test_the_picture_shows_the_imports():
+    """Each arrow is an import, and what is imported can be reached by arrows."""
+    page = (Path(__file__).parents[2] / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    lowest = {"_version": "errors", "report": "errors"}  # one room in the picture
+    found = {
+        (lowest.get(part(module), part(module)), lowest.get(part(name), part(name)))
+        for module in MODULES
+        if module not in ("__init__", "__main__")
+        for name in imports(module)
+        if part(name) in ORDER
+    }
+    arrows = set(re.findall(r"^    (\w+) --> (\w+)$", page, re.M))
+    assert arrows <= found
+    reached = set(arrows)
+    for middle in ORDER:
+        reached |= {(a, c) for a, b in reached if b == middle for d, c in reached if d == middle}
+    assert {(a, b) for a, b in found if a != b} <= reached
 
 
 def test_no_modules_import_each_other():
@@ -122,7 +150,6 @@ def test_each_package_has_a_folder_of_tests():
 def test_no_test_module_imports_another():
     """What they share lies beside tests/harness.py, or is a fixture in a conftest.py."""
     for path in TESTS.parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for node in statements(path):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             assert not [name for name in names if name.startswith(("test_", "conftest"))], path

@@ -185,7 +185,7 @@ def choose(profiles: Sequence[Profile], tradeoff: float, variance_reference: str
 
 
 def _middle(pairs: list[tuple[int, float]]) -> tuple[int, float]:
-    """Of (min_layer, tau) that do the same, the middle tau of the min_layer that has most of them."""
+    """The middle one of (min_layer, tau) pairs that do the same: the most frequent min_layer, and the middle of its taus."""
     counts = Counter(min_layer for min_layer, _ in pairs)
     widest = max(counts, key=lambda min_layer: counts[min_layer])
     taus = [tau for min_layer, tau in pairs if min_layer == widest]

@@ -113,6 +113,7 @@ def test_every_model_s_thresholds_are_in_order():
         assert one.found[1] <= one.sure[0] < one.sure[1] <= 1 and one.summary[1] < one.faint < one.document
         assert 0 < one.document < 1 and one.found[0] < one.found[1] <= 1 and one.chained[0] < one.chained[1] <= 1
         assert one.summary[0] < one.summary[1] < one.document and one.layer < one.deeper
+        assert one.summary[0] < one.scattered[0] < one.scattered[1] < one.document
 
 
 def scores(peak: float, n: int = 1000, document: float = 0.08) -> LayerScores:
@@ -134,7 +135,7 @@ def choice(made: AutoRule, seen: LayerScores, n_tokens: int | None = None, known
     n_tokens = n_tokens or seen.n_current
     late = made.late(n_tokens, made.kept(n_tokens), 0, SHAPE if known else (1, 1, 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(late_budgets, "read", lambda scores, n_sink: reading_of(scores.attention, n_sink))
+        patch.setattr(late_budgets, "read", lambda scores, n_sink, n_queries=20: reading_of(scores.attention, n_sink))
         if late.reads(seen.layer):
             late.see(seen)
     return late.choose(29, 29)
@@ -156,11 +157,18 @@ def test_between_its_limits(text, n, least, most):
 
 @pytest.mark.parametrize(
     "document, peak, spreads",
-    [(0.2, 1.0, True), (0.08, 0.5, False), (0.07, 0.96, False), (0.01, 0.8, False), (0.2, 0.8, False)],
-    ids=["chain", "several", "faint", "summary", "look-up"],
+    [
+        (0.2, 1.0, True),
+        (0.08, 0.5, True),
+        (0.1, 0.5, False),
+        (0.07, 0.96, False),
+        (0.01, 0.8, False),
+        (0.2, 0.8, False),
+    ],
+    ids=["chain", "several", "records", "faint", "summary", "look-up"],
 )
-def test_of_few_tokens_a_deeper_layer_selects_chains_alone(monkeypatch, document, peak, spreads):
-    monkeypatch.setattr(late_budgets, "read", lambda scores, n_sink: Reading(document, peak))
+def test_of_few_tokens_a_deeper_layer_selects_chains_and_several_answers(monkeypatch, document, peak, spreads):
+    monkeypatch.setattr(late_budgets, "read", lambda scores, n_sink, n_queries=20: Reading(document, peak))
     layers = []
     for n_kept in (100, 200):
         late = fixed_budget(REGISTRY["asl-span"](), 1000, n_kept, SHAPE)
@@ -168,6 +176,7 @@ def test_of_few_tokens_a_deeper_layer_selects_chains_alone(monkeypatch, document
         layers.append(late.choose(18, 29))
         assert late.choose(22, 29) == n_kept
         assert (late.spreads, late.crowded) == (layers[-1] is None, layers[-1] is None and n_kept == 100)
+        assert late.n_asking == (25 if late.crowded and document < 0.11 else 0)
     assert layers == [None if spreads else 100, 200 if peak == 0.8 and document > 0.1 else None]
 
 
@@ -253,6 +262,18 @@ def test_with_k_v_of_all_tokens(make, thresholds, value, kept, layer):
         assert (report.kept_tokens, report.selection_layer) == (kept, layer)
         assert f"{kept} tokens: " in report.budget_choice
     assert reports[0].selected == reports[1].selected
+
+
+@pytest.mark.parametrize("n_new", [1, 9, 19, 21])
+def test_a_short_question_is_read_with_tokens_before_it(make, thresholds, n_new):
+    """With K/V of all tokens at hand, at least so many run again as are read; of a hundred tokens, more than the window."""
+    thresholds(ALL_OF_IT)
+    llm, alone = (make(n_ctx=N_CTX, asl_budget=100, asl_policy=SETTLES, asl_full_kv=full) for full in (True, False))
+    document = prompt(900)
+    llm.prefill(document)
+    reports = [one.prefill([*document, *prompt(n_new, seed=1)]) for one in (llm, alone)]
+    assert 800 < reports[0].reused_tokens <= 900 + n_new - 20
+    assert reports[0].selected == reports[1].selected and reports[0].kept_tokens == 100
 
 
 def test_a_turn_keeps_to_the_upper_limit(make, thresholds):

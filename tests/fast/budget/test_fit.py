@@ -59,17 +59,18 @@ def test_bytes_of_other_shapes(make, tiny_model, sizes):
         assert llm._asl_session.info().kv_bytes_cell == KVMemory.of(path, {}).bytes_cell
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_measured(kind, tmp_path):
     """A header does not say which layers have K/V, and how wide they are."""
     path = str(write_kind(tmp_path / "model.gguf", kind))
-    with contextlib.closing(Llama(path, n_ctx=512, n_threads=1, asl_budget=100, asl_policy=POLICY, asl_room=64)) as llm:
-        peak = llm.prefill([1 + i % 100 for i in range(500)]).kv_bytes_prefill_peak
+    with contextlib.closing(Llama(path, n_ctx=256, n_threads=1, asl_budget=100, asl_policy=POLICY, asl_room=64)) as llm:
+        peak = llm.prefill([1 + i % 100 for i in range(240)]).kv_bytes_prefill_peak
         cell = llm._asl_session.info().kv_bytes_cell
     memory = KVMemory.of(path, {})
-    assert (memory.bytes_cell, memory.bytes_slot) == (cell, peak // 512)
-    with contextlib.closing(Llama(path, n_ctx=512, n_threads=1, asl_budget=f"fit:{512 * (cell + peak)}B")) as llm:
-        assert llm.n_cells == 512
+    assert (memory.bytes_cell, memory.bytes_slot) == (cell, peak // 256)
+    with contextlib.closing(Llama(path, n_ctx=256, n_threads=1, asl_budget=f"fit:{256 * (cell + peak)}B")) as llm:
+        assert llm.n_cells == 256
 
 
 def test_types_and_overrides(tiny_model, tmp_path, capfd):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ OPTIONS = Options(n_ctx=512, n_batch=48, n_ubatch=32)
 WINDOW, N_KEPT = 8, 60
 ANSWER = [70, 71, 72]
 STATES = ("delta-net", "mamba", "mamba2-beside", "short-conv", "kda")
-SHARED = ("shared-kv", "streams")
+SHARED = ("shared-kv", "streams", "mla", "sparse", "sparse-sliding")
 
 
 def prompt(n_tokens: int, seed: int = 0) -> list[int]:
@@ -42,7 +44,7 @@ def model(kind, tmp_path_factory):
 
 
 def host(context: Context) -> HostKV:
-    found = HostKV.of(True, context.session(), "", {})
+    found = HostKV.of(True, context.session())
     assert found is not None
     return found
 
@@ -125,3 +127,20 @@ def test_how_many_states_there_are(model, kind):
             assert len(kept.states) <= 4 and (len(tokens) in kept.states) is (kind in STATES)
             assert all(state.size == sum(kept.state_bytes[: kept.depth]) for state in kept.states.values())
             tokens += prompt(40, seed)
+
+
+@pytest.mark.parametrize("flash", [False, True], ids=["plain", "flash"])
+def test_packed_rows_have_the_cache_s_own_widths(model, flash):
+    """Whatever the file's header says of them; states lie beside as they are."""
+    with model.context(replace(OPTIONS, flash=flash)) as context:
+        kept, exact = HostKV.of("q8_0", context.session()), host(context)
+        assert kept is not None and sum(kept.row_bytes) < sum(exact.row_bytes)
+        assert [n > 0 for n in kept.row_bytes] == [n > 0 for n in exact.row_bytes]
+        for one in (exact, kept):
+            keep(context, one, DOCUMENT)
+        for layer, rows in enumerate(exact.layers):
+            found, expected = (one.rows(layer, len(DOCUMENT)).view(np.float16) for one in (kept, exact))
+            assert rows.shape == expected.view(np.uint8).shape
+            assert np.abs(found.astype(np.float32) - expected).max(initial=0) <= 0.01 * np.abs(expected).max(initial=1)
+        report = keep(context, kept, QUESTIONS[0])
+        assert report.reused_tokens == len(DOCUMENT) and report.pruned

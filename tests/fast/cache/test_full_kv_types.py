@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 
-from asl_gguf import Llama, ModelError, OptionError, StateError
+from asl_gguf import Llama, OptionError, StateError
 from asl_gguf.cache.host_kv import HostKV
 from asl_gguf.cache.packing import KINDS, Packing
 from asl_gguf.cli import main
@@ -31,8 +31,7 @@ WIDTHS = ((64, 96), (32, 32))
 
 
 def packing(kind: str, type_k: int = F16, type_v: int = F16, widths: Any = WIDTHS) -> Packing:
-    n_bytes = sum(k * SIZES[type_k] + v * SIZES[type_v] for k, v in widths)
-    return Packing(kind, type_k, type_v, widths, n_bytes)
+    return Packing(kind, type_k, type_v, [(k * SIZES[type_k], v * SIZES[type_v]) for k, v in widths])
 
 
 def as_cached(values: np.ndarray, kind: int) -> np.ndarray:
@@ -231,13 +230,6 @@ def test_rows_that_are_no_whole_blocks(tiny_model):
         Llama(path, **options)
     with closing(Llama(path, **options | {"asl_full_kv": True})) as llm:
         assert llm(" ", max_tokens=1)
-
-
-def test_widths_that_the_header_does_not_say():
-    with pytest.raises(ModelError, match="expected a model file whose header gives the K/V widths of its 100 bytes"):
-        Packing("q8_0", F16, F16, [], 100)
-    with pytest.raises(ModelError, match=r"its 100 bytes a token .* got \[\(32, 32\)\]; pass asl_full_kv=True"):
-        Packing("q8_0", F16, F16, [(32, 32)], 100)
 
 
 def test_a_damaged_file(llm_full, tmp_path):

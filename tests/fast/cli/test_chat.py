@@ -115,7 +115,7 @@ def test_errors_leave_a_chat(chat, document, tmp_path):
         "/clear all": "expected /clear alone, got /clear all",
         "/file missing": "expected readable UTF-8 text, got missing: ",
         "/file .": "expected readable UTF-8 text, got ",
-        "/file picture": "expected readable UTF-8 text, or a PDF, .*, got picture: ",
+        "/file picture": "expected text, HTML, a PDF or DOCX, got picture, which is an image; ",
         "/file archive": "expected readable UTF-8 text, got archive: .*null",
         "/file blank": "expected readable UTF-8 text, got blank: .*empty",
         "/file ~nobody-of-this-name/a": "expected ",
@@ -125,7 +125,6 @@ def test_errors_leave_a_chat(chat, document, tmp_path):
         "/load part.json": "expected a conversation .* got ValueError",
         "/load missing": "expected readable UTF-8 text, got missing: ",
         "/save nowhere/a.json": "expected a file that can be written, got nowhere/a.json: ",
-        "/budget": "expected /budget X, got /budget",
         "/budget x": "expected a share such as .*, got 'x'",
         "/budget 1": "expected at least .* tokens.*, got 1",
         "/budget 1.5": "expected a share .*, got 1.5",
@@ -303,3 +302,14 @@ def test_on_a_terminal(open_terminal, tmp_path):
     lines = (tmp_path / "config" / "chat_history").read_text().splitlines()
     assert lines[:2] == ["/report", "/help"] and {"Who wrote?", "And then?", "/clear"} <= set(lines)
     assert b"Traceback" not in terminal.drawn
+
+
+def test_a_budget_is_shown(chat):
+    code, out, err = chat(["/budget", "/budget 30%", "/budget", "/budget none", "/budget"], "-b", "0.5")
+    assert (code, out.splitlines(), err) == (0, ["0.5", "0.3", "none"], "")
+
+
+def test_commands_as_other_programs_call_them(chat, document):
+    code, out, err = chat([f"/read {document}", "/?", "/bye", "/nope"])
+    assert (code, err) == (0, "") and "/quit" in out
+    assert chat(["/exit", "/nope"])[::2] == (0, "")

@@ -176,7 +176,7 @@ def test_a_file_that_is_not_text(run, tmp_path):
     path = tmp_path / "image.png"
     path.write_bytes(b"\x89PNG\xff\xfe")
     code, _, err = run("-f", path)
-    assert code == 2 and err.count("\n") == 1 and "UTF-8" in err
+    assert code == 2 and err.count("\n") == 1 and "an image; run it through OCR" in err
 
 
 def test_quantised_cache_needs_flash_attention(run):
@@ -188,7 +188,7 @@ def test_quantised_cache_needs_flash_attention(run):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["run", "-p"], ["run", "-p", "a", "-n", "x"], ["fly"], [], ["bench"]],
+    [["run", "-p"], ["run", "-p", "a", "-n", "x"], ["fly"], ["bench"], ["run", "what is it"]],
     ids=str,
 )
 def test_wrong_arguments(capsys, arguments):
@@ -196,7 +196,26 @@ def test_wrong_arguments(capsys, arguments):
         main(arguments)
     assert err.value.code == 2
     out, text = capsys.readouterr()
-    assert out == "" and text.startswith("usage: asl-gguf") and "error:" in text.splitlines()[-1]
+    assert out == "" and re.fullmatch("asl-gguf[a-z ]*: error: .*[;?] [Ss]ee asl-gguf[a-z ]* --help\n", text), text
+
+
+def test_no_command_lists_them(capsys):
+    assert main([]) == 2
+    out, text = capsys.readouterr()
+    assert out == "" and text.startswith("usage: asl-gguf") and all(f"    {name}" in text for name in ("run", "doctor"))
+
+
+def test_a_slip_is_named(capsys, tmp_path):
+    (tmp_path / "note.txt").write_text("A note.")
+    for arguments, hint in (
+        (["rnu"], "did you mean run[?]"),
+        (["run", "what is it"], "-p, for a prompt"),
+        (["run", str(tmp_path / "note.txt")], "-f, for a document"),
+        (["run", "-p", "a", "-ctk", "q8-0"], "did you mean q8_0[?]"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert re.search(hint, capsys.readouterr().err)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -58,6 +58,7 @@ def test_an_answer_in_ascii(model, encoded, tmp_path, json_too):
     assert not json_too or json.loads(text)["completion_tokens"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell's redirections")
 @pytest.mark.parametrize(
     "arguments, redirected, code, message",

@@ -146,3 +146,45 @@ def test_chat_takes_documents_too(chat, document, tmp_path):
     asked = json.loads(Path("a.json").read_text())["messages"][0]["content"]
     assert (code, err) == (0, "") and asked == f"{TEXT}\n\n{html_text(PAGE)}\n\nWho wrote?"
     assert documents.read_plain(tmp_path / "page.html") == PAGE
+
+
+@pytest.mark.parametrize(
+    "start, kind",
+    [
+        (b"\x89PNG\r\n", "an image; .*OCR"), (b"\x1f\x8b\x08", "a gzip archive; unpack"), (b"PK\x03\x04", "a ZIP archive"),
+        (b"GGUF\x03", "a GGUF model; models are -m"), (b"{\\rtf1", "an RTF document; save"), (b"\xd0\xcf\x11\xe0", "old Office"),
+    ],
+)  # fmt: skip
+def test_what_is_no_document_is_named(tmp_path, start, kind):
+    (path := tmp_path / "file").write_bytes(start + bytes(40))
+    with pytest.raises(PromptError, match=f"expected text, HTML, a PDF or DOCX, got .*file, which is .*{kind}"):
+        read_document(path)
+
+
+@pytest.mark.parametrize(
+    "member, kind", [("xl/workbook.xml", "a spreadsheet; save it as CSV"), ("mimetype", "OpenDocument")]
+)
+def test_office_files_are_named(tmp_path, member, kind):
+    import zipfile
+
+    with zipfile.ZipFile(path := tmp_path / "file", "w") as archive:
+        archive.writestr(member, "<w/>")
+    with pytest.raises(PromptError, match=kind):
+        read_document(path)
+
+
+def test_older_encodings_get_a_way_out(tmp_path):
+    (path := tmp_path / "brief.txt").write_bytes("Grüße aus Köln\n".encode("cp1252") * 9)
+    with pytest.raises(PromptError, match="iconv -f windows-1252"):
+        read_document(path)
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(PromptError) as err:
+        read_document(path)
+    assert "iconv" not in str(err.value)
+
+
+def test_reasons_are_the_systems_words(tmp_path):
+    with pytest.raises(PromptError, match="none.txt: No such file or directory$"):
+        read_document(tmp_path / "none.txt")
+    with pytest.raises(PromptError, match="Is a directory$"):
+        read_document(tmp_path)

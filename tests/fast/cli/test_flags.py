@@ -12,7 +12,8 @@ import pytest
 
 from asl_gguf import DownloadError, ModelError
 from asl_gguf.cli import main
-from asl_gguf.cli.options import KV_TYPES, parse_budget
+from asl_gguf.cli.budgets import parse_budget
+from asl_gguf.cli.options import KV_TYPES
 from asl_gguf.models import hub
 from asl_gguf.native import devices
 from harness import prompt  # noqa: F401  (silences llama.cpp's log in this process)
@@ -266,3 +267,80 @@ def test_hugging_face_out_of_reach(hf, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["run", "-p", "a", "-hf", "user/repo"]) == 1
     assert "pip install huggingface_hub" in capsys.readouterr().err
+
+
+def test_what_llama_cpp_does_in_any_case_is_taken(run):
+    flags = "--jinja --no-display-prompt --no-warmup --simple-io --no-perf --log-disable --no-context-shift --mmap -st -co on"
+    code, found, err = run(*flags.split(), "--color", "-fa", "auto", "-tb", "1", "--batch-size", "64", "--no-mmap")
+    assert (code, err) == (0, "") and found["report"]["pruned"]
+
+
+def test_samplers_and_grammars_of_llama_cpp(run, tmp_path):
+    plain = run("-b", "none", "-n", "9")[1]["text"]
+    assert run("-b", "none", "-n", "9", "--presence-penalty", "-99", "--frequency-penalty", "-99")[1]["text"] != plain
+    assert run("-b", "none", "-n", "9", "-r", plain[1])[1]["text"] == plain[: plain.index(plain[1])]
+    (tmp_path / "answer.gbnf").write_text('root ::= "yes"')
+    for grammar in (["--grammar", 'root ::= "yes"'], ["--grammar-file", str(tmp_path / "answer.gbnf")]):
+        assert run("-b", "none", "-n", "9", *grammar)[1]["text"] == "yes"
+    assert json.loads(run("-b", "none", "-n", "20", "-j", '{"const": 7}')[1]["text"]) == 7
+    code, _, err = run("-j", "{}", "--grammar", 'root ::= "a"')
+    assert code == 2 and err.startswith("asl-gguf: --grammar: expected alone, got it with --json-schema")
+    for wrong in (["-j", "{"], ["--grammar", "(("]):
+        code, found, err = run(*wrong)
+        assert code == 2 and found is None and "grammar" in err, err
+    sampled = ("--temp", "1.5", "-s", "3", "-b", "none")
+    assert (
+        run(*sampled, "--mirostat", "2")[1]["text"] != "" and "--mirostat: without effect" in run("--mirostat", "2")[2]
+    )
+
+
+def test_a_system_message(run):
+    with_it, without = (run(*more, "-b", "none")[1]["prompt_tokens"] for more in (["-sys", "Be short."], []))
+    assert with_it > without
+    assert run("-sys", "Be short.", "--raw")[0] == 2
+
+
+def test_an_answer_without_an_end(run):
+    n_prompt = run("-b", "none")[1]["prompt_tokens"]
+    code, found, err = run("-n", "-1", "-c", n_prompt + 40)
+    assert (code, err) == (0, "") and 4 < found["completion_tokens"] <= 256 + 40  # contexts are rounded up
+    assert run("-n", "-2")[0] == run("-n", "0")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    {
+        "-cnv": "asl-gguf chat", "--port": "asl-gguf serve", "--prompt-cache": "save_prompt", "-md": "full cache",
+        "--mmproj": "text", "-hff": "-hf USER/REPO:QUANT", "--keep": "--protect", "-mli": "see asl-gguf run --help",
+        "--n_predict": "did you mean --n-predict[?]", "--slot": "see asl-gguf run --help", "-lv": "--report",
+    }.items(),
+)  # fmt: skip
+def test_options_that_are_not_here(run, capsys, name, hint):
+    with pytest.raises(SystemExit) as err:
+        run(name, "4")
+    text = capsys.readouterr().err
+    assert err.value.code == 2 and f"got the unknown {name}" in text and re.search(hint, text) and text.count("\n") == 1
+
+
+def test_a_batch_is_no_budget(run):
+    assert re.fullmatch("asl-gguf: warning: -b 512 is a budget of 512 tokens; .*--batch-size.*\n", run("-b", "512")[2])
+    assert run("--budget", "512")[2] == run("-b", "500")[2] == ""
+
+
+@pytest.mark.parametrize(
+    "text, meant",
+    {"64MiB": "fit:64MiB", "5s": "ttft:5s", "0,2": "0.2", "20 percent": "20%", "half": None, "12parsecs": None}.items(),
+)
+def test_budgets_that_are_nearly_right(run, text, meant):
+    code, _, err = run("--budget", text)
+    assert code == 2 and (f"; did you mean {meant}?" in err) == (meant is not None) == ("did you mean" in err)
+    assert parse_budget(meant or "20%") is not None
+
+
+def test_shares_of_auto():
+    assert parse_budget("auto:5%-40%") == "auto:5%-40%"
+
+
+def test_errors_name_options_as_they_are_typed(run):
+    assert run("--budget", "150%")[2].startswith("asl-gguf: --budget: expected a share")
+    assert run("--guard", "2")[2].startswith("asl-gguf: --guard: ")

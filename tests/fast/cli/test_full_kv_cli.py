@@ -57,10 +57,8 @@ def test_other_budgets(chat, document):
     lines = [QUESTIONS[0], "/budget none", "/budget ttft:9s", QUESTIONS[1], "/budget 0.5", "And then?", "/report"]
     code, out, err = chat(lines, "--full-kv", "-f", document)
     none, timed = err.splitlines()
-    assert code == 1 and none.startswith("asl-gguf: asl_full_kv: expected asl_budget with it, got None")
-    assert timed.startswith(
-        "asl-gguf: asl_full_kv: expected a budget in tokens, a share or memory with it, got ttft:9s"
-    )
+    assert code == 1 and none.startswith("asl-gguf: --full-kv: expected --budget with it, got None")
+    assert timed.startswith("asl-gguf: --full-kv: expected a budget in tokens, a share or memory with it, got ttft:9s")
     ((kept, n_tokens, _),) = numbers("kept tokens", out)
     assert kept == n_tokens // 2 and "in host memory" not in out
 
@@ -73,7 +71,8 @@ def test_on_a_terminal(open_terminal, document):
     terminal.wait(r"in front of the next question\r\n> $")
     for question in QUESTIONS:
         terminal.type(f"{question}\r")
-        terminal.wait(rf"{re.escape(question)}\r\n[^\r\n]+\r\n> $|\x1b\[2K[^\r\n]+\r\n> $")
+        said = terminal.wait(rf"(?:{re.escape(question)}\r\n|\x1b\[2K)[^\r\n]+\r\n\[kept [^\r\n]+\]\r\n> $")
+        assert "K/V" in said and "first token" in said
     terminal.type("/report\r")
     report = terminal.wait(rf"note +{AGAIN}\r\n> $")
     assert re.search(r"prefill .*, \d+ tokens were in host memory\r\n", report)
@@ -95,4 +94,4 @@ def test_run(model, document, capsys):
         assert full[name] == plain[name], name
     assert full["kept_tokens"] == plain["kept_tokens"] < full["prompt_tokens"]
     assert main([*arguments, "--full-kv", "-b", "none"]) == 2
-    assert "asl_full_kv: expected asl_budget with it" in capsys.readouterr().err
+    assert "--full-kv: expected --budget with it" in capsys.readouterr().err

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from asl_gguf import Llama
+from asl_gguf.engine import sequence
+from surface_cases import MIN_PROMPT
 from tiny_llama import N_CTX, SETTLES, Make
 
 
@@ -32,3 +34,9 @@ def make_shared(tiny_model) -> Iterator[Make]:
     yield shared
     for llm in made.values():
         llm.close()
+
+
+@pytest.fixture
+def short_prompts_count(monkeypatch) -> None:
+    """Prompts of MIN_PROMPT tokens run layer by layer where nothing is pruned, as longer ones do: they take less time."""
+    monkeypatch.setattr(sequence, "_MIN_LAYERED", MIN_PROMPT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,13 @@ def test_defaults_are_the_options_own():
     own = AslOptions.parse(0.5, {}).to_kwargs()
     for name in ("asl_decode_ctx", "asl_room", "asl_min_prompt", "asl_dequant", "asl_guard", "asl_full_kv"):
         assert parameters[name].default == own[name], name
+
+
+def test_every_option_is_explained():
+    """In the docstring, and in README's table."""
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    for name in ("asl_budget", *AslOptions.parse(0.5, {}).to_kwargs()):
+        assert f" {name}: " in Llama.__doc__ and f"\n| `{name}` | " in readme, name
 
 
 @pytest.mark.parametrize("wrong, near", [("n_gpu_layer", "n_gpu_layers"), ("n_thread", "n_threads"), ("zzz", "help")])

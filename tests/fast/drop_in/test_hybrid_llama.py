@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from asl_gguf import Llama, ModelError, OptionError
+from asl_gguf import Llama, ModelError, OptionError, StateError
 from harness import llama_cpp
 from tiny_kinds import write_kind
 from tiny_llama import greedy, logits
 
 KINDS = ("delta-net", "mamba", "mamba2-beside", "short-conv", "kda", "lightning", "shared-kv", "streams")
+WITHOUT_STATES = ("shared-kv", "streams")
 OPTIONS: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "n_batch": 64}
 PRUNED = {"asl_budget": 0.4, "asl_min_prompt": 40, "asl_policy": "snapkv"}
 N_TOKENS = 120
@@ -65,6 +67,37 @@ def test_a_prompt_after_others(path):
                 assert llm.last_prefill.pruned and llm.last_prefill.reused_tokens in (0, len(tokens))
 
 
+@pytest.mark.filterwarnings("ignore::asl_gguf.PruningDisabledWarning")
+@pytest.mark.parametrize("budget", [0.4, None])
+def test_tokens_that_are_taken_back_by_hand(path, budget):
+    """A state has seen them: an error, not an answer from the tokens that follow alone."""
+    goes_back, tokens = Path(path).stem in WITHOUT_STATES, prompt(n_tokens=60)
+
+    def refused() -> Any:
+        return nullcontext() if goes_back else pytest.raises(StateError, match="remembers of them cannot be taken back")
+
+    with opened(path, asl_budget=budget, asl_min_prompt=200) as llm:
+        expected = greedy(llm, tokens)
+        llm.reset()
+        llm.eval(tokens)
+        llm.n_tokens = 58
+        with refused():
+            llm.eval([5])
+        assert greedy(llm, tokens) == expected
+        llm.n_tokens = 58
+        with refused() if budget else nullcontext():  # the parent's state has the cells of all
+            llm.save_state()
+        assert greedy(llm, tokens) == expected
+    with opened(path, asl_budget=budget, logits_all=True) as llm:
+        stream = llm.generate(tokens, temp=0.0)
+        next(stream)
+        with refused():
+            for _ in range(4):
+                stream.send([3, 4])  # which the model would not say
+        assert greedy(llm, tokens) == expected
+
+
+@pytest.mark.long
 def test_nothing_is_printed(path, capfd):
     """llama.cpp warns of gaps between positions, and llama_cpp prints it."""
     with opened(path, asl_policy="fastkv:tsp_layer=1") as llm:
@@ -104,6 +137,7 @@ def test_a_saved_prompt_brings_its_state(path, tmp_path):
             assert greedy(llm, prompt()) == fresh(path, prompt())[0]
 
 
+@pytest.mark.long
 def test_nothing_pruned_is_the_parents(path):
     turns = [prompt(), prompt() + prompt(7, 30), prompt()[:60], prompt(8)]
     with opened(path, asl_budget=1.0, asl_dequant=False) as llm, opened(path, llama_cpp.Llama) as stock:
@@ -126,6 +160,7 @@ def test_a_long_turn_is_pruned_over_what_was_kept(path):
         assert llm.last_prefill.reused_tokens == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("full_kv", [True, "q8_0"])
 def test_every_question_selects_again(path, full_kv, tmp_path):
     """From K/V and states of all tokens, in the same object and in one that loads the file."""

@@ -14,6 +14,8 @@ from spelled import SPELLED_AFTER, spelling
 from surface_cases import PROMPT, UNPRUNED
 from tiny_llama import chat, complete, logits
 
+pytestmark = pytest.mark.usefixtures("short_prompts_count")
+
 PRUNED = {"asl_budget": 0.4, "asl_min_prompt": 80}
 GREEDY = {"max_tokens": 6, "temperature": 0.0, "logprobs": 3}
 
@@ -46,7 +48,7 @@ def test_they_are_the_parents_with_nothing_pruned(make, stock, n_top, given):
 @pytest.mark.parametrize("seed", range(4))
 def test_those_of_a_pruned_prompt_are_of_its_logits(make, seed):
     """Read off the context's logits, step by step, in another object."""
-    tokens = prompt(300, seed=seed)
+    tokens = prompt(150, seed=seed)
     llm, other = make(**PRUNED), make(**PRUNED)
     answer = llm.create_completion(tokens, **GREEDY)
     assert llm.last_prefill.pruned

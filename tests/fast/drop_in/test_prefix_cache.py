@@ -112,3 +112,31 @@ def test_other_kernels_take_no_state(make):
     complete(rounded, DOCUMENT)
     complete(exact, DOCUMENT + QUESTIONS[0])
     assert exact.last_prefill.reused_tokens == 0
+
+
+def test_a_state_that_fills_n_ctx(make, cache):
+    """An answer that ended at n_ctx: later prompts that begin alike are no errors, and its own state can be loaded."""
+    llm, alone = make(n_ctx=256, asl_budget=1.0), make(n_ctx=256, asl_budget=1.0)
+    llm.set_cache(cache)
+    complete(llm, OTHER, n_tokens=None)
+    llm.load_state(llm.save_state())
+    llm.eval([FIRST_BYTE])
+    llm.load_state(llm.save_state())
+    assert llm.n_tokens == 256
+    for tokens in (OTHER, OTHER[:100] + QUESTIONS[0]):
+        assert complete(llm, tokens)["choices"] == complete(alone, tokens)["choices"]
+
+
+def test_objects_with_less_room_share_a_cache(make, cache):
+    """States of more tokens than n_ctx serve others alone; one of more cells than there are is said to be of no use."""
+    same = {**PLAIN, "asl_min_prompt": 400}
+    large, small, few = make(**same), make(n_ctx=256, **same), make(**same, asl_decode_ctx=256)
+    for target in (large, small, few):
+        target.set_cache(cache)
+    complete(large, prompt(300))
+    asked = [prompt(300)[: 100 + i] + QUESTIONS[i] for i in range(2)]
+    expected = [complete(make(**same), tokens)["choices"] for tokens in asked]
+    assert complete(small, asked[0])["choices"] == expected[0]
+    cache_of_large = "a state in the cache is not used: expected a state of this model that fits 256 KV cells"
+    with pytest.warns(RuntimeWarning, match=cache_of_large):
+        assert complete(few, asked[1])["choices"] == expected[1]

@@ -16,7 +16,7 @@ import pytest
 
 from asl_gguf import StateError, UnaskedWarning
 from asl_gguf.cache.fingerprint import describe, settings_digest
-from asl_gguf.engine.sequence import UNASKED
+from asl_gguf.engine.plan import UNASKED
 from asl_gguf.policies import PyramidInfer, SnapKV, StreamingLLM
 from harness import prompt
 from tiny_llama import DOCUMENT, QUESTIONS, SETTLES, TEXT, cells, greedy, logits, n_kept
@@ -152,7 +152,7 @@ def test_a_state_that_llama_cpp_refuses(make, options):
 def test_a_state_longer_than_n_ctx(make):
     llm, short = make(**PLAIN), make(n_ctx=256, **PLAIN)
     llm.prefill(prompt(300))
-    with pytest.raises(StateError, match="expected fewer than n_ctx = 256 tokens, got a state of 300"):
+    with pytest.raises(StateError, match="expected at most n_ctx = 256 tokens, got a state of 300"):
         short.load_state(llm.save_state())
 
 

@@ -36,6 +36,8 @@ from harness import llama_cpp, prompt
 from surface_cases import LAYERED, PROMPT, PRUNED, UNPRUNED
 from tiny_llama import TEXT, chat, greedy
 
+pytestmark = pytest.mark.usefixtures("short_prompts_count")
+
 DOCUMENT = Path(__file__).parents[3] / "docs" / "SURFACE.md"
 INIT = surface.KEYWORDS["__init__"]
 
@@ -334,9 +336,9 @@ REFUSED: dict[tuple[str, str, type[Exception]], Callable[[Any], Any]] = {
     ("create_completion", "prompt", PromptError): call("create_completion", prompt(1024)),
     ("create_completion", "prompt", PrefillCancelled): cancelled("create_completion", PROMPT),
     ("create_completion", "stream", StateError): read_after_a_reset("create_completion", PROMPT, stream=True),
-    ("create_completion", "max_tokens", ContextFullError): call("create_completion", PROMPT, max_tokens=200),
+    ("create_completion", "max_tokens", ContextFullError): call("create_completion", PROMPT, max_tokens=230),
     ("create_chat_completion", "max_tokens", ContextFullError): call(
-        "create_chat_completion", chat(PROMPT), max_tokens=200
+        "create_chat_completion", chat(PROMPT), max_tokens=230
     ),
     ("create_chat_completion", "messages", PromptError): call("create_chat_completion", chat(TEXT * 3)),
     ("create_chat_completion", "messages", PrefillCancelled): cancelled("create_chat_completion", chat(PROMPT)),

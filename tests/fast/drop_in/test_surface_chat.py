@@ -11,6 +11,8 @@ from harness import llama_cpp
 from surface_cases import LAYERED, PRUNED, UNPRUNED
 from surface_chat_cases import WORKS, answer, completed, text_of
 
+pytestmark = pytest.mark.usefixtures("short_prompts_count")
+
 NO_EFFECT = {"tfs_z", "stream", "tool_choice"}
 """the template of the tiny model has no place for tools that are not called"""
 

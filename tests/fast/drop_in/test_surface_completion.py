@@ -10,6 +10,8 @@ from asl_gguf.drop_in import surface
 from harness import llama_cpp, prompt
 from surface_cases import BASE, LAYERED, PROMPT, PRUNED, TOKENS, UNPRUNED, WORKS, completed
 
+pytestmark = pytest.mark.usefixtures("short_prompts_count")
+
 NO_EFFECT = {"tfs_z", "stream"}
 
 

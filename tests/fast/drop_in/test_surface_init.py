@@ -18,11 +18,15 @@ from llama_cpp.llama_tokenizer import BaseLlamaTokenizer
 from asl_gguf import Llama
 from asl_gguf.drop_in import surface
 from harness import F16, Q8_0, llama_cpp, prompt
-from surface_cases import LAYERED, PROMPT, PRUNED, UNPRUNED
+from surface_cases import LAYERED, PRUNED, UNPRUNED
 from tiny_gguf import FIRST_BYTE
-from tiny_llama import chat, greedy
+from tiny_llama import TEXT, chat, greedy
+
+pytestmark = pytest.mark.usefixtures("short_prompts_count")
 
 INIT = surface.KEYWORDS["__init__"]
+PROMPT = TEXT[:430]
+"""long enough to show what scales positions"""
 
 
 class ByteTokenizer(BaseLlamaTokenizer):
@@ -184,6 +188,7 @@ def test_threads(make, stock, threads):
         assert getattr(llama_cpp, f"llama_{name}")(llm.ctx) == getattr(theirs, name)
 
 
+@pytest.mark.long
 def test_numa(make, tiny_model):
     """In a process of its own: the setting is the process's."""
     code = (

@@ -12,11 +12,15 @@ from asl_gguf.drop_in import surface
 from harness import llama_cpp
 from surface_cases import LAYERED, PRUNED, SAMPLING, TOKENS, UNPRUNED, completed
 
+pytestmark = pytest.mark.usefixtures("short_prompts_count")
+
 GENERATE = {
     **SAMPLING,
     "temp": {"temp": 0.0},
     "penalize_nl": {"penalize_nl": False},
-    "stopping_criteria": {"stopping_criteria": llama_cpp.StoppingCriteriaList([lambda ids, scores: len(ids) > 302])},
+    "stopping_criteria": {
+        "stopping_criteria": llama_cpp.StoppingCriteriaList([lambda ids, scores: len(ids) > len(TOKENS) + 2])
+    },
 }
 SAMPLE = {name: GENERATE[name] for name in (*SAMPLING, "temp", "penalize_nl")}
 

@@ -14,6 +14,8 @@ from surface_chat_cases import CHOICE, FUNCTION, LONG, SCHEMA, TOOLS, WORKS, ans
 from tiny_gguf import FIRST_BYTE
 from tiny_llama import chat
 
+pytestmark = pytest.mark.usefixtures("short_prompts_count")
+
 CLOSE = {FIRST_BYTE + ord("}"): 100.0}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from asl_gguf import Llama, OptionError, OptionTypeError, PromptError, StateError
-from asl_gguf.drop_in.values import check_token_ids
+from asl_gguf.drop_in.values import token_list
 from harness import llama_cpp
 from tiny_llama import DOCUMENT, QUESTIONS, chat, greedy
 
@@ -150,9 +150,9 @@ def test_rope_and_shares(tiny_model, budget):
 
 
 def test_no_tokens_at_all():
-    check_token_ids([], 4)
+    token_list([], 4)
     with pytest.raises(PromptError, match="expected token ids, got 5"):
-        check_token_ids(5, 4)  # type: ignore[arg-type]
+        token_list(5, 4)  # type: ignore[arg-type]
     assert llama_cpp.LLAMA_DEFAULT_SEED == 2**32 - 1
 
 
@@ -207,3 +207,20 @@ def test_prompts_that_are_none(make, options):
     for prompt in (5, 0.5, {}, None, (70, 71)):
         with pytest.raises(PromptError, match="prompt: expected a str or a list of token ids, got "):
             llm.create_completion(prompt)
+
+
+def test_grammars_that_nobody_can_read(tiny_model):
+    from asl_gguf.native.bindings import llama_cpp
+
+    llm = Llama(str(tiny_model("llama")), n_ctx=512, n_threads=1, verbose=False, asl_budget=0.5)
+    for text in ("((", 'start ::= "a"'):  # no rule by name of root
+        wrong = llama_cpp.LlamaGrammar.from_string(text, verbose=False)
+        for call in (
+            lambda wrong=wrong: llm("a", max_tokens=2, grammar=wrong),
+            lambda wrong=wrong: llm.create_chat_completion([{"role": "user", "content": "a"}], grammar=wrong),
+            lambda wrong=wrong: next(llm.generate(llm.tokenize(b"a"), grammar=wrong)),
+        ):
+            with pytest.raises(OptionError, match="grammar: expected one in llama.cpp's notation"):
+                call()
+    right = llama_cpp.LlamaGrammar.from_string('root ::= "yes"', verbose=False)
+    assert llm("a", max_tokens=9, grammar=right)["choices"][0]["text"] == "yes"

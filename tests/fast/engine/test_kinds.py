@@ -74,6 +74,7 @@ def test_nothing_pruned_is_stock(model, flash):
             assert_same(ours.continuation(ANSWER), stock_logits(stock, prompt(seed)), f"prompt {seed}")
 
 
+@pytest.mark.long
 def test_keeping_all_tokens_at_each_layer_is_stock(model):
     options = Options(n_ctx=256, n_batch=64, n_ubatch=32)
     with model.context(options) as stock, model.context(options) as ours:
@@ -97,6 +98,7 @@ def pruned_logits(model: Model, n_batch: int, n_ubatch: int) -> tuple[list[np.nd
         return ours.continuation(ANSWER), report
 
 
+@pytest.mark.long
 def test_pruned_prompts_do_not_depend_on_chunks(model, kind):
     first, report = pruned_logits(model, 64, 64)
     for chunks in ((48, 32), (128, 128)):
@@ -166,6 +168,7 @@ def test_scores_are_those_of_stocks_attention(model):
     assert scores.std() > 0.01  # an attention that is uniform would show nothing
 
 
+@pytest.mark.long
 def test_a_recorded_prompt_replays(model, kind):
     if kind in ROWS_ONLY:
         pytest.skip("no tokens are dropped")
@@ -192,6 +195,7 @@ def test_a_saved_state_goes_on(model, kind):
         assert_same([other.decode([token]) for token in ANSWER], expected)
 
 
+@pytest.mark.long
 def test_a_pruned_prompt_moves_beside_another(model, kind):
     """Into a stream of its own, where it answers as it does alone; out of it again, with its state, as it is by then."""
     own, shared = Options(n_ctx=256), Options(n_ctx=512, n_seq_max=2)
@@ -216,6 +220,7 @@ def test_a_pruned_prompt_moves_beside_another(model, kind):
         other.close()
 
 
+@pytest.mark.long
 def test_what_an_earlier_prompt_remembers_takes_the_place_of_its_tokens(model, kind):
     """Rows and states of each layer are loaded; what follows is decoded bit for bit as after them."""
     options, more = Options(n_ctx=256, n_batch=48, n_ubatch=32), prompt(1, 50)
@@ -306,6 +311,7 @@ def test_layers_without_attention_have_no_scores(model, kind):
         session.abort()
 
 
+@pytest.mark.long
 def test_doctor_says_what_happens_to_prompts(kind, tmp_path_factory, capsys):
     path = write_kind(tmp_path_factory.mktemp("doctor") / "model.gguf", kind)
     assert main(["doctor", "-m", str(path)]) in (0, 1)

@@ -29,7 +29,9 @@ POLICIES = {
 class Late:
     """Chooses n_kept tokens at a layer; what it saw when it was asked is in `seen`."""
 
-    n_held, n_most, n_window = 150, 150, 106
+    n_held, n_most, n_window, n_asking = 150, 150, 106, 0
+    n_queries = 20
+    """more than the windows of these policies: what they rank stays theirs, to the last bit"""
 
     def __init__(self, n_kept: int, layer: int = 0) -> None:
         self._n_kept, self._layer, self.spreads = n_kept, layer, layer > 0
@@ -41,7 +43,7 @@ class Late:
         return True
 
     def see(self, scores) -> None:
-        assert scores.queries.shape[0] == scores.window and len(scores.keys) == scores.n_current
+        assert scores.queries.shape[0] == max(scores.window, self.n_queries) and len(scores.keys) == scores.n_current
         self.seen.append(scores)
 
     def choose(self, layer: int, last: int) -> int | None:

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from asl_gguf.budget import late
-from asl_gguf.budget.rule import BudgetContext, ShareRule
-from asl_gguf.budget.share import Budget
-from asl_gguf.engine.place import OwnContext, SharedContext
+from asl_gguf.engine.place import OwnContext
 from asl_gguf.engine.plan import Request
 from asl_gguf.engine.sequence import Sequence
 from asl_gguf.engine.transcript import Transcript
 from asl_gguf.errors import ContextFullError, PrefillCancelled
 from asl_gguf.native import moving
 from asl_gguf.native.context import model_shape
-from asl_gguf.policies import Policy, SnapKV, SpanASL
-from harness import Context, Options, assert_same, prompt
+from asl_gguf.policies import Policy, SnapKV
+from conversations import N_CTX, SETTLES, make_rule, make_sequence
+from harness import Options, assert_same, prompt
 from sequences import Sequences
 
-N_CTX = 512
 N_CELLS = 1024
 CHUNK = 64
 A, B, C, D = range(4)
 OTHERS = {A: prompt(70, seed=11), C: prompt(41, seed=12)}
 LONG = prompt(300, seed=1)
-SETTLES = SpanASL(window=16, min_layer=2, obs_layers=2, tau=2.0)
 POLICIES = {"asl-span": SETTLES, "snapkv": SnapKV(window=16)}
 
 with_cache = pytest.mark.parametrize(
@@ -44,15 +37,6 @@ with_cache = pytest.mark.parametrize(
     ids=["unified", "streams", "flash"],
 )
 with_model = pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-
-
-def make_rule(policy: Policy = SETTLES, budget: float = 0.3, **options: Any) -> ShareRule:
-    return ShareRule(Budget(budget, min_prompt=32), BudgetContext("", N_CTX, policy, room=0, **options))
-
-
-def make_sequence(shared: Context, seq_id: int, policy: Policy = SETTLES, **options: Any) -> Sequence:
-    place = SharedContext(shared.handle, seq_id, shared.params, N_CTX, **options)
-    return Sequence(place, make_rule(policy), Transcript(N_CTX))
 
 
 @pytest.fixture
@@ -132,12 +116,38 @@ def test_others_decode_between_slices(open_shared, policy):
 
 @with_model
 @with_cache
-def test_a_cancelled_prefill_leaves_no_trace(open_shared):
+def test_others_say_what_they_say_alone(open_shared, model, shared_options):
+    """In a context of their own. In other cells sums run in another order, which shows in the logits' last bits
+    (test_other_cells_are_another_order_of_sums), and not in the likeliest tokens."""
+    live = open_shared()
+    talk, said = Talk(live), {seq: [tokens[-1]] for seq, tokens in OTHERS.items()}
+    sequence = make_sequence(live.context, B)
+    sequence.start(sequence.plan(Request(LONG)))
+    more, n_slices = True, 0
+    while more or n_slices % 4:
+        more, n_slices = more and sequence.step(), n_slices + 1
+        if n_slices % 4 == 0:
+            talk.say()
+            for seq in OTHERS:
+                said[seq].append(talk.next[seq])
+    assert sequence.report.pruned
+    for seq, tokens in OTHERS.items():
+        with model.context(shared_options) as context:
+            alone = Sequences(context)
+            alone.decode(seq, tokens)
+            found, _ = alone.greedy(seq, tokens[-1], len(said[seq]) - 1)
+            assert found == said[seq] and len(found) > 4
+
+
+@with_model
+@with_cache
+def test_a_cancelled_prefill_leaves_no_trace(open_shared, shared_options):
+    """Each kind of context cancels in every third slice, and all three together in every one."""
     live = open_shared()
     before = {seq: live.state(seq) for seq in OTHERS}
     n_free = moving.free_cells(live.context.handle, B)
     sequence = make_sequence(live.context, B)
-    n_slices = 1
+    n_slices = 3 if shared_options.flash else 1 if shared_options.unified else 2
     while True:
         sequence.start(sequence.plan(Request(LONG)))
         more = all(sequence.step() for _ in range(n_slices))
@@ -154,14 +164,44 @@ def test_a_cancelled_prefill_leaves_no_trace(open_shared):
 @with_model
 @with_cache
 def test_two_prefills_share_the_time(open_shared):
-    live, unsliced = open_shared(), open_shared()
+    """And others decode between their slices, as where nothing is prefilled."""
+    live, alone, unsliced = open_shared(), open_shared(), open_shared()
+    talk, undisturbed = Talk(live), Talk(alone)
     state, _ = prefill_unsliced(unsliced, B)
     pair = [make_sequence(live.context, seq) for seq in (B, D)]
     for sequence in pair:
         sequence.start(sequence.plan(Request(LONG)))
+    for _ in range(5):
+        assert all(sequence.step() for sequence in pair)
+        talk.say()
+        undisturbed.say()
+    assert_same(talk.logits, undisturbed.logits, "A and C")
     while sum(sequence.step() for sequence in pair):
         pass
     assert live.plain_state(B) == live.plain_state(D) == state
+    assert {seq: live.plain_state(seq) for seq in OTHERS} == {seq: alone.plain_state(seq) for seq in OTHERS}
+
+
+@with_model
+@with_cache
+def test_of_two_prefills_one_is_cancelled(open_shared):
+    """The other is what it is by itself, and the cells of the cancelled one are free."""
+    live, unsliced = open_shared(), open_shared()
+    state, logits = prefill_unsliced(unsliced, B)
+    others = {seq: live.plain_state(seq) for seq in OTHERS}
+    for n_slices in (1, 4, 9):
+        going, cancelled = (make_sequence(live.context, seq) for seq in (B, D))
+        for sequence in (going, cancelled):
+            sequence.start(sequence.plan(Request(LONG)))
+        for _ in range(n_slices):
+            assert going.step() and cancelled.step()
+        cancelled.cancel()
+        while going.step():
+            pass
+        assert live.plain_state(B) == state and not live.plain_state(D)
+        assert_same([live.context.logits()], [logits])
+        assert {seq: live.plain_state(seq) for seq in OTHERS} == others
+        assert moving.free_cells(live.context.handle, B) == moving.free_cells(unsliced.context.handle, B)
 
 
 @with_cache
@@ -262,86 +302,3 @@ def test_progress_cancels(open_shared):
         while sequence.step():
             pass
     assert sequence.transcript.n_tokens == 0 and not sequence.step()
-
-
-class Conversations(RuleBasedStateMachine):
-    """Prompts begin, step, end, are cancelled and removed, and all decode, in one context; a model counts their cells."""
-
-    shared: Context
-
-    @initialize()
-    def begin(self) -> None:
-        self.shared.clear()
-        self.live = Sequences(self.shared)
-        self.sequences = [make_sequence(self.shared, seq) for seq in range(4)]
-        self.running: set[int] = set()
-        self.cells = [0] * 4
-        self.n_tokens = [0] * 4
-
-    @rule(seq=st.integers(0, 3), n_tokens=st.integers(40, 150), seed=st.integers(0, 2))
-    def prompt(self, seq: int, n_tokens: int, seed: int) -> None:
-        if seq in self.running:
-            return
-        sequence = self.sequences[seq]
-        tokens = prompt(n_tokens, seed=10 * seed + seq + 100)
-        try:
-            plan = sequence.plan(Request(tokens))
-        except ContextFullError:
-            assert self.free + self.cells[seq] <= 0.3 * n_tokens + 1
-            return
-        if plan.action == "prefill":
-            sequence.start(plan)
-            self.running.add(seq)
-            self.cells[seq] = self.n_tokens[seq] = 0
-
-    @rule(seq=st.integers(0, 3), n_steps=st.integers(1, 30))
-    def step(self, seq: int, n_steps: int) -> None:
-        sequence = self.sequences[seq]
-        for _ in range(n_steps if seq in self.running else 0):
-            try:
-                if sequence.step():
-                    continue
-                self.cells[seq], self.n_tokens[seq] = sequence.report.kept_tokens, sequence.transcript.n_tokens
-            except ContextFullError:
-                assert sequence.transcript.n_tokens == 0
-            self.running.discard(seq)
-            return
-
-    @rule(seq=st.integers(0, 3))
-    def cancel(self, seq: int) -> None:
-        self.sequences[seq].cancel()
-        self.running.discard(seq)
-
-    @rule(seq=st.integers(0, 3), token=st.integers(10, 200))
-    def decode(self, seq: int, token: int) -> None:
-        if seq not in self.running and self.cells[seq] and self.free > 0 and self.n_tokens[seq] < N_CTX - 1:
-            self.live.decode(seq, [token])
-            self.sequences[seq].transcript.append([token])
-            self.cells[seq] += 1
-            self.n_tokens[seq] += 1
-
-    @precondition(lambda self: any(self.cells))
-    @rule(seq=st.integers(0, 3))
-    def remove(self, seq: int) -> None:
-        if seq not in self.running:
-            self.sequences[seq].clear()
-            self.cells[seq] = self.n_tokens[seq] = 0
-
-    @property
-    def free(self) -> int:
-        return self.shared.options.n_ctx - sum(self.cells)
-
-    def teardown(self) -> None:
-        for seq, sequence in enumerate(self.sequences):
-            sequence.cancel()
-            assert sequence.place.n_used == self.cells[seq], seq
-            assert sequence.transcript.n_tokens == self.n_tokens[seq], seq
-            assert len(self.live.plain_state(seq)) > 0 or not self.cells[seq]
-        assert moving.free_cells(self.shared.handle, 0) == self.free
-
-
-@pytest.mark.parametrize("architecture", ["llama"])
-def test_any_order(model):
-    with model.context(Options(n_ctx=256, n_seq_max=4, unified=True)) as shared:
-        machine = type("Machine", (Conversations,), {"shared": shared})
-        run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=30, deadline=None))

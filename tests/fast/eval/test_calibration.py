@@ -1,31 +1,27 @@
-"""Calibration: the choice on made-up profiles, what is stored and found again, and the command on a tiny model."""
+"""Calibration: the choice on made-up profiles, and the command on a tiny model."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import fields, replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from asl_gguf.cli import main
-from asl_gguf.errors import ModelError, OptionError
+from asl_gguf.errors import OptionError
 from asl_gguf.eval.calibrate.tradeoff import TAUS, Outcome, choose, means, selection_layers
-from asl_gguf.models import calibration, named
-from asl_gguf.models.calibration import calibrated, load, save, settings_of
+from asl_gguf.models.calibration import load
 from asl_gguf.native.session import sliding_layers
 from asl_gguf.native.vocabulary import load_model
-from asl_gguf.policies import ASL, FastKV, SelectingPolicy, SpanASL, make_policy
+from asl_gguf.policies import ASL, FastKV, SelectingPolicy, SpanASL
 from asl_gguf.policies.contract import LayerScores, Prompt
 from asl_gguf.policies.ranking import random_rank_variance
 from harness import llama_cpp, prompt  # noqa: F401  (silences llama.cpp's log in this process)
-from profiles import FIRST, N_LAYER, both, made_up, make_calibration
+from profiles import FIRST, N_LAYER, both, made_up
 from tiny_kinds import write_kind
 
 N_UNLIKE = 12
@@ -143,130 +139,6 @@ def test_a_tau_above_one_is_a_fixed_layer():
         assert fixed[0] == layer
 
 
-@pytest.fixture
-def file(tmp_path) -> Path:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF" + bytes(1000))
-    return path
-
-
-@pytest.fixture
-def hashed(monkeypatch) -> list[str]:
-    """Names of the files that are hashed from now on."""
-    names: list[str] = []
-
-    def sha256_of(path: Path) -> str:
-        names.append(path.name)
-        return named.sha256_of(path)
-
-    monkeypatch.setattr(calibration, "sha256_of", sha256_of)
-    return names
-
-
-def test_round_trip(config, file, hashed):
-    assert load(file, "asl-span") is None and hashed == []
-    stored = make_calibration()
-    path = save(file, stored)
-    assert path.parent == config and re.fullmatch(r"calibration-[0-9a-f]{16}\.json", path.name)
-    assert [entry.name for entry in config.iterdir()] == [path.name]  # nothing temporary is left
-    assert load(file, "asl-span") == stored == load(str(file), "asl-span")
-    assert load(file, "asl") is None
-    other = make_calibration("asl", min_layer=9)
-    assert save(file, other) == path
-    newer = make_calibration(tau=0.125)
-    save(file, newer)
-    assert (load(file, "asl"), load(file, "asl-span")) == (other, newer)
-    assert hashed == ["model.gguf"]
-
-
-def test_another_model(config, file, hashed):
-    save(file, make_calibration())
-    longer = file.with_name("longer.gguf")
-    longer.write_bytes(file.read_bytes() + b"1")
-    same_size = file.with_name("other.gguf")
-    same_size.write_bytes(b"GGUF" + bytes(999) + b"1")
-    for path in (longer, same_size, same_size):
-        assert load(path, "asl-span") is None
-    assert hashed == ["model.gguf", "other.gguf"]  # only what has the size of a known one, and once
-    save(same_size, make_calibration(tau=0.125))
-    found = [load(path, "asl-span").tau for path in (file, same_size)]
-    assert found == [make_calibration().tau, 0.125] and hashed == ["model.gguf", "other.gguf"]
-
-
-def test_a_copy_of_the_model(config, file, hashed):
-    save(file, make_calibration())
-    copy = file.rename(file.with_name("copy.gguf"))
-    os.utime(copy, (1e9, 1e9))
-    for _ in range(2):
-        assert load(copy, "asl-span") == make_calibration()
-    assert hashed == ["model.gguf", "copy.gguf"]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: text[: len(text) // 2],
-        lambda text: "[]",
-        lambda text: text.replace('"format": 2', '"format": 1'),
-        lambda text: re.sub(r'"tau": [\d.]+', '"tau": "x"', text),
-        lambda text: re.sub(r'"min_layer": \d+', '"min_layer": 1', text),
-        lambda text: text.replace('"tradeoff"', '"traderoff"'),
-        lambda text: re.sub(r'"sha256": "....', '"sha256": "0000', text),
-    ],
-    ids=["half", "list", "format", "tau", "min_layer", "name", "sha256"],
-)
-def test_a_corrupt_file(config, file, damage):
-    path = save(file, make_calibration())
-    path.write_text(damage(path.read_text()))
-    with pytest.raises(ModelError, match=r"(?s)expected a calibration .*, got .*; run `asl-gguf calibrate`.*or delete"):
-        load(file, "asl-span")
-    other = file.with_name("other.gguf")
-    other.write_bytes(b"GGUF")
-    assert load(other, "asl-span") is None
-    save(file, make_calibration())
-    assert load(file, "asl-span") == make_calibration()
-
-
-def test_a_folder_that_cannot_be_written(tmp_path, file, monkeypatch):
-    (tmp_path / "config").write_text("a file")
-    monkeypatch.setenv("ASL_GGUF_CONFIG_DIR", str(tmp_path / "config"))
-    assert load(file, "asl-span") is None
-    with pytest.raises(ModelError, match="expected to write .*ASL_GGUF_CONFIG_DIR"):
-        save(file, make_calibration())
-
-
-def test_config_dir(monkeypatch, tmp_path):
-    for name in ("ASL_GGUF_CONFIG_DIR", "XDG_CONFIG_HOME", "APPDATA"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setattr(calibration, "sys", SimpleNamespace(platform="linux"))
-    assert calibration.config_dir() == tmp_path / ".config" / "asl_gguf"
-    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
-    assert calibration.config_dir() == tmp_path / ".config" / "asl_gguf"
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
-    assert calibration.config_dir() == tmp_path / "xdg" / "asl_gguf"
-    monkeypatch.setattr(calibration, "sys", SimpleNamespace(platform="win32"))
-    monkeypatch.setenv("APPDATA", str(tmp_path / "roaming"))
-    assert calibration.config_dir() == tmp_path / "roaming" / "asl_gguf"
-    monkeypatch.setenv("ASL_GGUF_CONFIG_DIR", str(tmp_path / "own"))
-    assert calibration.config_dir() == tmp_path / "own"
-
-
-def test_what_takes_a_calibration(config, file, caplog):
-    stored = make_calibration(min_layer=12, tau=0.125)
-    save(file, stored)
-    policy, found = calibrated("asl-span", file)
-    assert policy == SpanASL(min_layer=12, tau=0.125) and found == stored
-    assert calibrated(SpanASL(), file) == (SpanASL(), None)
-    assert calibrated("asl-span", file, enabled=False) == (SpanASL(), None)
-    for name in ("asl", "snapkv", "none"):
-        assert calibrated(name, file) == (make_policy(name), None)
-    assert not caplog.records
-    save(file, replace(stored, settings=settings_of(SpanASL(obs_tokens=32))))
-    assert calibrated("asl-span", file) == (SpanASL(), None)
-    assert "asl-gguf calibrate" in caplog.text
-
-
 # The command
 
 
@@ -318,6 +190,26 @@ def test_the_command(command, config, tmp_path):
     words = " ".join(drawn.itertext())
     assert f"min_layer {found.min_layer}" in words and "squared ranks" in words and "nats/token" in words
     assert len(drawn.findall("{*}circle")) == len(drawn.findall("{*}rect")) - 1 == 5 + 4 + 1
+
+
+def test_a_page(command, tmp_path):
+    code, out, err = command("--out", str(tmp_path / "profile.html"), "--step", "3", "--dry-run")
+    text = (tmp_path / "profile.html").read_text(encoding="utf-8")
+    assert (code, err) == (0, "") and "drawn in" in out
+    assert (
+        "http" not in text.replace("http-equiv", "") and "<script" not in text and "prefers-color-scheme: dark" in text
+    )
+    for said in (
+        "Calibration of asl-span on",
+        "data:image/svg+xml;base64,",
+        "calibrated",
+        "rank variance",
+        "min_layer",
+    ):
+        assert said in text
+    assert text.count("<tr>") > 2 + 7  # two heads, what was chosen, and layers
+    code, _, err = command("--out", str(tmp_path / "profile.png"))
+    assert code == 2 and err.startswith("asl-gguf: --out: expected a file that ends in .html or .svg")
 
 
 def test_a_dry_run_stores_nothing(command, config):

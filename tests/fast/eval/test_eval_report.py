@@ -191,6 +191,7 @@ def test_figures_are_labelled_and_the_same_each_time():
     assert values.tolist() == [[0.5, 0.5]] * 3
 
 
+@pytest.mark.long
 def test_figures_of_old_results():
     pytest.importorskip("matplotlib")
     names = [drawing.name for drawing in drawings(OLD)]

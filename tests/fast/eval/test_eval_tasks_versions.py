@@ -57,6 +57,7 @@ def works(python: str) -> bool:
     return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hash_seed", ["0", "1"])
 @pytest.mark.parametrize("python", interpreters(), ids=lambda path: Path(path).resolve().name)
 def test_another_python_makes_the_known_examples(python, hash_seed):

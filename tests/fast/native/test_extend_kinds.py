@@ -81,6 +81,7 @@ def test_nothing_dropped_is_stock(model, kind, pruned, flash, n_turn):
             assert_same(context.continuation(ANSWER), stock.continuation(ANSWER))
 
 
+@pytest.mark.long
 def test_two_pruned_turns_and_a_whole_one(model, kind):
     """The second turn goes on from the states of the first, whose dropped tokens deeper layers have not seen."""
     with model.context(OPTIONS) as context, model.context(OPTIONS) as stock:
@@ -100,6 +101,7 @@ def test_two_pruned_turns_and_a_whole_one(model, kind):
             assert_same(context.continuation(ANSWER), stock.continuation(ANSWER))
 
 
+@pytest.mark.long
 def test_chunks_change_nothing(model, kind):
     """But for the order of sums."""
     results = []
@@ -112,6 +114,7 @@ def test_chunks_change_nothing(model, kind):
             assert np.abs(a - b).max() < 0.02 * a.std()
 
 
+@pytest.mark.long
 def test_the_states_show(model, kind):
     """After another prompt, a turn answers otherwise."""
     with model.context(OPTIONS) as context, model.context(OPTIONS) as other:

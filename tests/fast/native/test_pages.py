@@ -14,7 +14,10 @@ from asl_gguf.policies import PyramidInfer
 from harness import Context, Options, prompt
 from twins import random_index
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no pages are given back")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no pages are given back"),
+]
 
 N_CELLS = 8192
 N_TOKENS = 2200

@@ -217,8 +217,8 @@ class Crowded:
 
     n_held, n_most, n_window, spreads = 300, 300, 32, True
 
-    def __init__(self, n_kept: int, crowded: bool) -> None:
-        self._n_kept, self.crowded = n_kept, crowded
+    def __init__(self, n_kept: int, crowded: bool, n_asking: int = 0) -> None:
+        self._n_kept, self.crowded, self.n_asking = n_kept, crowded, n_asking
 
     def reads(self, layer: int) -> bool:
         return False
@@ -245,6 +245,17 @@ def test_a_question_comes_last(crowded, n_question, taken):
     recent = [token for token in tokens if 360 <= token < 392]
     assert len(recent) == (taken if crowded else 20) and tokens[-8:] == list(range(392, 400))
     assert sum(100 <= token < 120 for token in tokens) == 20 - len(recent)
+
+
+@pytest.mark.parametrize("n_asking, taken", [(0, 0), (5, 5), (20, 20), (99, 20)])
+def test_so_many_of_its_words_compete_all_the_same(n_asking, taken):
+    policy = ASL(window=8, kernel_size=1, n_sink=4, n_question=40, min_layer=1, obs_layers=2, tau=2)
+    prompt = Prompt(400, 300, 2, late=Crowded(8 + 4 + 20, True, n_asking))
+    tokens = Case(policy, prompt, [QUESTION, QUESTION]).decide()[-1].tokens.tolist()
+    assert [sum(360 <= token < 392 for token in tokens), sum(100 <= token < 120 for token in tokens)] == [
+        taken,
+        20 - taken,
+    ]
 
 
 def test_of_a_short_prompt_a_tenth_is_taken_for_its_question():

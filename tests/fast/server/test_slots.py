@@ -211,7 +211,7 @@ def make_slots(shared, tiny_model):
         def place(seq_id, progress):
             return SharedContext(shared.handle, seq_id, shared.params, N_CTX, dequant="off", progress=progress)
 
-        rules, hosts = Rules(options, path, N_CTX), Hosts.of(options.full_kv, place(0, None), path, 2)
+        rules, hosts = Rules(options, path, N_CTX), Hosts.of(options.full_kv, place(0, None), 2)
         return [Slot(partial(place, i), rules, options, N_CTX, hosts=hosts) for i in range(2)]
 
     return make
