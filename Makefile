@@ -150,7 +150,7 @@ $(VENV)/.cmake-args: FORCE | $(VENV)/.made
 
 $(VENV)/.clients: pyproject.toml $(VENV)/.made
 	@# what tests talk to the endpoint with, and what llama.cpp's own tests of its server import
-	$(PIP) install --quiet 'openai>=1.40' anthropic requests aiohttp filelock prometheus-client wget
+	$(PIP) install --quiet 'openai>=1.40' anthropic langchain-openai requests aiohttp filelock prometheus-client wget
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.requirements

@@ -87,16 +87,20 @@ class RequestOptions:
 
     @classmethod
     def parse(cls, text: str) -> RequestOptions:
-        """Reads the options from JSON. An empty text is no object.
+        """Reads the options from JSON. An empty text is no object."""
+        return cls.of(json.loads(text) if text else {})
+
+    @classmethod
+    def of(cls, given: Any) -> RequestOptions:
+        """Reads the options from what stands under `asl`.
 
         Raises:
             OptionError: it is no object, a name is unknown, or a value is outside its domain.
         """
-        given: Any = json.loads(text) if text else {}
         if given is None:
             given = {}
         if not isinstance(given, dict):
-            raise OptionError(f"asl: expected an object with some of {_NAMES}, got {text:.60}")
+            raise OptionError(f"asl: expected an object with some of {_NAMES}, got {json.dumps(given):.60}")
         if unknown := sorted(set(given) - {field.name for field in fields(cls)}):
             raise OptionError(f"asl: expected some of {_NAMES}, got {unknown[0]!r:.60}")
         found = {name: _READERS[name](value) for name, value in given.items() if value is not None}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +16,11 @@ from ..engine.plan import Plan, Request
 from ..engine.sequence import Sequence as EngineSequence
 from ..engine.stock_report import stock_report
 from ..engine.transcript import Transcript
-from ..errors import ContextFullError, OutOfMemoryError
+from ..errors import ContextFullError, OutOfMemoryError, PromptError
 from ..native.bindings import llama_cpp
 from ..native.vocabulary import piece
 from ..policies.contract import Indices
+from ..policies.protect import Protection
 from ..report import PrefillReport
 from .hosts import Hosts
 from .options import Options
@@ -49,6 +52,7 @@ class Incoming:
     """the token that comes after them there; -1: nothing does"""
     spans: Spans = ()
     options: str = ""
+    """JSON: an object with the request's `asl` and, of a chat, its `messages`"""
     unprunable: str | None = None
 
 
@@ -113,7 +117,8 @@ class Slot:
             most = self._place.n_chunk_most
             self._place.n_chunk = self._pace.chunk(len(incoming.tokens), self._options.slice_ms / 2000, most)
         self._sequence.transcript.set(held, n_pruned=incoming.n_pruned, needs_eval=True)
-        request = RequestOptions.parse(incoming.options)
+        given = json.loads(incoming.options) if incoming.options else {}
+        request = RequestOptions.of(given.get("asl"))
         rule = self._rules.of(request)
         self._sequence.rule, self._sequence.policy = rule, rule.context.policy
         share = self._options.guard if request.guard is None else request.guard
@@ -123,13 +128,24 @@ class Slot:
             self._check_fits(incoming, n_answer)
             return False
         roles = self._options.protect if request.protect is None else request.protect
-        protected = (lambda: protected_tokens(roles, incoming.spans)) if roles else None
+        messages = given.get("messages")
+        protected = (lambda: self._protected(roles, incoming, messages)) if roles else None
         remembers = request.full_kv is not False
         self._sequence.host = self._hosts.take(self._sequence, incoming.tokens) if remembers else None
         self._plan = plan = self._sequence.plan(Request(incoming.tokens, n_answer, protected))
         self._sequence.start(plan)
         self._busy = time.perf_counter() - self._began
         return plan.runs
+
+    def _protected(self, roles: Sequence[str], incoming: Incoming, messages: Any) -> Indices:
+        """Where the messages stand in the prompt's text; where a template changes them, llama.cpp's marks of messages."""
+        model = llama_cpp.llama_get_model(self._place.ctx)
+        if isinstance(messages, list) and messages:
+            tokens = incoming.tokens
+            with contextlib.suppress(PromptError, AttributeError, KeyError, TypeError):
+                protection = Protection(roles=tuple(roles))
+                return protection.indices(len(tokens), lambda: [piece(model, token) for token in tokens], messages)
+        return protected_tokens(roles, incoming.spans)
 
     def _cells_for_answer(self, n_most: int) -> int:
         """An answer without a limit gets a quarter of the room at least; one that has one, no more than the room."""
@@ -299,12 +315,13 @@ def summary(report: PrefillReport) -> dict[str, Any]:
 
 
 def protected_tokens(roles: Sequence[str], spans: Spans) -> Indices:
-    """Indices of the tokens of these parts of a chat, increasing; outside a chat there are none."""
+    """Indices of the tokens of these parts of a chat, increasing; outside a chat there are none.
+
+    llama.cpp marks the messages of users; of few templates those of the system, which stand before the first user's.
+    """
     users = [(begin, end) for role, begin, end in spans if role == _USER]
-    ranges = []
-    if "system" in roles:
-        ranges += [(begin, end) for role, begin, end in spans if role == _SYSTEM]
-    if users and "tools" in roles:
+    ranges = [(begin, end) for role, begin, end in spans if role == _SYSTEM and "system" in roles]
+    if users and ("tools" in roles or ("system" in roles and not ranges)):
         ranges.append((0, users[0][0]))
     if users and "question" in roles:
         ranges.append(users[-1])

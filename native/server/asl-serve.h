@@ -70,7 +70,7 @@ typedef struct asl_serve_prompt {
     int32_t other;     // the token that comes after them there; -1: nothing does
     const asl_serve_span * spans; // messages of a chat
     int32_t n_spans;
-    const char * options;    // the request's `asl` object as JSON; empty: none
+    const char * options;    // an object as JSON with the request's `asl` and, of a chat, its `messages`; empty: none
     const char * unprunable; // why it must not be pruned; NULL: it may be
 } asl_serve_prompt;
 

@@ -62,6 +62,15 @@ void asl_slots::check_options(const std::string & options) {
     }
 }
 
+void asl_slots::add_option(std::string & options, const char * name, const common_json & value) {
+    if (!g_engine) {
+        return;
+    }
+    common_json all = options.empty() ? common_json::object() : common_json::parse(options);
+    all[name] = value;
+    options = all.dump_safe();
+}
+
 // Why this use of the server needs all K/V; NULL if it does not.
 static const char * find_unprunable(const common_params & params) {
     if (!params.mmproj.path.empty()) {
@@ -179,6 +188,10 @@ void asl_slots::cancel(int id_slot) {
         g_engine->cancel(g_engine->user_data, id_slot);
     }
 }
+
+asl_file_scope::asl_file_scope() { asl_throw_on_abort(true); }
+
+asl_file_scope::~asl_file_scope() { asl_throw_on_abort(false); }
 
 // Slot files: [tokens as the server packs them] [n_pruned, n_dropped, mark]
 static const llama_token FILE_MARK = 0x004c5341; // "ASL"

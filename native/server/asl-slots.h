@@ -31,6 +31,12 @@ struct asl_prompt_state {
     common_json to_json(int32_t n_tokens, const std::string & report) const;
 };
 
+// Assertions of llama.cpp throw while this lives: a broken slot file ended the server.
+struct asl_file_scope {
+    asl_file_scope();
+    ~asl_file_scope();
+};
+
 // Of a slot's present or last request.
 struct asl_slot_state {
     std::string report;     // JSON for the answer; empty: none
@@ -67,6 +73,9 @@ public:
 
     // Throws std::invalid_argument if a request's `asl` object is not valid.
     static void check_options(const std::string & options);
+
+    // Puts a value under a name into a request's options, an object as JSON; does nothing without an engine.
+    static void add_option(std::string & options, const char * name, const common_json & value);
 
     // common_init_from_params with the cells that the engine wants; as it is if there is no engine, or it does not want this
     // use of the server.

@@ -112,13 +112,13 @@ def test_short_prompts_are_the_servers(make_slot):
 def test_requests_are_capped(make_slot):
     slot = make_slot()
     for options, n_kept in (('{"budget": 0.2}', 60), ('{"budget": 0.9}', 90), ('{"policy": "snapkv:window=16"}', 90)):
-        run(slot, incoming(LONG, options=options))
+        run(slot, incoming(LONG, options=f'{{"asl": {options}}}'))
         assert slot.report()["kept_tokens"] == n_kept
     assert slot.report()["policy"] == "snapkv"
     run(slot, incoming(LONG))
     assert slot.report()["policy"] == "asl-span"
     with pytest.raises(OptionError):
-        slot.plan(incoming(LONG, options='{"policy": "snapkv:window=16", "budget": 5}'))
+        slot.plan(incoming(LONG, options='{"asl": {"policy": "snapkv:window=16", "budget": 5}}'))
 
 
 def test_what_must_not_be_pruned_fits_or_is_refused(make_slot):
@@ -164,9 +164,9 @@ def test_a_prompt_waits_for_memory_that_others_will_free(shared, tiny_model):
 def test_requests_protect_and_guard(make_slot):
     slot = make_slot()
     spans = [(1, 40, 60), (3, 60, 300)]
-    run(slot, incoming(LONG, spans=spans, options='{"protect": ["system"]}'))
+    run(slot, incoming(LONG, spans=spans, options='{"asl": {"protect": ["system"]}}'))
     assert slot.report()["protected_tokens"] == 20
-    run(slot, incoming(LONG, options='{"guard": 0.99, "budget": 0.2}'))
+    run(slot, incoming(LONG, options='{"asl": {"guard": 0.99, "budget": 0.2}}'))
     assert slot.report()["kept_tokens"] > 60 and "asl_guard" in slot.report()["reason"]
     run(slot, incoming(LONG, spans=spans))
     assert slot.report()["protected_tokens"] == 0 and slot.report()["kept_tokens"] == 90
@@ -186,6 +186,7 @@ def test_parts_of_a_chat():
     spans = [(1, 1, 10), (3, 10, 20), (2, 20, 30), (3, 30, 40)]
     assert protected_tokens(["system"], spans).tolist() == list(range(1, 10))
     assert protected_tokens(["tools"], spans).tolist() == list(range(10))
+    assert protected_tokens(["system"], spans[1:]).tolist() == list(range(10))  # few templates mark it
     assert protected_tokens(["question", "system"], spans).tolist() == [*range(1, 10), *range(30, 40)]
     assert protected_tokens(["question", "tools", "system"], []).tolist() == []
 
@@ -257,14 +258,14 @@ def test_a_budget_that_follows_the_question(make_slots):
     first, second = make_slots(budget="auto:0.1-0.3")
     assert first.plan(incoming(LONG))
     first.step(0.0)
-    run(second, incoming(LONG[:200], options='{"budget": 0.2}'))
+    run(second, incoming(LONG[:200], options='{"asl": {"budget": 0.2}}'))
     while first.step(0.0):
         pass
     assert first.report()["kept_tokens"] == 90 and "auto:0.1-0.3: 90 tokens" in first.report()["budget_choice"]
     assert second.report()["kept_tokens"] == 40 and second.report()["budget_choice"] is None
-    run(second, incoming(LONG, options='{"budget": "auto:0.1-0.2"}'))
+    run(second, incoming(LONG, options='{"asl": {"budget": "auto:0.1-0.2"}}'))
     assert second.report()["kept_tokens"] == 60 and "auto:0.1-0.2" in second.report()["budget_choice"]
-    run(second, incoming(LONG, options='{"budget": "auto"}'))  # up to 0.4, under the server's limit
+    run(second, incoming(LONG, options='{"asl": {"budget": "auto"}}'))  # up to 0.4, under the server's limit
     assert second.report()["kept_tokens"] == 90
     with pytest.raises(OptionError, match="decides at its selection layer"):
-        second.plan(incoming(LONG, options='{"policy": "snapkv:window=16"}'))
+        second.plan(incoming(LONG, options='{"asl": {"policy": "snapkv:window=16"}}'))

@@ -115,3 +115,17 @@ def test_anthropic_tools(anthropic_client, notes):
     with anthropic_client.messages.stream(**kwargs) as stream:
         final = stream.get_final_message()
     assert next(block for block in final.content if block.type == "tool_use").input == use.input
+
+
+def test_langchain(server):
+    chat = pytest.importorskip("langchain_openai").ChatOpenAI(
+        base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", model="any", max_tokens=6, temperature=0,
+        extra_body={"asl": {"budget": 0.1}},
+    )  # fmt: skip
+    answer = chat.invoke(LONG[0]["content"])
+    n_tokens = answer.usage_metadata["input_tokens"]
+    reports = [slot["asl"].get("report", {}) for slot in server.slots()]
+    assert n_tokens // 10 in [
+        report.get("kept_tokens") for report in reports if report.get("prompt_tokens") == n_tokens
+    ]
+    assert "".join(chunk.content for chunk in chat.stream(LONG[0]["content"])) == answer.content

@@ -291,6 +291,27 @@ def test_what_is_protected_may_be_more_than_the_budget(server):
     assert status == 400 and "protect less" in answer["error"]["message"]
 
 
+@pytest.mark.compact
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+def test_each_way_to_ask_protects_what_it_names(server, path):
+    """llama.cpp marks messages of users alone, and of some templates none: system messages were not protected."""
+    system, question = "You look at ships. " * 30, "The sky is blue. " * 30
+    turns = [{"role": "user", "content": "The sea is green. " * 30}, {"role": "user", "content": question}]
+    body = {"model": "any", "max_tokens": 2, "cache_prompt": False}
+    if path == "/v1/chat/completions":
+        body["messages"] = [{"role": "system", "content": system}, *turns]
+    elif path == "/v1/messages":
+        body |= {"system": system, "messages": turns}
+    else:
+        body |= {"instructions": system, "input": turns}
+    for roles, least in ((["system"], 140), (["tools"], 140), (["question"], 140), (["system", "question"], 280)):
+        status, answer = server.post(path, {**body, "asl": {"protect": roles}})
+        assert status == 200, answer
+        report = answer["asl"]
+        assert least < report["protected_tokens"] < least + 40 and report["pruned"], (roles, report)
+        assert report["protected_tokens"] < report["kept_tokens"] < report["prompt_tokens"]
+
+
 def test_fields_that_a_client_chooses(server, document):
     chosen = server.complete(document, 2, response_fields=["content", "asl/kept_tokens", "asl"])
     assert set(chosen) == {"content", "asl/kept_tokens", "asl"}
