@@ -50,7 +50,6 @@ test: build $(VENV)/.ecosystem $(VENV)/.clients ## all tests: the fast ones, tho
 	$(PY) -m pytest tests/slow/server -m compact
 
 test-server: build $(VENV)/.clients ## all of the endpoint's tests (compiles llama.cpp's server, as make test does)
-	$(PIP) install --quiet playwright # drives a browser, where there is one
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build $(BUILD) --target ggml-rpc-server
 	$(PY) -m pytest tests/slow/server
 
@@ -149,8 +148,9 @@ $(VENV)/.cmake-args: FORCE | $(VENV)/.made
 	@test -f $@ -a -z '$(CMAKE_ARGS)' || echo '$(CMAKE_ARGS)' | cmp -s - $@ || echo '$(CMAKE_ARGS)' >$@
 
 $(VENV)/.clients: pyproject.toml $(VENV)/.made
-	@# what tests talk to the endpoint with, and what llama.cpp's own tests of its server import
-	$(PIP) install --quiet 'openai>=1.40' anthropic langchain-openai requests aiohttp filelock prometheus-client wget
+	@# what tests talk to the endpoint with, what llama.cpp's own tests of its server import, and what drives a browser,
+	@# where there is one
+	$(PIP) install --quiet 'openai>=1.40' anthropic langchain-openai requests aiohttp filelock prometheus-client wget playwright
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.requirements

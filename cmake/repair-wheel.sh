@@ -6,7 +6,9 @@ wheel=$1 folder=$2
 
 case $(uname -s) in
     # what is loaded by path at run time has its neighbours beside it: only OpenMP is from outside
-    Linux)  auditwheel repair --wheel-dir "$folder" "$wheel" ;;
+    # and CUDA, whose driver and libraries are the machine's own
+    Linux)  auditwheel repair --exclude 'libcuda.so.*' --exclude 'libcudart.so.*' --exclude 'libcublas*.so.*' \
+                --wheel-dir "$folder" "$wheel" ;;
     Darwin) delocate-wheel --wheel-dir "$folder" "$wheel" ;;
     *)      cp "$wheel" "$folder" ;;
 esac

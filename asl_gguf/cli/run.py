@@ -27,7 +27,7 @@ from .options import (
     model_of,
 )
 from .source import add_source_options, read_source
-from .streams import print_json
+from .streams import print_json, warn
 
 _LEAST_ANSWER = 256
 """tokens beyond a prompt that fills the model's context, for an answer without an end"""
@@ -64,12 +64,19 @@ def add_parser(commands: Any) -> None:
 
 
 def needed_context(model: str, text: str, max_tokens: int) -> int:
-    """Tokens for this prompt and its answer, by the model's own tokenizer."""
+    """Tokens for this prompt and its answer, by the model's own tokenizer; a warning if it was not trained on as many."""
+    from ..models.gguf_header import n_ctx_train
     from ..models.named import resolve
     from ..native.vocabulary import tokenize, vocabulary
 
-    with vocabulary(str(resolve(model))) as model_vocabulary:
-        return len(tokenize(model_vocabulary, text)) + max_tokens + _TEMPLATE_TOKENS
+    path = str(resolve(model))
+    with vocabulary(path) as model_vocabulary:
+        n_prompt = len(tokenize(model_vocabulary, text))
+    if n_prompt > (n_train := n_ctx_train(path)):
+        warn(
+            f"the prompt has {n_prompt:,} tokens, and this model was trained on {n_train:,}: answers may make no sense"
+        )
+    return n_prompt + max_tokens + _TEMPLATE_TOKENS
 
 
 def answer(

@@ -344,3 +344,11 @@ def test_shares_of_auto():
 def test_errors_name_options_as_they_are_typed(run):
     assert run("--budget", "150%")[2].startswith("asl-gguf: --budget: expected a share")
     assert run("--guard", "2")[2].startswith("asl-gguf: --guard: ")
+
+
+def test_a_prompt_that_is_longer_than_what_a_model_was_trained_on(run, monkeypatch):
+    from asl_gguf.models import gguf_header
+
+    monkeypatch.setattr(gguf_header, "n_ctx_train", lambda *_: 100)
+    code, _, err = run()
+    assert code == 0 and re.search(r"warning: the prompt has [\d,]+ tokens, and this model was trained on 100: ", err)
