@@ -56,7 +56,6 @@ def parse_budget(text: str, option: str = "--budget") -> BudgetValue | None:
     Raises:
         OptionError: it is none of these.
     """
-    text = text.strip()
     if text.lower() == "none":
         return None
     if is_target(text):

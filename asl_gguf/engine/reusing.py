@@ -18,7 +18,6 @@ from ..cache.host_kv import HostKV
 from ..native.bindings import session_info
 from ..native.session import Session
 from ..policies.contract import Floats, Indices
-from ..policies.reading import N_QUERIES
 from ..report import PrefillReport
 
 _MIN_PAST = 32
@@ -30,8 +29,12 @@ _MAX_STATES = 4
 class ReusingLayers:
     """A session that computes what `HostKV` does not have."""
 
-    def __init__(self, session: Session, kept: HostKV) -> None:
-        self._session = session
+    def __init__(self, session: Session, kept: HostKV, n_queries: int = 0) -> None:
+        """
+        Args:
+            n_queries: newest tokens that are computed at least, for a late budget reads their queries.
+        """
+        self._session, self._n_queries = session, n_queries
         self.sliding, self.drops_tokens, self.state_bytes = session.sliding, session.drops_tokens, session.state_bytes
         self._kept = kept
         self._tokens: tuple[int, ...] = ()
@@ -73,7 +76,7 @@ class ReusingLayers:
     def _set_past(self) -> None:
         """Before the first layer runs, when the window is known: its tokens are computed, for their queries choose."""
         window, weights = self._window
-        n_most = len(self._tokens) - min(max(window, N_QUERIES), len(self._tokens))  # a late budget may read so many
+        n_most = len(self._tokens) - min(max(window, self._n_queries), len(self._tokens))
         n_past = self._kept.reusable(self._tokens, n_most)
         self.n_past = self._n_loading = n_past if n_past >= _MIN_PAST else 0
         if self.n_past:

@@ -272,7 +272,7 @@ class Sequence:
     def _slices(self, plan: Plan) -> Generator[None, None, PrefillReport]:
         late = self._late(plan)
         n_kept = plan.n_kept if late is None else late.n_held
-        layers = self._layers(plan, n_kept)
+        layers = self._layers(plan, n_kept, 0 if late is None else late.n_queries)
         yield  # contexts were made: on a small model that takes as long as a chunk
         report = yield from guarded_slices(
             layers,
@@ -303,14 +303,14 @@ class Sequence:
             late.n_held = max(plan.n_kept, min(late.n_held, self.place.n_cells, self.rule.n_cells))
         return late
 
-    def _layers(self, plan: Plan, n_kept: int) -> Layers:
+    def _layers(self, plan: Plan, n_kept: int, n_queries: int) -> Layers:
         n_rows = plan.n_most if self.guard.share is not None else self._n_rows(len(plan.new_tokens), n_kept)
         if plan.action == "turn":
             return TurnLayers(self.place.open_turn(n_rows))
         session = self.place.open(n_rows)
         if self.source is not None:
             return self.source(session, plan)
-        return ReusingLayers(session, self.host) if self.host else session
+        return ReusingLayers(session, self.host, n_queries) if self.host else session
 
     def step(self) -> bool:
         """Runs one slice, at most one chunk of one layer. Returns whether more is to do.

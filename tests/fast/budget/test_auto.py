@@ -14,7 +14,7 @@ from asl_gguf.budget.auto import AutoRule
 from asl_gguf.budget.late import CALIBRATED, Thresholds, fixed_budget
 from asl_gguf.budget.rule import BudgetContext
 from asl_gguf.budget.targets import Auto, make_budget
-from asl_gguf.cli.options import parse_budget
+from asl_gguf.cli.budgets import parse_budget
 from asl_gguf.policies import REGISTRY
 from asl_gguf.policies.contract import LayerScores
 from asl_gguf.policies.reading import Reading, reading_of

@@ -14,7 +14,7 @@ import pytest
 from asl_gguf import Llama, OptionError, StateError
 from asl_gguf.budget.targets import Target, make_budget
 from asl_gguf.cli import main
-from asl_gguf.cli.options import parse_budget
+from asl_gguf.cli.budgets import parse_budget
 from harness import prompt
 from tiny_llama import SETTLES, TEXT, greedy
 
