@@ -23,7 +23,7 @@ ESCAPED_BUDGET_HELP = BUDGET_HELP.replace("%", "%%")
 _FIXED_HELP = ESCAPED_BUDGET_HELP.partition("; auto")[0]
 
 
-class BudgetAction(argparse.Action):
+class _BudgetAction(argparse.Action):
     """Warns of a -b that may have been meant as llama.cpp's."""
 
     def __call__(
@@ -34,6 +34,15 @@ class BudgetAction(argparse.Action):
                 f"-b {values} is a budget of {values} tokens; a batch's size is --batch-size (--budget {values} warns of nothing)"
             )
         setattr(namespace, self.dest, values)
+
+
+def add_budget_option(parser: argparse.ArgumentParser, default: str | None, text: str) -> None:
+    """-b and --budget.
+
+    Args:
+        text: its help.
+    """
+    parser.add_argument("-b", "--budget", action=_BudgetAction, default=default, help=text)
 
 
 def budget_help(targets: bool) -> str:

@@ -27,11 +27,13 @@ from .options import (
     add_llama_options,
     add_model_options,
     add_pruning_options,
+    add_system_option,
     answer_kwargs,
     keeping_kwargs,
     llama_kwargs,
     longest_answer,
     model_of,
+    system_message,
 )
 from .streams import as_typed, standard_input
 
@@ -71,7 +73,7 @@ def add_parser(commands: Any) -> None:
         "-f", "--file", action="append", dest="files", metavar="FILE", default=[],
         help="a document (text, HTML, PDF or DOCX) to put in front of the first question; may be repeated",
     )  # fmt: skip
-    parser.add_argument("-sys", "--system-prompt", "--system", dest="system", help="system message")
+    add_system_option(parser)
     parser.add_argument("-cnv", "--conversation", action="store_true", help=argparse.SUPPRESS)  # as it is in any case
     n_usual = f"the model's training context, at most {_N_CTX:,}; more if --file needs it"
     add_context_options(parser, "conversation + answer", n_usual, cells=f"budget + {_ROOM_ANSWERS} answers")
@@ -94,6 +96,7 @@ def _make_session(args: argparse.Namespace) -> ChatSession:
     from .chat_session import ChatSession
 
     documents = [read_document(name) for name in args.files]
+    system = system_message(args)
     budget, answer_options = budget_of(args), answer_kwargs(args)
     llama_options = llama_kwargs(args) | keeping_kwargs(args)
     model = model_of(args)
@@ -107,7 +110,7 @@ def _make_session(args: argparse.Namespace) -> ChatSession:
         "asl_room": n_room,
         "asl_full_kv": args.full_kv,
     }
-    session = ChatSession(model, budget, llama_options, answer_options, args.system)
+    session = ChatSession(model, budget, llama_options, answer_options, system)
     for document in documents:
         session.add_document(document)
     return session

@@ -11,9 +11,9 @@ from ..budget.share import Budget
 from ..budget.targets import BudgetValue, check_budget, make_budget
 from ..drop_in.progress import ProgressBar
 from ..policies import REGISTRY, Full, parse_policy
-from .budgets import ESCAPED_BUDGET_HELP, BudgetAction, parse_budget, parse_fixed_budget
+from .budgets import ESCAPED_BUDGET_HELP, add_budget_option, parse_budget, parse_fixed_budget
 from .inspect import add_prompt_options, make_question
-from .options import DEQUANT, add_llama_options, add_model_options
+from .options import add_dequant_option, add_llama_options, add_model_options
 from .streams import print_json
 
 if TYPE_CHECKING:
@@ -37,19 +37,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--policies", default=_POLICIES, help="name or name:parameter=value:..., with commas (default %(default)s)"
     )
-    parser.add_argument(
-        "-b",
-        "--budget",
-        action=BudgetAction,
-        default="0.2",
-        help=f"{ESCAPED_BUDGET_HELP}, with --measure (default %(default)s)",
-    )
-    parser.add_argument(
-        "--dequant",
-        choices=DEQUANT,
-        default="auto",
-        help="expand slow weight types to F16 while their layer runs (default %(default)s)",
-    )
+    add_budget_option(parser, "0.2", f"{ESCAPED_BUDGET_HELP}; goals with --measure (default %(default)s)")
+    add_dequant_option(parser)
     parser.add_argument("--measure", action="store_true", help="a real prefill for each policy, with its seconds")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=compare)

@@ -8,6 +8,8 @@ from typing import Any
 
 from ..errors import OptionError
 from .documents import read_plain
+from .source import require_utf8
+from .streams import warn
 
 _FLASH = {
     "on": "on",
@@ -40,6 +42,10 @@ INSTEAD = {
     **dict.fromkeys(("-hff", "--hf-file"), "-hf USER/REPO:QUANT names a file by its quantisation"),
     **dict.fromkeys(("-sysf", "--system-prompt-file"), '-sys "$(cat FILE)" does the same'),
     **dict.fromkeys(("-bf", "--binary-file"), "-f reads documents"),
+    **dict.fromkeys(("-st", "--single-turn"), "asl-gguf run answers once"),
+    **dict.fromkeys(("-no-cnv", "--no-conversation"), "asl-gguf run --raw completes a text as it is"),
+    **dict.fromkeys(("-p", "--prompt"), "asl-gguf run -p answers a prompt, asl-gguf chat the lines that it reads"),
+    "--lora-scaled": "--lora takes one adapter at its full strength",
     **dict.fromkeys(("-v", "--verbose", "-lv", "--verbosity"), "--report says more about what was kept"),
     "--keep": "--protect BEGIN:END keeps tokens whatever their scores",
 }
@@ -74,16 +80,27 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     add("--no-mmap", action="store_true", help="read the model's file in place of mapping it")
     add("--rope-freq-base", type=float, metavar="N", help="base frequency of rotary positions (default: the model's)")
     add("--rope-freq-scale", type=float, metavar="N", help="their frequency's factor (default: the model's)")
-    add("--lora", metavar="FILE", help="a LoRA adapter")
+    add("--lora", action="append", metavar="FILE", help="a LoRA adapter")
     add("-mg", "--main-gpu", type=int, metavar="N", help="the GPU for what is not split")
     add("-ts", "--tensor-split", type=shares, metavar="N,N", help="shares of the model for each GPU")
     for name in _IDLE.split():
         add(name, action="store_true", help=argparse.SUPPRESS)
-    add("-co", "--color", nargs="?", help=argparse.SUPPRESS)
+    add("-co", "--color", nargs="?", choices=("on", "off", "auto"), const="on", help=argparse.SUPPRESS)
 
 
 def loading_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `Llama` from them: those that were given."""
+    """Keyword arguments of `Llama` from them: those that were given. A warning for colours, which nothing has.
+
+    Raises:
+        OptionError: there are several adapters.
+    """
+    adapters = getattr(args, "lora", None) or [None]
+    if len(adapters) > 1:
+        raise OptionError(
+            f"--lora: expected one adapter, got {len(adapters)}: {', '.join(adapters)}; merge them into one"
+        )
+    if getattr(args, "color", None) == "on":
+        warn("--color: without effect, nothing is coloured here")
     values = {
         "n_threads_batch": getattr(args, "threads_batch", None),
         "n_batch": getattr(args, "n_batch", None),
@@ -91,7 +108,7 @@ def loading_kwargs(args: argparse.Namespace) -> dict[str, Any]:
         "use_mmap": False if getattr(args, "no_mmap", False) else None,
         "rope_freq_base": getattr(args, "rope_freq_base", None),
         "rope_freq_scale": getattr(args, "rope_freq_scale", None),
-        "lora_path": getattr(args, "lora", None),
+        "lora_path": adapters[0],
         "main_gpu": getattr(args, "main_gpu", None),
         "tensor_split": getattr(args, "tensor_split", None),
     }
@@ -125,9 +142,15 @@ def sampling_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `create_completion` from them: those that were given.
 
     Raises:
-        OptionError: several say what the answer looks like, or one cannot be made a grammar of.
-        PromptError: a file cannot be read.
+        OptionError: several say what the answer looks like, one cannot be made a grammar of, or an empty text ends it.
+        PromptError: a file cannot be read, or a text is no UTF-8.
     """
+    for text in getattr(args, "stop", None) or []:
+        require_utf8("--reverse-prompt", text)
+        if not text:
+            raise OptionError(
+                "--reverse-prompt: expected a text that ends the answer, got an empty one, which every answer has"
+            )
     names = ("presence_penalty", "frequency_penalty", "stop", *SAMPLERS)
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     grammar = _grammar(args)
@@ -155,6 +178,7 @@ def _grammar(args: argparse.Namespace) -> Any:
     from ..native.bindings import llama_cpp
 
     _, make, text = texts[0]
+    require_utf8(flags[0], text)
     try:
         return make(llama_cpp.LlamaGrammar, text)
     except Exception as err:  # json's, and what the parent raises on schemas that it does not know

@@ -11,8 +11,9 @@ from ..cache.packing import KINDS
 from ..errors import OptionError, shown
 from ..policies import DEFAULT
 from ..policies.protect import ROLES
-from .budgets import BudgetAction, budget_help
+from .budgets import add_budget_option, budget_help
 from .llama_options import SAMPLERS, add_loading_options, add_sampling_options, flash, loading_kwargs, sampling_kwargs
+from .source import require_utf8
 from .streams import warn
 
 DEQUANT = ("auto", "off", "all", "int8", "int16")
@@ -27,11 +28,14 @@ KV_TYPES = {
 """the cache types of llama.cpp's own programs -> ggml_type"""
 _PLAIN = ("f32", "f16", "bf16")
 _COUNTS = (
-    "n_ubatch", "decode_ctx", "max_tokens", "tokens", "runs", "decode", "turns", "turn_tokens", "samples", "step"
+    "n_ubatch", "decode_ctx", "max_tokens", "tokens", "runs", "decode", "turns", "turn_tokens", "samples", "step",
+    "n_batch",
 )  # fmt: skip
 _LARGEST = 2**31 - 1
 _RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(_COUNTS, (1, _LARGEST)), "n_ctx": (0, _LARGEST), "threads": (1, 512), "gpu_layers": (-1, _LARGEST),
+    **dict.fromkeys(_COUNTS, (1, _LARGEST)), "n_ctx": (0, _LARGEST), "threads": (1, 512), "threads_batch": (1, 512),
+    "gpu_layers": (-1, _LARGEST), "main_gpu": (0, _LARGEST), "rope_freq_base": (0.0, math.inf),
+    "rope_freq_scale": (0.0, math.inf), "typical_p": (0.0, 1.0), **dict.fromkeys(("mirostat_eta", "mirostat_tau"), (0.0, math.inf)),
     "seed": (-1, 2**32 - 1), "demo_seed": (0, 2**32 - 1), "top_k": (0, _LARGEST),
     "temp": (0.0, math.inf), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "repeat_penalty": (1e-9, 1e9),
 }  # fmt: skip
@@ -49,7 +53,7 @@ def check_numbers(args: argparse.Namespace) -> None:
                 expected = f"at least {least}" if value < least else f"at most {most}"
             else:
                 expected = f"a number from {least:g} {f'to {most:g}' if most == 1 else 'on'}"
-            raise OptionError(f"--{name.replace('_', '-')}: expected {expected}, got {shown(value)}")
+            raise OptionError(f"{_flag(name)}: expected {expected}, got {shown(value)}")
     parallel = getattr(args, "parallel", None)
     if parallel is not None and parallel != 1:
         raise OptionError(
@@ -130,6 +134,22 @@ def add_context_options(parser: argparse.ArgumentParser, longest: str, default: 
     )
 
 
+def add_system_option(parser: argparse.ArgumentParser) -> None:
+    """-sys."""
+    parser.add_argument("-sys", "--system-prompt", "--system", dest="system", help="system message")
+
+
+def system_message(args: argparse.Namespace) -> str | None:
+    """The text of -sys.
+
+    Raises:
+        PromptError: it is no UTF-8.
+    """
+    if args.system is not None:
+        require_utf8("--system-prompt", args.system)
+    return args.system
+
+
 def add_answer_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     """Length of the answer, and how its tokens are sampled."""
     parser.add_argument(
@@ -151,15 +171,25 @@ def answer_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `create_completion` from the answer's options; a warning for those that change nothing."""
     given = {name: getattr(args, name) for name in ("top_k", "top_p", "min_p", "repeat_penalty", "seed")}
     given = {name: value for name, value in given.items() if value is not None} | sampling_kwargs(args)
-    idle = [_flag(name) for name in given if name in ("top_k", "top_p", "min_p", "seed", *SAMPLERS)]
-    if args.temp == 0 and idle:
-        warn(
-            f"{', '.join(idle)}: without effect at --temp 0, which takes the likeliest token; pass --temp 0.8 to sample"
-        )
+    _warn_of_idle(args.temp, given)
     if given.get("seed") == -1:
         del given["seed"]
     max_tokens = None if args.max_tokens == ENDLESS else args.max_tokens
     return {"max_tokens": max_tokens, "temperature": args.temp, **given}
+
+
+def _warn_of_idle(temp: float, given: dict[str, Any]) -> None:
+    """Says which samplers change nothing beside the others."""
+    idle: tuple[str, ...]
+    if temp == 0:
+        idle = ("top_k", "top_p", "min_p", "seed", *SAMPLERS)
+        why = "at --temp 0, which takes the likeliest token; pass --temp 0.8 to sample"
+    elif given.get("mirostat_mode"):
+        idle, why = ("top_k", "top_p", "min_p", "typical_p"), "beside --mirostat, which chooses in their place"
+    else:
+        idle, why = ("mirostat_eta", "mirostat_tau"), "without --mirostat 1 or 2"
+    if flags := [_flag(name) for name in given if name in idle]:
+        warn(f"{', '.join(flags)}: without effect {why}")
 
 
 def longest_answer(args: argparse.Namespace, model: str) -> int:
@@ -175,7 +205,7 @@ def longest_answer(args: argparse.Namespace, model: str) -> int:
 def _flag(name: str) -> str:
     """An option as it is typed, from its keyword."""
     spelled = {"typical_p": "--typical", "mirostat_mode": "--mirostat", "mirostat_eta": "--mirostat-lr",
-        "mirostat_tau": "--mirostat-ent"}  # fmt: skip
+        "mirostat_tau": "--mirostat-ent", "n_batch": "--batch-size"}  # fmt: skip
     return spelled.get(name, f"--{name.replace('_', '-')}")
 
 
@@ -186,16 +216,15 @@ def add_pruning_options(parser: argparse.ArgumentParser, budget: str | None, tar
         budget: the default; None: `budget_of` has it.
     """
     default = "auto; 0.2 with a policy that cannot decide at its selection" if budget is None else "%(default)s"
-    parser.add_argument(
-        "-b",
-        "--budget",
-        action=BudgetAction,
-        default=budget,
-        help=f"{budget_help(targets)} (default {default})",
-    )
+    add_budget_option(parser, budget, f"{budget_help(targets)} (default {default})")
     parser.add_argument(
         "--policy", default=DEFAULT, help="what to keep: name or name:parameter=value:... (default %(default)s)"
     )
+    add_dequant_option(parser)
+
+
+def add_dequant_option(parser: argparse.ArgumentParser) -> None:
+    """--dequant."""
     parser.add_argument(
         "--dequant",
         choices=DEQUANT,
@@ -313,6 +342,9 @@ def context_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 def _check_devices(args: argparse.Namespace) -> None:
     from ..native import devices
 
-    if args.gpu_layers and not devices.offloads():
-        asked = "all" if args.gpu_layers < 0 else args.gpu_layers
-        warn(f"-ngl {asked}: no GPU is there that this build of llama.cpp can use; all layers run on the CPU")
+    asked = [f"-ngl {'all' if args.gpu_layers < 0 else args.gpu_layers}"] if args.gpu_layers else []
+    asked += [
+        flag for flag, name in (("-mg", "main_gpu"), ("-ts", "tensor_split")) if getattr(args, name, None) is not None
+    ]
+    if asked and not devices.offloads():
+        warn(f"{', '.join(asked)}: no GPU is there that this build of llama.cpp can use; all layers run on the CPU")

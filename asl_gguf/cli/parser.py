@@ -29,6 +29,8 @@ class Parser(argparse.ArgumentParser):
         given = list(sys.argv[1:] if args is None else args)
         if self._subparsers is None:
             self._check_names(given)
+        elif given and not self._knows(given[0]):
+            self.error(f"expected a command in front of its options, got {given[0]!r} first")
         parsed, left = super().parse_known_args(given, namespace)
         if left:  # of a subcommand: argparse would leave them to the command's parser, which knows none of its options
             self.refuse(left)
@@ -58,16 +60,20 @@ class Parser(argparse.ArgumentParser):
 
     def _check_names(self, given: Sequence[str]) -> None:
         """Refuses unknown options before argparse takes the values behind them for arguments, or -temp for -t emp."""
-        known = self._option_string_actions
         for argument in given:
             if argument == "--":
                 return
-            name = argument.partition("=")[0]
-            is_long = name.startswith("--") and " " not in name and not any(one.startswith(name) for one in known)
             # letters behind one dash are a name, and no value of a shorter one: -tb is not -t b, nor -hff -h -f -f
-            is_short = _SHORT_NAME.fullmatch(argument) is not None and argument not in known
-            if is_long or is_short:
+            is_name = _SHORT_NAME.fullmatch(argument) if argument[1:2] != "-" else " " not in argument.partition("=")[0]
+            if is_name and not self._knows(argument):
                 self.refuse([argument])
+
+    def _knows(self, argument: str) -> bool:
+        """Whether it is one of the options, perhaps shortened, or none at all."""
+        known, name = self._option_string_actions, argument.partition("=")[0]
+        if name.startswith("--"):
+            return any(one.startswith(name) for one in known)
+        return not name.startswith("-") or argument in known
 
     def refuse(self, left: Sequence[str]) -> NoReturn:
         """Ends the program with a message about arguments that nobody knows."""

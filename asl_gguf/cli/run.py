@@ -20,11 +20,13 @@ from .options import (
     add_llama_options,
     add_model_options,
     add_pruning_options,
+    add_system_option,
     answer_kwargs,
     keeping_kwargs,
     llama_kwargs,
     longest_answer,
     model_of,
+    system_message,
 )
 from .source import add_source_options, read_source
 from .streams import print_json, warn
@@ -44,7 +46,7 @@ def add_parser(commands: Any) -> None:
     add_model_options(parser)
     add_llama_options(parser)
     add_source_options(parser)
-    parser.add_argument("-sys", "--system-prompt", "--system", dest="system", help="system message")
+    add_system_option(parser)
     parser.add_argument("-st", "--single-turn", action="store_true", help=argparse.SUPPRESS)  # as it is in any case
     parser.add_argument(
         "--raw",
@@ -103,8 +105,8 @@ def answer(
 def run(args: argparse.Namespace) -> int:
     from .. import Llama
 
-    text = read_source(args)
-    if args.raw and args.system is not None:
+    text, system = read_source(args), system_message(args)
+    if args.raw and system is not None:
         raise OptionError("--system-prompt: expected the chat template, got --raw; put the text in front of the prompt")
     budget = budget_of(args)
     options, llama_options = answer_kwargs(args), llama_kwargs(args) | keeping_kwargs(args)
@@ -113,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     n_ctx = args.n_ctx
     if n_ctx is None:
         endless = args.max_tokens == ENDLESS
-        n_ctx = needed_context(model, f"{args.system or ''}{text}", _LEAST_ANSWER if endless else n_answer)
+        n_ctx = needed_context(model, f"{system or ''}{text}", _LEAST_ANSWER if endless else n_answer)
         n_ctx = max(n_ctx, n_answer) if endless else n_ctx
     bar = ProgressBar("prefill")
     llm = Llama(
@@ -129,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
         **llama_options,
     )
     try:
-        completion, n_tokens = answer(llm, text, args.raw, options, echo=not args.json, system=args.system)
+        completion, n_tokens = answer(llm, text, args.raw, options, echo=not args.json, system=system)
     finally:
         bar.clear()
     assert llm.last_prefill is not None and llm.last_decode is not None

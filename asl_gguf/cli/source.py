@@ -51,15 +51,20 @@ def _checked(source: str, *texts: str | None) -> str | None:
     """The text that is given.
 
     Raises:
-        PromptError: it is blank, or no UTF-8: such bytes arrive from the shell as lone surrogates.
+        PromptError: it is blank, or no UTF-8.
     """
     text = next((text for text in texts if text is not None), None)
     if text is None:
         return None
-    try:
-        text.encode("utf-8")
-    except UnicodeError as err:
-        raise PromptError(f"expected readable UTF-8 text, got {source}: {err}") from err
+    require_utf8(source, text)
     if not text.strip():
         raise PromptError(f"expected a prompt with text in it, got an empty one ({source})")
     return text
+
+
+def require_utf8(option: str, text: str) -> None:
+    """Raises PromptError for a text that is no UTF-8: such bytes arrive from the shell as lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeError as err:
+        raise PromptError(f"expected readable UTF-8 text, got {option}: {err}") from err

@@ -139,7 +139,7 @@ FLAGS = (
     Flag("policy", parse_policy, "NAME", DEFAULT, "what to keep: name or name:parameter=value:..."),
     Flag("room", lambda text: _count(text, 1), "N", "1024", "KV cells of a slot beside the budget, for answers and turns"),
     Flag("min_prompt", lambda text: _count(text, 0), "N", "256", "prompts up to so many tokens are left alone by a share"),
-    Flag("dequant", lambda text: _one_of(text, tuple(DEQUANT_MODES)), "MODE", "auto", "expand slow weight types to F16 while their layer runs: auto, off, all"),
+    Flag("dequant", lambda text: _one_of(text, tuple(DEQUANT_MODES)), "MODE", "auto", f"form of weights while their layer runs on CPUs: {', '.join(DEQUANT_MODES)}"),
     Flag("protect", _roles, "ROLES", "none", f"parts of a chat that are always kept: some of {','.join(ROLES)}"),
     Flag("guard", _guard, "SHARE", "none", "attention that kept K/V must hold, or the prompt gets a larger budget"),
     Flag("full_kv", _full_kv, "MODE", "off", f"K/V of all tokens in host memory, to select from again: off, on, {', '.join(packing.KINDS)}"),

@@ -270,8 +270,8 @@ def test_hugging_face_out_of_reach(hf, monkeypatch, capsys):
 
 
 def test_what_llama_cpp_does_in_any_case_is_taken(run):
-    flags = "--jinja --no-display-prompt --no-warmup --simple-io --no-perf --log-disable --no-context-shift --mmap -st -co on"
-    code, found, err = run(*flags.split(), "--color", "-fa", "auto", "-tb", "1", "--batch-size", "64", "--no-mmap")
+    flags = "--jinja --no-display-prompt --no-warmup --simple-io --no-perf --log-disable --no-context-shift --mmap -st -co off"
+    code, found, err = run(*flags.split(), "-fa", "auto", "-tb", "1", "--batch-size", "64", "--no-mmap")
     assert (code, err) == (0, "") and found["report"]["pruned"]
 
 
