@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import sys
 import time
@@ -23,7 +24,8 @@ class ProgressBar:
     def __init__(self, label: str, stream: TextIO | None = None) -> None:
         self._label = label
         self._stream = sys.stderr if stream is None else stream
-        self._on_terminal = self._stream.isatty()
+        # a dumb terminal cannot erase a line
+        self._on_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._started = time.monotonic()
         self._drawn = float("-inf") if self._on_terminal else self._started
         self._last, self._begun = 0, 0.0

@@ -116,6 +116,18 @@ def test_short_work_leaves_nothing(clock):
     assert stream.getvalue() == ""
 
 
+def test_a_dumb_terminal_gets_lines(clock, monkeypatch):
+    """It would show the letters that erase a line elsewhere."""
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    for term, is_drawn in (("dumb", False), ("xterm", True)):
+        monkeypatch.setenv("TERM", term)
+        bar = ProgressBar("prefill", stream)
+        bar(1, 2)
+        bar.clear()
+        assert ("\x1b" in stream.getvalue()) == is_drawn
+
+
 def test_a_bar_in_python(make, monkeypatch, capsys):
     """tqdm's where it is installed, else a plain one, which is silent off a terminal."""
     made = []
