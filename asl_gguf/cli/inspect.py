@@ -10,9 +10,19 @@ from ..drop_in.progress import ProgressBar
 from ..errors import OptionError
 from ..policies import parse_policy
 from .budgets import parse_budget
-from .options import add_llama_options, add_model_options, add_pruning_options, llama_kwargs, model_of
+from .options import (
+    add_length_option,
+    add_llama_options,
+    add_model_options,
+    add_pruning_options,
+    llama_kwargs,
+    model_of,
+)
 from .run import needed_context
 from .source import add_source_options, read_source
+from .streams import warn
+
+_DEMO_TOKENS = 2000
 
 
 def add_parser(commands: Any) -> None:
@@ -37,12 +47,12 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
     add_source_options(parser)
     parser.add_argument("--prompt-file", action="append", dest="files", help=argparse.SUPPRESS)  # -f without -q
     parser.add_argument("--demo", action="store_true", help="the document and question of asl-gguf demo")
-    parser.add_argument("--tokens", type=int, default=2000, help="length of the demo's document (default %(default)s)")
-    parser.add_argument("--demo-seed", type=int, default=0, help="another demo document (default %(default)s)")
-    parser.add_argument("--raw", action="store_true", help="plain completion; default: the model's chat template")
     parser.add_argument(
-        "-n", "--max-tokens", type=int, default=48, help="longest answer in tokens (default %(default)s)"
+        "--tokens", type=int, default=None, help=f"length of the demo's document (default {_DEMO_TOKENS})"
     )
+    parser.add_argument("--demo-seed", type=int, default=None, help="another demo document (default 0)")
+    parser.add_argument("--raw", action="store_true", help="plain completion; default: the model's chat template")
+    add_length_option(parser, 48)
 
 
 def make_question(args: argparse.Namespace, progress: ProgressBar) -> Any:
@@ -54,6 +64,9 @@ def make_question(args: argparse.Namespace, progress: ProgressBar) -> Any:
     from ..inspect.inspection import Question
 
     text = None if args.demo else read_source(args)
+    given = {"--tokens": args.tokens, "--demo-seed": args.demo_seed}
+    if not args.demo and (idle := [flag for flag, value in given.items() if value is not None]):
+        warn(f"{', '.join(idle)}: without effect without --demo")
     options = llama_kwargs(args) | {"asl_dequant": args.dequant, "asl_progress": progress}
     model = model_of(args)
     text = _demo_text(model, args) if text is None else text
@@ -71,7 +84,8 @@ def _demo_text(model: str, args: argparse.Namespace) -> str:
             "--demo: expected no -f, -q, -p or - beside it, got one; it has its own document and question"
         )
     with vocabulary(str(resolve(model))) as model_vocabulary:
-        document = make_document(lambda text: len(tokenize(model_vocabulary, text)), args.tokens, seed=args.demo_seed)
+        n_tokens = _DEMO_TOKENS if args.tokens is None else args.tokens
+        document = make_document(lambda text: len(tokenize(model_vocabulary, text)), n_tokens, seed=args.demo_seed or 0)
     return f"{document.text}\n\n{document.question}"
 
 

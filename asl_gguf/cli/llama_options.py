@@ -21,9 +21,7 @@ _FLASH = {
     "false": "off",
     "disabled": "off",
 }
-_IDLE = (
-    "--jinja --no-display-prompt --no-warmup --simple-io --no-perf --log-disable --no-context-shift --mmap --no-escape"
-)
+_IDLE = "--jinja --no-display-prompt --no-warmup --simple-io --no-perf --log-disable --no-context-shift --no-escape"
 """flags that ask for what is done in any case"""
 
 _TALK = "asl-gguf chat talks with a model"
@@ -78,6 +76,7 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, dest="n_batch", metavar="N", help="tokens of a batch; -b is the budget here")
     add("--mlock", action="store_true", help="keep the model's file in memory")
     add("--no-mmap", action="store_true", help="read the model's file in place of mapping it")
+    add("--mmap", action="store_false", dest="no_mmap", help=argparse.SUPPRESS)
     add("--rope-freq-base", type=float, metavar="N", help="base frequency of rotary positions (default: the model's)")
     add("--rope-freq-scale", type=float, metavar="N", help="their frequency's factor (default: the model's)")
     add("--lora", action="append", metavar="FILE", help="a LoRA adapter")

@@ -88,8 +88,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="layers on the GPU: a number, all or auto (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "-fa", "--flash-attn", nargs="?", type=flash, const="on", default="off", metavar="on|off",
-        help="use flash attention (default %(default)s)",
+        "-fa", "--flash-attn", nargs="?", type=flash, const="on", default="off", metavar="on|off|auto",
+        help="use flash attention; auto is off (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--kv-type",
@@ -150,12 +150,22 @@ def system_message(args: argparse.Namespace) -> str | None:
     return args.system
 
 
-def add_answer_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
-    """Length of the answer, and how its tokens are sampled."""
+def add_length_option(parser: argparse.ArgumentParser, max_tokens: int, more: str = "") -> None:
+    """-n.
+
+    Args:
+        max_tokens: the default.
+        more: of its help.
+    """
     parser.add_argument(
         "-n", "--max-tokens", "--predict", "--n-predict", type=int, default=max_tokens,
-        help="longest answer in tokens; -1: as long as the context is (default %(default)s)",
+        help=f"longest answer in tokens{more} (default %(default)s)",
     )  # fmt: skip
+
+
+def add_answer_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
+    """Length of the answer, and how its tokens are sampled."""
+    add_length_option(parser, max_tokens, "; -1: as long as the context is")
     parser.add_argument(
         "--temp", "--temperature", type=float, default=0.0, help="temperature (default %(default)s: greedy)"
     )
@@ -291,10 +301,13 @@ def model_of(args: argparse.Namespace) -> str:
     """The model's file or name; one on Hugging Face is fetched first, unless it is in that package's cache.
 
     Raises:
+        OptionError: two models are named.
         ModelError, DownloadError: as `models.hub.fetch`.
     """
     if getattr(args, "hf_repo", None) is None:
         return args.model
+    if args.model != DEFAULT_MODEL:
+        raise OptionError(f"--hf-repo: expected no -m beside it, got -m {args.model}; name one model")
     from ..models.hub import fetch
 
     return str(fetch(args.hf_repo))

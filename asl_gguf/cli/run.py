@@ -10,6 +10,7 @@ from typing import Any
 from ..budget.targets import room_of_one
 from ..drop_in.progress import ProgressBar
 from ..errors import OptionError
+from ..policies import DEFAULT
 from .budgets import budget_of
 from .options import (
     ENDLESS,
@@ -109,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
     if args.raw and system is not None:
         raise OptionError("--system-prompt: expected the chat template, got --raw; put the text in front of the prompt")
     budget = budget_of(args)
+    if budget is None:
+        _warn_of_full_cache(args)
     options, llama_options = answer_kwargs(args), llama_kwargs(args) | keeping_kwargs(args)
     model = model_of(args)
     n_answer = longest_answer(args, model)
@@ -141,6 +144,14 @@ def run(args: argparse.Namespace) -> int:
         report = llm.last_prefill
         print("\n".join(report.lines(llm.last_decode)) if args.report else report, file=sys.stderr)
     return 0
+
+
+def _warn_of_full_cache(args: argparse.Namespace) -> None:
+    """Says which options mean nothing where nothing is pruned."""
+    given = {"--policy": args.policy != DEFAULT, "--protect": args.protect, "--guard": args.guard is not None}
+    given["--decode-ctx"] = args.decode_ctx is not None
+    if idle := [flag for flag, is_given in given.items() if is_given]:
+        warn(f"{', '.join(idle)}: without effect with --budget none, which keeps all tokens")
 
 
 def _result(llm: Any, completion: str, n_tokens: int) -> dict[str, Any]:

@@ -56,7 +56,9 @@ def terminals(model, tmp_path):
     opened: list[Terminal] = []
 
     def open_terminal(*arguments: object) -> Terminal:
-        variables = environment() | {"TERM": "dumb", "ASL_GGUF_CONFIG_DIR": str(tmp_path / "config")}
+        (tmp_path / "inputrc").write_text("set enable-bracketed-paste off\n")  # its marks would follow each prompt
+        variables = environment() | {"TERM": "vt100", "INPUTRC": str(tmp_path / "inputrc")}
+        variables["ASL_GGUF_CONFIG_DIR"] = str(tmp_path / "config")
         opened.append(Terminal(command("chat", "-m", model, "-t", "1", *arguments), variables))
         return opened[-1]
 

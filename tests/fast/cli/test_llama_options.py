@@ -59,6 +59,10 @@ def test_samplers_that_few_use(run, option):
         ),
         ("--mirostat 0 --mirostat-lr 0.2", "--mirostat-lr: without effect without --mirostat 1 or 2"),
         ("--mirostat 2 --top-k 3 --typical 0.5", "--top-k, --typical: without effect beside --mirostat, .*"),
+        (
+            "--protect system --guard 0.5 --policy snapkv --decode-ctx 900",
+            "--policy, --protect, --guard, --decode-ctx: .* none, .*",
+        ),
         ("--color", "--color: without effect, nothing is coloured here"),
         ("-mg 1 -ts 3,1", "-mg, -ts: no GPU is there .*"),
     ],
@@ -91,6 +95,28 @@ def test_an_answer_ends_with_a_text(run):
         2,
         "asl-gguf: --reverse-prompt: expected a text that ends the answer, got an empty one, which every answer has\n",
     )
+
+
+def test_the_last_of_two_that_differ_holds(run, monkeypatch):
+    import asl_gguf
+
+    seen = []
+    monkeypatch.setattr(asl_gguf, "Llama", lambda *_, **options: seen.append(options.get("use_mmap")) or 1 / 0)
+    for options in ("--mmap --no-mmap", "--no-mmap --mmap"):
+        with pytest.raises(ZeroDivisionError):
+            run(*options.split())
+    assert seen == [False, None]
+
+
+def test_one_model(run):
+    code, _, err = run("-hf", "user/repo")
+    assert code == 2 and err.startswith("asl-gguf: --hf-repo: expected no -m beside it, got -m ")
+
+
+def test_what_belongs_to_the_demo(tiny_model, capsys, tmp_path):
+    arguments = ["inspect", "-m", str(tiny_model("llama")), "-p", TEXT, "-t", "1", "-o", str(tmp_path / "kept.html")]
+    assert main([*arguments, "--n-predict", "2", "--tokens", "300", "--demo-seed", "0"]) == 0
+    assert capsys.readouterr().err == "asl-gguf: warning: --tokens, --demo-seed: without effect without --demo\n"
 
 
 def test_colours_take_no_document(run, capsys):
