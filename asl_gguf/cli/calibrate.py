@@ -17,7 +17,7 @@ from ..models.calibration import Calibration
 from ..policies import ASL, make_policy
 from ..policies.parameters import require_share
 from .budgets import parse_fixed_budget
-from .options import add_model_options, add_pruning_options, context_kwargs
+from .options import add_model_options, add_pruning_options, check_out, context_kwargs
 
 if TYPE_CHECKING:
     from ..native.model import Model
@@ -59,10 +59,10 @@ def calibrate(args: argparse.Namespace) -> int:
 
     policy = _policy(args.policy)
     require_share(args.tradeoff, "--tradeoff", one=True)
-    if args.out is not None and not args.out.parent.is_dir():
-        raise OptionError(f"--out: expected a file in a folder that exists, got {args.out}")
-    if args.out is not None and args.out.suffix.lower() not in (".svg", *_PAGES):
-        raise OptionError(f"--out: expected a file that ends in .html or .svg, got {args.out}")
+    if args.out is not None:
+        check_out(args.out)
+        if args.out.suffix.lower() not in (".svg", *_PAGES):
+            raise OptionError(f"--out: expected a file that ends in .html or .svg, got {args.out}")
     options = ContextOptions(**context_kwargs(args))
     model = Model(str(resolve(args.model)), options)
     try:

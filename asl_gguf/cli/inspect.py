@@ -15,6 +15,7 @@ from .options import (
     add_llama_options,
     add_model_options,
     add_pruning_options,
+    check_out,
     llama_kwargs,
     model_of,
 )
@@ -96,8 +97,7 @@ def inspect(args: argparse.Namespace) -> int:
 
     budget = parse_budget(args.budget)
     parse_policy(args.policy)  # refused before anything is loaded
-    if not args.out.absolute().parent.is_dir() or args.out.is_dir():
-        raise OptionError(f"--out: expected a file in a folder that exists, got {args.out}")
+    check_out(args.out)
     if args.png is not None:
         require_matplotlib()
     bar = ProgressBar("prefill")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 from ..cache.packing import KINDS
@@ -338,6 +339,12 @@ def llama_kwargs(args: argparse.Namespace) -> dict[str, Any]:
         "verbose": False,
         **loading_kwargs(args),
     }
+
+
+def check_out(path: Path) -> None:
+    """Raises OptionError, before anything is computed, for an --out that cannot become a file."""
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise OptionError(f"--out: expected a file in a folder that exists, got {path}")
 
 
 def context_kwargs(args: argparse.Namespace) -> dict[str, Any]:

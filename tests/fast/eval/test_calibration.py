@@ -210,6 +210,9 @@ def test_a_page(command, tmp_path):
     assert text.count("<tr>") > 2 + 7  # two heads, what was chosen, and layers
     code, _, err = command("--out", str(tmp_path / "profile.png"))
     assert code == 2 and err.startswith("asl-gguf: --out: expected a file that ends in .html or .svg")
+    (tmp_path / "folder.html").mkdir()  # said before minutes of measuring
+    code, out, err = command("--out", str(tmp_path / "folder.html"))
+    assert (code, out) == (2, "") and err.startswith("asl-gguf: --out: expected a file in a folder that exists, got ")
 
 
 def test_a_dry_run_stores_nothing(command, config):
