@@ -139,3 +139,18 @@ def test_what_another_command_has(capsys, arguments, hint):
     with pytest.raises(SystemExit):
         main(arguments.split())
     assert hint in capsys.readouterr().err
+
+
+def test_replays_have_what_prefills_have(tiny_model, tmp_path, capsys):
+    """`compare` answers from one recorded pass as each policy's own prefill does, with an adapter and other positions too."""
+    adapter = write_adapter(tmp_path / "adapter.gguf")
+    arguments = f"compare -m {tiny_model('llama')} -n 9 -t 1 --json --policies none,gemfilter --dequant off".split()
+    found = []
+    for options in ("", f"--lora {adapter}", "--rope-freq-scale 0.1"):
+        texts = []
+        for measure in ([], ["--measure"]):
+            assert main([*arguments, "-p", TEXT, *options.split(), *measure]) == 0
+            texts.append([answer["text"] for answer in json.loads(capsys.readouterr().out)["answers"]])
+        assert texts[0] == texts[1]
+        found += texts[:1]
+    assert found[0] != found[1] and found[0] != found[2]
