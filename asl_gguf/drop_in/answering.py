@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, PromptError, StateError
 from ..native.bindings import llama_cpp
+from ..policies.protect import field_of
 from . import generation
 from .completion import as_called, check_response_format, ended_at_first_stop, up_to_stop, whole_characters
 from .generation import current_call, known, known_to
 from .logprobs import AnswerLogprobs
 from .state import StatefulLlama
-from .values import check_grammar, check_messages, checked_stop, no_unicode
+from .values import check_grammar, checked_stop, message_list, no_unicode
 
 _SAMPLE = inspect.signature(llama_cpp.Llama.sample)
+
+
+def _noted(message: Any) -> dict[str, Any]:
+    """What is protected by: role and content as they are now. The rest of a message need not be one that can be copied."""
+    return {name: copy.deepcopy(field_of(message, name)) for name in ("role", "content")}
 
 
 class AnsweringLlama(StatefulLlama):
@@ -53,6 +59,7 @@ class AnsweringLlama(StatefulLlama):
                 self._check_logits(bound.get("idx"))
                 return super().sample(*args, **kwargs)
             given, processors = generation.as_given(self._gate, bound)
+            check_grammar(given.get("grammar"), self._model.vocab)
             self._check_logits(given.get("idx"))
             token = super().sample(**given)
             processors.check()
@@ -60,12 +67,12 @@ class AnsweringLlama(StatefulLlama):
 
         @functools.wraps(llama_cpp.Llama.create_chat_completion)
         def create_chat_completion(self, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
-            check_messages(messages)
+            messages = message_list(messages)
             check_response_format(kwargs.get("response_format"))
             if "stop" in kwargs:
                 kwargs["stop"] = checked_stop(kwargs["stop"])
             try:
-                with known(messages=tuple(copy.deepcopy(messages))):
+                with known(messages=tuple(map(_noted, messages))):
                     return super().create_chat_completion(messages, *args, **kwargs)
             except UnicodeEncodeError as err:
                 raise no_unicode("messages", err) from None

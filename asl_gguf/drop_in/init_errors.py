@@ -64,7 +64,7 @@ def check(n_ctx: object, arguments: Mapping[str, Any]) -> None:
         OptionError: an integer, type_k or type_v is outside its domain.
         AdapterError: there is no file at lora_path.
     """
-    if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or n_ctx not in range(2**31):
+    if isinstance(n_ctx, bool) or not isinstance(n_ctx, Integral) or int(n_ctx) not in range(2**31):
         raise OptionError(
             f"n_ctx: expected a number of tokens below 2**31, or 0 for the model's training context, got {shown(n_ctx)}"
         )

@@ -152,6 +152,7 @@ class Llama(AnsweringLlama):
         self.last_prefill = None
         self.last_decode = None
         init_errors.check(n_ctx, kwargs)
+        n_ctx = int(n_ctx)  # of NumPy's
         path = str(resolve(model_path))
         if self._asl.budget is None:
             self._init_parent(path, n_ctx, kwargs)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from ..budget.auto import AutoRule
 from ..budget.latency import LatencyRule
 from ..budget.memory import MemoryRule
@@ -22,6 +24,11 @@ from ..policies import DEFAULT, Policy, make_policy
 from ..policies.protect import Protection
 
 _DECIDING = ("asl_budget", "asl_min_prompt", "asl_policy", "asl_protect", "asl_guard", "asl_full_kv", "asl_dequant")
+
+
+def _own(value: Any) -> Any:
+    """A number of NumPy's, such as a mean length, as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class AslOptions:
             raise OptionError(
                 f"{unknown[0]}: expected one of asl_budget, {', '.join(sorted(known))}, got an unknown option"
             )
+        asl_budget, options = _own(asl_budget), {name: _own(value) for name, value in options.items()}
         min_prompt = options.get("asl_min_prompt", Budget.min_prompt)
         budget = None if asl_budget is None else make_budget(asl_budget, min_prompt)
         policy = make_policy(options.get("asl_policy", DEFAULT))

@@ -24,7 +24,7 @@ from ..report import PrefillReport
 from .gate import Gate
 from .generation import known
 from .options import AslOptions
-from .values import check_text, checked_integer, checked_path
+from .values import check_text, checked_integer, checked_path, is_message
 
 
 class StatefulLlama(llama_cpp.Llama):
@@ -246,7 +246,8 @@ class StatefulLlama(llama_cpp.Llama):
         is_array = isinstance(prompt, np.ndarray) and prompt.ndim > 0
         if not (is_array or isinstance(prompt, abc.Sequence)) or isinstance(prompt, (bytes, bytearray, memoryview)):
             raise OptionTypeError(f"prompt: expected a text, token ids or the messages of a chat, got {shown(prompt)}")
-        if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], abc.Mapping):
+        is_chat = not isinstance(prompt, str) and len(prompt) and is_message(prompt[0])
+        if is_chat:
             self.create_chat_completion(cast(Any, prompt), max_tokens=1)
         else:
             with known(max_tokens=1):

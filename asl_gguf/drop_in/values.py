@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def checked_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in _FLOATS:
         if name in found:
             found[name] = checked_float(name, found[name])
-    _check_max_tokens(found.get("max_tokens"))
+    if "max_tokens" in found:
+        found["max_tokens"] = _checked_max_tokens(found["max_tokens"])
     _check_callbacks(found)
     if not isinstance(grammar := found.get("grammar"), (llama_cpp.LlamaGrammar, type(None))):
         raise OptionTypeError(f"grammar: expected a LlamaGrammar or None, got {shown(grammar)}")
@@ -61,13 +63,21 @@ def check_grammar(grammar: Any, vocab: Any) -> None:
     llama_cpp.llama_sampler_free(sampler)
 
 
-def _check_max_tokens(value: Any) -> None:
+def _checked_max_tokens(value: Any) -> Any:
+    """As a number of Python's own: others overflow once they are added to, such as uint8."""
     if value is None:
-        return
-    if not isinstance(value, Real):
-        raise OptionTypeError(f"max_tokens: expected a number of tokens or None, got {shown(value)}")
-    if math.isnan(value):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        pass
+    try:
+        number = _as_number(value)
+    except (TypeError, ValueError):
+        raise OptionTypeError(f"max_tokens: expected a number of tokens or None, got {shown(value)}") from None
+    if math.isnan(number):
         raise OptionError(f"max_tokens: expected a number of tokens, got {value}")
+    return number
 
 
 def _check_callbacks(given: Mapping[str, Any]) -> None:
@@ -80,21 +90,33 @@ def _check_callbacks(given: Mapping[str, Any]) -> None:
 
 def checked_integer(name: str, value: Any, allowed: range) -> int:
     """Raises OptionTypeError for no integer, OptionError for one outside the range."""
-    if not isinstance(value, Integral):
-        raise OptionTypeError(f"{name}: expected an integer, got {shown(value)}")
-    if int(value) not in allowed:
+    try:
+        number = operator.index(value)  # arrays of one integer too, as C takes them
+    except TypeError:
+        raise OptionTypeError(f"{name}: expected an integer, got {shown(value)}") from None
+    if number not in allowed:
         raise OptionError(f"{name}: expected an integer from {allowed[0]} to {allowed[-1]}, got {shown(value)}")
-    return int(value)
+    return number
 
 
 def checked_float(name: str, value: Any) -> float:
     """Raises OptionTypeError for no number, OptionError for NaN and what is none in 32 bits."""
-    if not isinstance(value, Real):
-        raise OptionTypeError(f"{name}: expected a number, got {shown(value)}")
-    number: Any = value
+    try:
+        number = _as_number(value)
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError):
+        raise OptionTypeError(f"{name}: expected a number, got {shown(value)}") from None
     if not -_LARGEST_FLOAT <= number <= _LARGEST_FLOAT:
         raise OptionError(f"{name}: expected a finite number of 32 bits, got {shown(value)}")
-    return float(number)
+    return number
+
+
+def _as_number(value: Any) -> float:
+    """Of what C takes for a number: Decimal and arrays of one number too, but no text."""
+    if isinstance(value, (str, bytes, bytearray)):
+        raise TypeError
+    return float(value)
 
 
 def token_list(tokens: Iterable[Any], n_vocab: int) -> list[int]:
@@ -148,11 +170,20 @@ def checked_stop(stop: Any) -> list[str]:
     return list(found)
 
 
-def check_messages(messages: Any) -> None:
-    """Raises OptionTypeError for other than a list of dicts."""
-    is_list = isinstance(messages, Sequence) and not isinstance(messages, (str, bytes))
-    if not is_list or not all(isinstance(message, Mapping) for message in messages):
+def is_message(value: Any) -> bool:
+    """Whether it is a dict, or an object with a role such as pydantic's, which templates read as well."""
+    return isinstance(value, Mapping) or hasattr(value, "role")
+
+
+def message_list(messages: Any) -> list[Any]:
+    """Raises OptionTypeError for other than messages one after another."""
+    try:
+        found = None if isinstance(messages, (str, bytes, Mapping)) else list(messages)
+    except TypeError:
+        found = None
+    if found is None or not all(map(is_message, found)):
         raise OptionTypeError(f"messages: expected a list of dicts with role and content, got {shown(messages)}")
+    return found
 
 
 def check_prompt(prompt: Any, suffix: Any, n_vocab: int, *, echo: bool) -> None:

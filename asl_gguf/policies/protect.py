@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +49,8 @@ class Protection:
                 roles.append(item)
             elif isinstance(item, re.Pattern) and isinstance(item.pattern, str):
                 patterns.append(item)
-            elif isinstance(item, tuple) and len(item) == 2 and all(type(end) is int for end in item):
-                spans.append(item)
+            elif isinstance(item, tuple) and len(item) == 2 and all(map(_is_index, item)):
+                spans.append((int(item[0]), int(item[1])))
             else:
                 raise OptionError(
                     f"asl_protect: expected {', '.join(map(repr, ROLES))}, a (begin, end) pair of token indices, a "
@@ -111,12 +111,21 @@ class Protection:
                 yield _found(places[users[-1]], "last user")
 
 
+def _is_index(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def content_of(message: Any) -> str:
     """The text of a chat message, which may come in parts."""
-    content = message.get("content") or ""
+    content = field_of(message, "content") or ""
     if isinstance(content, str):
         return content
-    return "".join(part.get("text", "") for part in content if part.get("type") == "text")
+    return "".join(field_of(part, "text") or "" for part in content if field_of(part, "type") == "text")
+
+
+def field_of(message: Any, name: str) -> Any:
+    """Of a chat message or a part of one, a dict or an object; None: it has none."""
+    return message.get(name) if isinstance(message, Mapping) else getattr(message, name, None)
 
 
 def _in_order(text: bytes, contents: Sequence[str]) -> list[Place | None]:
