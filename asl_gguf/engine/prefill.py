@@ -233,7 +233,8 @@ def _check(
     if at_least > n_kept and n_kept < n_tokens:
         raise OptionError(
             f"n_kept: expected at least {at_least} tokens for this policy"
-            f"{f' and {protected.size} protected tokens' if protected.size else ''}, or all {n_tokens}, got {n_kept}"
+            f"{f' and {protected.size} protected tokens' if protected.size else ''}, or all {n_tokens}, got {n_kept}; "
+            f"raise asl_budget{' or protect less' if protected.size else ''}"
         )
     n_kept = min(n_kept, n_tokens)
     n_rows = policy.max_rows(n_tokens, n_kept) if n_kept < n_tokens else n_tokens

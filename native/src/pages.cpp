@@ -54,7 +54,13 @@ static bool released(ggml_backend_buffer_t buffer) {
     char * begin = (char *) ggml_backend_buffer_get_base(buffer);
     char * end = begin + ggml_backend_buffer_get_size(buffer);
     const page_range pages(begin, end - begin);
-    if (!pages.advise(MADV_DONTNEED)) {
+    if (pages.first >= pages.last) {
+        return false;
+    }
+    // of memory in large pages a kernel may release whole ones alone, without an error
+    char & last = ((char *) pages.last)[-1];
+    last = 1;
+    if (!pages.advise(MADV_DONTNEED) || last != 0) {
         return false;
     }
     memset(begin, 0, (char *) pages.first - begin);
