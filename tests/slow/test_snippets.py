@@ -15,10 +15,9 @@ from asl_gguf.native.vocabulary import tokenize, vocabulary
 from harness import llama_cpp  # noqa: F401  (silences llama.cpp's log in this process)
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/POLICIES.md", "docs/INTEGRATIONS.md")
+PAGES = ("README.md", "docs/OPTIONS.md", "docs/POLICIES.md", "docs/INTEGRATIONS.md")
 N_TOKENS = 2000
 NOT_RUN = {
-    "pruned(ChatLlamaCpp": "langchain's own class: test_ecosystem.py",
     "other_package": "no package of that name",
     "class Newest": "part of a module: tests/fast/policies",
 }
