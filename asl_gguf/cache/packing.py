@@ -14,6 +14,8 @@ KINDS = ("q8_0",)
 
 _CACHE_TYPES = (0, 1, 30)
 """f32, f16 and bf16 as ggml counts them: what is packed"""
+_AT_ONCE = 4096
+"""rows that are converted at a time"""
 _AS_IT_IS = "pass asl_full_kv=True, which keeps the rows as the cache has them"
 
 
@@ -63,7 +65,12 @@ class Packing:
         return self._converted(packed, self._packed_k[layer], (self._type, self._type), self._cached)
 
     def _converted(self, rows: np.ndarray, at: int, old: Sequence[Any], new: Sequence[Any]) -> np.ndarray:
-        """K, up to byte `at` of each row, and V from the old to the new types."""
+        """K, up to byte `at` of each row, and V from the old to the new types; not all at once, for F32 between takes more
+        than both."""
+        parts = [self._converted_part(rows[i : i + _AT_ONCE], at, old, new) for i in range(0, max(len(rows), 1), _AT_ONCE)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _converted_part(self, rows: np.ndarray, at: int, old: Sequence[Any], new: Sequence[Any]) -> np.ndarray:
         parts = [
             self._quants.quantize(self._quants.dequantize(np.ascontiguousarray(part), before), after).view(np.uint8)
             for part, before, after in zip((rows[:, :at], rows[:, at:]), old, new)

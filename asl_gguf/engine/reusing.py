@@ -87,6 +87,8 @@ class ReusingLayers:
             self._missed = n_common if n_common >= _MIN_PAST and not self.n_past else 0
             self._states = {end: [] for end in self._state_ends(n_common, n_most)}
             self._session.set_state_ends([end for end in self._states if end < len(self._tokens)])
+        if not self.n_past:
+            self._kept.clear()  # another document: else there would be K/V of two by its end
 
     def _state_ends(self, n_common: int, n_most: int) -> list[int]:
         """Where a later prompt may go on: where this one did, before it left the one before, and at its end.

@@ -135,7 +135,7 @@ def put_cells(ctx: Any, cells: bytes, first: Sequence[int], logits: Floats | Non
         whether llama.cpp took them; if not, the context is empty
     """
     cells, shifts = _apart(cells)
-    buffer = (ctypes.c_uint8 * len(cells)).from_buffer_copy(cells)
+    buffer = np.frombuffer(cells, dtype=np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))  # no copy: it is read
     n_layer = llama_cpp.llama_model_n_layer(llama_cpp.llama_get_model(ctx))
     fits = len(first) in (0, n_layer)
     if fits and llama_cpp.llama_state_set_data(ctx, buffer, len(cells)) == len(cells):

@@ -92,9 +92,11 @@ class Protection:
     def _matches(self, text: bytes) -> Iterator[tuple[int, int]]:
         decoded = text.decode("utf-8", "surrogateescape")
         for pattern in self.patterns:
+            n_done = begin = 0  # characters and bytes: a long text with many matches is walked through once
             for match in pattern.finditer(decoded):
-                begin = len(decoded[: match.start()].encode("utf-8", "surrogateescape"))
-                yield begin, begin + len(match[0].encode("utf-8", "surrogateescape"))
+                begin += _n_bytes(decoded[n_done : match.start()])
+                n_done = match.start()
+                yield begin, begin + _n_bytes(match[0])
 
     def _messages(self, text: bytes, messages: Iterable[Any]) -> Iterator[tuple[int, int]]:
         chat = [(message["role"], content_of(message)) for message in messages]
@@ -109,6 +111,10 @@ class Protection:
                 yield 0, _found(places[users[0]], "first user")[0]
             if "question" in self.roles:
                 yield _found(places[users[-1]], "last user")
+
+
+def _n_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogateescape"))
 
 
 def _is_index(value: Any) -> bool:

@@ -6,8 +6,8 @@
     python bench/gpu/write_model.py qwen3-30b-a3b /tmp/experts.gguf --mix q4_k_m --layers 2
 
 Weights are Q4_K, embedding and output Q8_0; as "q4_k_m", V and the second FFN matrix of about half of the layers are
-Q6_K, as llama.cpp chooses them; as "mxfp4", experts are MXFP4 and all else Q8_0, as in files of gpt-oss. All layers
-share one random draw, so that 8 billion weights take seconds.
+Q6_K, as llama.cpp chooses them; as "mxfp4", experts are MXFP4 and all else Q8_0, as in files of gpt-oss; as "q8_0", all
+is Q8_0. All layers share one random draw, so that 8 billion weights take seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import gguf
 import numpy as np
 
 BLOCK = 256  # weights of a Q4_K or Q6_K block
-MIXES = ("q4_k", "q6_k", "q4_k_m", "mxfp4")
+MIXES = ("q4_k", "q6_k", "q4_k_m", "q8_0", "mxfp4")
 # Every group of 32 weights has scale 32 and minimum 32, in Q4_K's packing of 6 bits.
 SCALES = np.array([0xA0] * 8 + [0x00] * 4, dtype=np.uint8)
 N_BYTE_TOKENS = 256
@@ -68,6 +68,7 @@ SHAPES = {
     "gpt-oss-20b": Shape(24, 2880, 64, 8, 2880, 201088, 150000.0, 64, 32, 4),  # its sizes: computed as Qwen3's MoE
     "tiny": Shape(4, 256, 4, 2, 512, 512, 10000.0),  # to try this file
     "tiny-experts": Shape(4, 256, 4, 2, 512, 512, 10000.0, 0, 8, 2),
+    "long": Shape(3, 256, 2, 1, 512, 512, 500000.0, 64),  # as "q8_0": 131,072 tokens in minutes on one core
 }
 
 
@@ -148,9 +149,10 @@ def write_model(path: str, shape: Shape, mix: str = "q4_k") -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_rope_dimension_count(shape.n_embd_head)
-    if shape.n_expert:
+    if shape.head_dim or shape.n_expert:
         writer.add_key_length(shape.n_embd_head)
         writer.add_value_length(shape.n_embd_head)
+    if shape.n_expert:
         writer.add_expert_count(shape.n_expert)
         writer.add_expert_used_count(shape.n_expert_used)
         writer.add_expert_feed_forward_length(shape.n_ff)
@@ -205,9 +207,10 @@ def _add_weights(writer: gguf.GGUFWriter, shape: Shape, mix: str) -> None:
     writer.add_tensor("output.weight", output, raw_dtype=kinds.Q8_0)
     ones = np.ones(shape.n_embd, dtype=np.float32)
     writer.add_tensor("output_norm.weight", ones)
-    if mix == "mxfp4":
+    if mix in ("q8_0", "mxfp4"):
+        of_experts = kinds.MXFP4 if mix == "mxfp4" else kinds.Q8_0
         usual = {
-            name: draw(rng, kinds.MXFP4 if len(size) > 2 else kinds.Q8_0, size) for name, size in shape.sizes().items()
+            name: draw(rng, of_experts if len(size) > 2 else kinds.Q8_0, size) for name, size in shape.sizes().items()
         }
     else:
         usual = {name: draw(rng, kinds.Q4_K, size) for name, size in shape.sizes().items()}

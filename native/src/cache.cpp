@@ -243,9 +243,11 @@ static void copy_columns(const asl_row_range & r, ggml_tensor * t, size_t at, ui
     }
 }
 
-static void copy_kv(llama_context & ctx, int32_t il, int64_t begin, int64_t end, uint8_t * dst, const uint8_t * src) {
-    const asl_kv_layer layer = asl_get_kv_layer(ctx, il);
-    const asl_row_range range = { begin, end, asl_row_bytes(ctx, il) };
+// Cells whose rows go by way of the host at once: as many as a long prompt has would take as much memory again. On a device
+// every channel of V stored transposed is a copy of its own.
+static const int64_t N_CELLS_AT_ONCE = 16384;
+
+static void copy_block(const asl_kv_layer & layer, const asl_row_range & range, uint8_t * dst, const uint8_t * src) {
     const size_t n_k = ggml_row_size(layer.k->type, layer.k->ne[0]);
 
     copy_rows(range, layer.k, n_k, 0, dst, src);
@@ -258,6 +260,15 @@ static void copy_kv(llama_context & ctx, int32_t il, int64_t begin, int64_t end,
         copy_columns<uint16_t>(range, layer.v, n_k, dst, src);
     } else {
         copy_columns<uint32_t>(range, layer.v, n_k, dst, src);
+    }
+}
+
+static void copy_kv(llama_context & ctx, int32_t il, int64_t begin, int64_t end, uint8_t * dst, const uint8_t * src) {
+    const asl_kv_layer layer = asl_get_kv_layer(ctx, il);
+    const size_t n_row = asl_row_bytes(ctx, il);
+    for (int64_t first = begin; first < end; first += N_CELLS_AT_ONCE) {
+        const size_t at = (first - begin) * n_row;
+        copy_block(layer, { first, std::min(end, first + N_CELLS_AT_ONCE), n_row }, dst ? dst + at : nullptr, src ? src + at : nullptr);
     }
 }
 

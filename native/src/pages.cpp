@@ -13,6 +13,10 @@
 #include <cstring>
 #include <vector>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #ifdef __linux__
 #include <sys/mman.h>
 #include <unistd.h>
@@ -98,6 +102,12 @@ static bool released(ggml_backend_buffer_t) { return false; }
 
 static int64_t resident_bytes(const ggml_tensor * t) { return ggml_nbytes(t); }
 #endif
+
+void asl_trim_heap() {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
 
 void asl_clear_buffer(ggml_backend_buffer_t buffer) {
     if (!released(buffer)) {

@@ -23,3 +23,6 @@ int64_t asl_resident_bytes(llama_context & ctx, int32_t il);
 // Asks for large pages behind memory that was allocated and not touched yet, and is read and written from end to end again and
 // again. Does nothing outside Linux.
 void asl_prefer_large_pages(void * data, size_t n_bytes);
+
+// Gives freed memory of the heap back to the system, where the C library keeps it (glibc). Does nothing elsewhere.
+void asl_trim_heap();

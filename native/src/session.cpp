@@ -3,6 +3,7 @@
 #include "access.h"
 #include "cache.h"
 #include "memory.h"
+#include "pages.h"
 #include "support.h"
 
 #include "llama-batch.h"
@@ -19,6 +20,9 @@ static bool has_quantised_weights(const llama_model & model) {
 
 // host memory for graphs of chunks: of small models a graph takes 1 MB. A quarter of the hidden states if that is more
 static const size_t MIN_GRAPH_BYTES = 64 << 20;
+
+// Prompts of so many tokens leave tens of megabytes on the heap: graphs of their chunks, cells, positions
+static const int32_t N_LONG = 8192;
 
 static std::string str(int64_t value) { return std::to_string(value); }
 
@@ -203,6 +207,7 @@ void asl_session::forget_chunks() {
 }
 
 void asl_session::release() {
+    const bool was_long = n_tokens >= N_LONG;
     asl_context_access::expect_buffer_sizes(*prefill);
     asl_context_access::expect_buffer_sizes(ctx);
     plan.clear();
@@ -230,9 +235,12 @@ void asl_session::release() {
     for (auto * v : { &output, &scores, &queries, &weights }) {
         std::vector<float>().swap(*v);
     }
-    positions.clear();
-    cells.clear();
+    std::vector<llama_pos>().swap(positions);
+    std::vector<llama_pos>().swap(cells);
     sliding.clear();
+    if (was_long) {
+        asl_trim_heap();
+    }
 }
 
 void asl_session::abort() {

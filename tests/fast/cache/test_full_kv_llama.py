@@ -205,6 +205,19 @@ def test_a_cancelled_prefill(full, at):
     check_alone(llm, full(), DOCUMENT + QUESTIONS[2], len(DOCUMENT))
 
 
+def test_another_document_takes_the_place_of_the_one_before(full):
+    """As it runs, not after it: there is never K/V of two."""
+    held: list[int] = []
+    llm = full(asl_progress=lambda done, total: held.append(llm._sequence.host.n_bytes))
+    greedy(llm, DOCUMENT + QUESTIONS[0], N_ANSWER)
+    del held[:]
+    check_alone(llm, full(), OTHER, 0)
+    assert held and not any(held)
+    del held[:]
+    check_alone(llm, full(), OTHER + QUESTIONS[1], len(OTHER))
+    assert all(held)
+
+
 def test_reset_forgets_what_does_not_depend_on_questions_too(full):
     """The weights may have changed: an adapter, a control vector."""
     llm = full()
