@@ -1,4 +1,4 @@
-"""`asl-gguf bench memory`: peak memory of a process that prefills, ours and stock: resident, and on GPUs."""
+"""`asl-gguf bench memory`: peak memory and CPU time of a process that prefills, ours and stock: resident, and on GPUs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from typing import Any
 
 from ..budget.share import Budget, round_cells
 from ..engine.prefill import prefill
-from ..native.bindings import lib
+from ..native.bindings import lib, llama_cpp
 from ..native.devices import gpu_bytes_used
-from ..native.model import ContextOptions, Model, stock_prefill
+from ..native.model import ContextOptions, Model, stock_prefill, timed
 from ..policies import make_policy
+from .limit import layer_parameters
 from .prefill import make_prompt
+
+_GRAPHS = 64 * 2**20
+"""graphs of chunks and work space"""
+_TOKEN = 1024
+"""of a token: cells, positions, scores"""
 
 
 def _peak_bytes() -> int:
@@ -72,9 +78,21 @@ def _child(
     tokens = make_prompt(model, n_tokens)
     before, on_gpu = _peak_bytes(), Peak(gpu_bytes_used)
     with on_gpu.watched():
-        kv_bytes = _prefill(model, tokens, budget, policy, dequant)
+        kv_bytes, timing = timed(lambda: _prefill(model, tokens, budget, policy, dequant))
     measured = {"before": before, "peak": _peak_bytes(), "kv_peak": kv_bytes, "prompt_tokens": len(tokens)}
-    connection.send(json.dumps({**measured, "device": on_gpu.bytes}))
+    expected = expected_bytes(model, len(tokens), kv_bytes)
+    connection.send(json.dumps({**measured, "device": on_gpu.bytes, "cpu": timing.cpu, "expected": expected}))
+
+
+def expected_bytes(model: Model, n_tokens: int, kv_bytes: int) -> int:
+    """What a pruned prefill on CPUs with attention of our own takes at most, beside the model (docs/SPEED.md).
+
+    Args:
+        kv_bytes: of what is kept, and of one layer's slot for all tokens.
+    """
+    hidden = 4 * llama_cpp.llama_model_n_embd(model.handle) * n_tokens
+    packed = 5 * round(layer_parameters(model.path, model.n_layer)) // 4  # a byte a weight, and units
+    return int(kv_bytes + hidden + max(_GRAPHS, hidden // 4) + _TOKEN * n_tokens + packed)
 
 
 def _prefill(model: Model, tokens: list[int], budget: float | int | None, policy: str, dequant: str) -> int:
@@ -94,7 +112,13 @@ def _prefill(model: Model, tokens: list[int], budget: float | int | None, policy
 def bench_memory(
     path: str, options: ContextOptions, *, n_tokens: int, budget: float | int, policy: str, dequant: str
 ) -> dict[str, Any]:
-    """Peak resident bytes of stock, of ours, and of ours without expanded weights; with a GPU, what they take there."""
+    """Peak resident bytes and CPU seconds of stock, of ours, and of ours with weights in another form; with a GPU, what they take
+    there.
+
+    Returns:
+        Of each variant: peak_bytes of the process; prefill_bytes, what they grew by; kv_peak_bytes of that. Of the last one, which
+        has attention of its own, expected_bytes: the most that prefill_bytes should be.
+    """
     spawn = multiprocessing.get_context("spawn")
     result: dict[str, Any] = {"n_ubatch": options.n_ubatch, "flash_attn": options.flash_attn}
     for name, share, mode in (("stock", None, "off"), ("pruned", budget, "off"), ("pruned_dequant", budget, dequant)):
@@ -108,6 +132,9 @@ def bench_memory(
         result[f"peak_bytes_{name}"] = measured["peak"]
         result[f"prefill_bytes_{name}"] = measured["peak"] - measured["before"]
         result[f"kv_peak_bytes_{name}"] = measured["kv_peak"]
+        result[f"cpu_seconds_{name}"] = measured["cpu"]
+        if mode != "off":
+            result[f"expected_bytes_{name}"] = measured["expected"]
         if measured["device"] is not None:  # K/V, hidden states, work space; the weights were there before
             result[f"device_bytes_{name}"] = measured["device"]
     return result

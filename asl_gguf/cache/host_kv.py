@@ -116,11 +116,15 @@ class HostKV:
 
         Args:
             layers: uint8 [n_tokens - n_past, row bytes] of each layer that it has, packed; [n_tokens, row bytes] of others.
-            hidden: float32 [n_tokens, n_hidden] after the last of these layers; None if it is the model's last.
+            hidden: float32 [n_tokens - n_past, n_hidden] after the last of these layers where that is the last of those it has,
+                else [n_tokens, n_hidden]; None if it is the model's last.
             states: after so many tokens, uint8, the recurrent states of these layers one after another.
         """
-        old = list(self.layers)
+        old, old_hidden = list(self.layers), self.hidden
         self.clear()
+        if old_hidden is not None and hidden is not None and len(hidden) < len(tokens):
+            hidden = np.concatenate([old_hidden[:n_past], hidden])
+        old_hidden = None
         # layer by layer: at no time all layers of both prompts
         joined = [np.concatenate([old.pop(0)[:n_past], new]) if len(new) < len(tokens) else new for new in layers]
         self.tokens, self.layers, self.hidden, self.states = tuple(tokens), tuple(joined), hidden, dict(states)

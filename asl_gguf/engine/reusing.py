@@ -148,14 +148,15 @@ class ReusingLayers:
     def _leave_past(self) -> None:
         """The layers whose K/V there are have run: the past's hidden states join, and what was dropped goes."""
         assert self._kept.hidden is not None
-        self._session.load_hidden(self._kept.hidden[: self._n_loading])
-        self._n_loading = 0
+        n_past, self._n_loading = self._n_loading, 0
+        self._session.load_hidden(self._kept.hidden[:n_past])
         if self._current is not None:
-            self._drop(self._current)
+            self._drop(self._current, n_past)
 
-    def _drop(self, left: Indices) -> None:
-        """Deeper layers see these tokens only. What they began with, of all tokens, is there for the next prompt."""
-        self._hidden = self._session.save_hidden(0, len(self._tokens))
+    def _drop(self, left: Indices, n_kept: int = 0) -> None:
+        """Deeper layers see these tokens only. What they began with, of all tokens, is there for the next prompt: that of the
+        first n_kept is kept already."""
+        self._hidden = self._session.save_hidden(n_kept, len(self._tokens))
         self._session.keep_tokens(left)
         self._whole, self._current = False, None
 

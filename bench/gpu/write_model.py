@@ -68,7 +68,7 @@ SHAPES = {
     "gpt-oss-20b": Shape(24, 2880, 64, 8, 2880, 201088, 150000.0, 64, 32, 4),  # its sizes: computed as Qwen3's MoE
     "tiny": Shape(4, 256, 4, 2, 512, 512, 10000.0),  # to try this file
     "tiny-experts": Shape(4, 256, 4, 2, 512, 512, 10000.0, 0, 8, 2),
-    "long": Shape(3, 256, 2, 1, 512, 512, 500000.0, 64),  # as "q8_0": 131,072 tokens in minutes on one core
+    "long": Shape(3, 256, 1, 1, 512, 512, 500000.0, 64),  # as "q8_0": 131,072 tokens in minutes on one core
 }
 
 
