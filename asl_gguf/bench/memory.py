@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..budget.share import Budget, round_cells
@@ -27,6 +28,9 @@ _TOKEN = 1024
 
 
 def _peak_bytes() -> int:
+    if sys.platform == "linux":  # getrusage counts what the process was before exec, too: its parent
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -109,6 +113,21 @@ def _prefill(model: Model, tokens: list[int], budget: float | int | None, policy
         return int(lib.context_kv_bytes(ctx)) + report.kv_bytes_prefill_peak
 
 
+def measure(
+    path: str, options: ContextOptions, n_tokens: int, budget: float | int | None, policy: str, dequant: str
+) -> dict[str, Any]:
+    """One prefill in a process of its own, stock without a budget: bytes before it, at its peak, expected, of K/V and on GPUs, and
+    CPU seconds."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_child, args=(theirs, path, options, n_tokens, budget, policy, dequant))
+    process.start()
+    theirs.close()
+    measured: dict[str, Any] = json.loads(ours.recv())
+    process.join()
+    return measured
+
+
 def bench_memory(
     path: str, options: ContextOptions, *, n_tokens: int, budget: float | int, policy: str, dequant: str
 ) -> dict[str, Any]:
@@ -119,15 +138,9 @@ def bench_memory(
         Of each variant: peak_bytes of the process; prefill_bytes, what they grew by; kv_peak_bytes of that. Of the last one, which
         has attention of its own, expected_bytes: the most that prefill_bytes should be.
     """
-    spawn = multiprocessing.get_context("spawn")
     result: dict[str, Any] = {"n_ubatch": options.n_ubatch, "flash_attn": options.flash_attn}
     for name, share, mode in (("stock", None, "off"), ("pruned", budget, "off"), ("pruned_dequant", budget, dequant)):
-        ours, theirs = spawn.Pipe()
-        process = spawn.Process(target=_child, args=(theirs, path, options, n_tokens, share, policy, mode))
-        process.start()
-        theirs.close()
-        measured = json.loads(ours.recv())
-        process.join()
+        measured = measure(path, options, n_tokens, share, policy, mode)
         result["prompt_tokens"] = measured["prompt_tokens"]
         result[f"peak_bytes_{name}"] = measured["peak"]
         result[f"prefill_bytes_{name}"] = measured["peak"] - measured["before"]

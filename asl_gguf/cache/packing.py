@@ -67,7 +67,9 @@ class Packing:
     def _converted(self, rows: np.ndarray, at: int, old: Sequence[Any], new: Sequence[Any]) -> np.ndarray:
         """K, up to byte `at` of each row, and V from the old to the new types; not all at once, for F32 between takes more
         than both."""
-        parts = [self._converted_part(rows[i : i + _AT_ONCE], at, old, new) for i in range(0, max(len(rows), 1), _AT_ONCE)]
+        parts = [
+            self._converted_part(rows[i : i + _AT_ONCE], at, old, new) for i in range(0, max(len(rows), 1), _AT_ONCE)
+        ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _converted_part(self, rows: np.ndarray, at: int, old: Sequence[Any], new: Sequence[Any]) -> np.ndarray:

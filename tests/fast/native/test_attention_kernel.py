@@ -225,3 +225,25 @@ def test_what_is_no_case():
     assert not lib.attention_compute(b"MMX", ctypes.byref(given), None, None)
     given.type_k = 999
     assert not lib.attention_compute(b"scalar", ctypes.byref(given), None, None)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_cells_beyond_2_gib(rounded, transposed):
+    """A window near the end of many cells, whose pages before it are never touched, against the same window near the start."""
+    kernel = "plain 16" if rounded else IN_FORCE
+    near = Drawn(Case(n_tokens=7, n_past=100, n_swa=30, n_queries=0, v_transposed=transposed, rounded=rounded))
+    n_more = 64 * 140_000  # whole tiles
+    far = Drawn(near.case)
+    far.case = replace(near.case, n_past=near.case.n_past + n_more)
+    n_cells = n_more + len(near.k)
+    far.q = near.q
+    far.k_stored = np.zeros((n_cells, *near.k_stored.shape[1:]), np.float16)
+    far.k_stored[n_more:] = near.k_stored
+    shape = (*near.v_stored.shape[:-1], n_cells) if transposed else (n_cells, *near.v_stored.shape[1:])
+    far.v_stored = np.zeros(shape, np.float16)
+    at = (..., slice(n_more, None)) if transposed else slice(n_more, None)
+    far.v_stored[at] = near.v_stored
+    assert min(far.k_stored.nbytes, far.v_stored.nbytes) > 2**31
+    assert np.array_equal(far.run(kernel)[0], near.run(kernel)[0])
