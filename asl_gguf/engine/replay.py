@@ -18,6 +18,8 @@ from ..native.session import Session
 from ..policies import Policy, ScoringPolicy
 from ..policies.contract import Floats, Indices
 
+RECORD_BYTES = 8 * 2**30
+"""host memory for the full passes over one prompt, unless told otherwise"""
 _WINDOW = 32
 """of a pass for policies that have none of their own"""
 
@@ -54,6 +56,12 @@ class Recording:
         """Host memory it takes."""
         parts = [(layer.state, layer.scores, layer.queries, layer.rows) for layer in self.layers]
         return sum(part.nbytes for of_layer in parts for part in of_layer if part is not None)
+
+
+def recording_bytes(session: Session, n_tokens: int) -> int:
+    """Host memory of one full pass, about: K/V twice (rows by themselves), hidden states and scores."""
+    info = session.info()
+    return int(n_tokens * (2 * info.kv_bytes_cell + 4 * info.n_layer * (info.n_hidden + info.n_head_kv)))
 
 
 def record(

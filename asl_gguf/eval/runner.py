@@ -14,8 +14,7 @@ from ..budget.late import PromptBudget, Shape, auto_budget, fixed_budget
 from ..budget.share import ROOM, Budget, round_cells
 from ..budget.targets import Auto
 from ..engine.prefill import prefill
-from ..engine.replay import Records
-from ..native.bindings import llama_cpp
+from ..engine.replay import RECORD_BYTES, Records, recording_bytes
 from ..native.context import model_shape
 from ..native.model import Model
 from ..native.session import Session
@@ -29,8 +28,6 @@ from .tasks import CHATML, ChatFormat, Example, Task, label, make_task
 
 __all__ = ["FULL", "Key", "Plan", "Results", "key_of", "read_rows", "run"]
 
-RECORD_BYTES = 8 * 2**30
-"""host memory for the full passes of one prompt, unless told otherwise"""
 _LEAST_ANSWER_CELLS = 256
 
 
@@ -176,7 +173,7 @@ class _Answers:
             policy = policies.get(text, Full())
             chosen.append((text, budget, policy, _most_kept(budget, n_tokens, policy)))
         with model.context(n_cells) as ctx, model.session(ctx, n_cells, n_cells, self._dequant) as session:
-            n_bytes = _record_bytes(model, session, n_tokens)
+            n_bytes = recording_bytes(session, n_tokens)
             in_use = [(policy, n_kept) for *_, policy, n_kept in chosen]
             shared = _Shared(session, self._tokens, in_use, n_bytes, self._record_bytes)
             started = time.perf_counter()
@@ -260,12 +257,6 @@ def _late(
     if late is not None:  # in the cells that a `Llama` has
         late.n_held = max(n_kept, min(late.n_held, round_cells(n_kept + ROOM)))
     return late
-
-
-def _record_bytes(model: Model, session: Session, n_tokens: int) -> int:
-    """Host memory of one full pass, about: K/V twice (rows by themselves), hidden states and scores."""
-    n_floats = llama_cpp.llama_model_n_embd(model.handle) + llama_cpp.llama_model_n_head_kv(model.handle)
-    return int(n_tokens * (2 * session.info().kv_bytes_cell + 4 * model.n_layer * n_floats))
 
 
 def _outline(report: PrefillReport) -> Row:

@@ -11,7 +11,7 @@ from ..budget.targets import BudgetValue
 from ..drop_in.llama import Llama
 from ..engine.layers import Layers
 from ..engine.plan import Plan
-from ..engine.replay import Records
+from ..engine.replay import RECORD_BYTES, Records, recording_bytes
 from ..native.session import Session
 from ..policies import Full
 from ..report import PrefillReport
@@ -84,6 +84,8 @@ class ReplayingLlama(Llama):
         sequence.source = self._replayed
 
     def _replayed(self, session: Session, plan: Plan) -> Layers:
+        if recording_bytes(session, len(plan.tokens)) > RECORD_BYTES:
+            return session  # of a long prompt, hidden states of all layers: each policy runs it by itself
         if self._records is None:
             self._records = Records(session, plan.tokens)
         started = time.perf_counter()
@@ -93,7 +95,8 @@ class ReplayingLlama(Llama):
 
 
 def replayed(question: Question, budget: BudgetValue, policies: Iterable[str]) -> Iterator[Answer]:
-    """Answers of all policies, given by name, from one full pass: those of prefills of their own, without their times.
+    """Answers of all policies, given by name, from one full pass: those of prefills of their own, without their times. Prompts
+    whose record takes more than RECORD_BYTES have prefills of their own.
 
     Args:
         budget: a share or a number of tokens: a goal needs prefills of their own.

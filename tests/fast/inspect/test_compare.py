@@ -13,6 +13,7 @@ from asl_gguf import Llama
 from asl_gguf.budget import late
 from asl_gguf.cli import main
 from asl_gguf.engine import replay
+from asl_gguf.inspect import comparison
 from asl_gguf.policies import ScoringPolicy, parse_policy
 from harness import prompt  # noqa: F401  (silences llama.cpp's log in this process)
 from prefills import ON_ANY_MODEL
@@ -119,6 +120,18 @@ def test_measured_answers_are_the_same(run):
         assert theirs.pop("prefill_seconds") > 0 and ours.pop("prefill_seconds") is None
         assert theirs.pop("decode_tokens_per_second") and ours.pop("decode_tokens_per_second")
         assert ours == theirs
+
+
+def test_prompts_whose_record_is_too_large(run, monkeypatch):
+    """Of 128K tokens, hidden states of all layers take tens of GiB: each policy runs by itself."""
+    arguments = ("--policies", f"none,{SETTLES},snapkv", "-b", "100")
+    recorded = run_json(run, *arguments)
+    monkeypatch.setattr(comparison, "RECORD_BYTES", 0)
+    monkeypatch.setattr(replay, "record", None)
+    alone = run_json(run, *arguments)
+    for answer in (*recorded["answers"], *alone["answers"]):
+        assert answer.pop("decode_tokens_per_second")
+    assert recorded == alone
 
 
 def test_table(run):
