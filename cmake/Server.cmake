@@ -39,7 +39,7 @@ macro(asl_add_server)
         set(ASL_WARNINGS "-Wall;-Wextra;$<$<BOOL:${ASL_WERROR}>:-Werror>")
         target_compile_options(asl-server PRIVATE ${ASL_WARNINGS} -Wno-unused-function) # in llama.cpp's headers
         set_source_files_properties(${ASL_SERVER_FOLDER}/asl-serve-run.cpp TARGET_DIRECTORY llama-server-impl
-            PROPERTIES COMPILE_OPTIONS "${ASL_WARNINGS}")
+            PROPERTIES COMPILE_OPTIONS "${ASL_WARNINGS};-Wno-unused-function") # in llama.cpp's headers
     endif()
     asl_unite(llama-common "^json\\.cpp$") # where ordered_json is another type
     asl_unite(server-context "^server-(context|task)\\.cpp$") # as long as a batch each

@@ -33,6 +33,7 @@ from .options import (
     llama_kwargs,
     longest_answer,
     model_of,
+    preparation,
     system_message,
 )
 from .streams import as_typed, standard_input
@@ -97,7 +98,7 @@ def _make_session(args: argparse.Namespace) -> ChatSession:
 
     documents = [read_document(name) for name in args.files]
     system = system_message(args)
-    budget, answer_options = budget_of(args), answer_kwargs(args)
+    budget, answer_options, prepare = budget_of(args), answer_kwargs(args), preparation(args)
     llama_options = llama_kwargs(args) | keeping_kwargs(args)
     model = model_of(args)
     n_answer = longest_answer(args, model)
@@ -110,7 +111,7 @@ def _make_session(args: argparse.Namespace) -> ChatSession:
         "asl_room": n_room,
         "asl_full_kv": args.full_kv,
     }
-    session = ChatSession(model, budget, llama_options, answer_options, system)
+    session = ChatSession(model, budget, llama_options, answer_options, system, prepare)
     for document in documents:
         session.add_document(document)
     return session

@@ -37,6 +37,7 @@ class ChatSession:
         llama_options: further keyword arguments of `Llama`.
         answer_options: keyword arguments of `Llama.create_chat_completion`.
         system: text of the system message; None: there is none.
+        prepare: is called with each `Llama` that is loaded.
 
     Raises:
         AslError: as `Llama` does.
@@ -56,8 +57,10 @@ class ChatSession:
         llama_options: dict[str, Any],
         answer_options: dict[str, Any],
         system: str | None = None,
+        prepare: Callable[[Llama], None] = lambda _: None,
     ) -> None:
         self._model = model
+        self._prepare = prepare
         self._budget = budget
         self._llama_options = llama_options
         self._answer_options = answer_options
@@ -74,6 +77,7 @@ class ChatSession:
             # no memory for the cache
             with _typed(NativeError, "a context for this budget and n_ctx"):
                 self._llm = Llama(self._model, asl_budget=self._budget, **self._llama_options)
+            self._prepare(self._llm)
         return self._llm
 
     def close(self) -> None:

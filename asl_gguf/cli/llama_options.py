@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import OptionError
-from .documents import read_plain
-from .source import require_utf8
+from ..errors import OptionError, shown
 from .streams import warn
 
 _FLASH = {
@@ -21,33 +20,43 @@ _FLASH = {
     "false": "off",
     "disabled": "off",
 }
-_IDLE = "--jinja --no-display-prompt --no-warmup --simple-io --no-perf --log-disable --no-context-shift --no-escape"
+_ASKED_FOR = """--jinja --no-display-prompt --no-warmup --simple-io --no-perf --log-disable --no-context-shift --no-show-timings
+--no-log-jsonl --no-log-prefix --no-log-timestamps --no-mmproj --no-mmproj-auto --repack"""
 """flags that ask for what is done in any case"""
-
-_TALK = "asl-gguf chat talks with a model"
-_SERVE = "asl-gguf serve is llama.cpp's server"
-_KEPT = "save_prompt of Python's Llama keeps a prompt in a file"
-_DRAFT = "drafted answers come from the full cache"
-_PICTURES = "prompts are text here"
-INSTEAD = {
-    **dict.fromkeys(("-cnv", "--conversation", "-i", "--interactive", "-if", "--interactive-first"), _TALK),
-    **dict.fromkeys(("--host", "--port", "--api-key", "--slots", "--metrics", "-a", "--alias", "-cb"), _SERVE),
-    **dict.fromkeys(("--prompt-cache", "--prompt-cache-all", "--prompt-cache-ro", "--slot-save-path"), _KEPT),
-    **dict.fromkeys(("-md", "--model-draft", "--draft", "--draft-max", "--draft-min"), _DRAFT),
-    **dict.fromkeys(("--mmproj", "-mm", "--image", "--audio"), _PICTURES),
-    **dict.fromkeys(("-e", "--escape"), "a line break is written as one: -p $'first\\nsecond'"),
-    **dict.fromkeys(("-mu", "--model-url"), "download the file and name it with -m, or take -hf USER/REPO"),
-    **dict.fromkeys(("-hff", "--hf-file"), "-hf USER/REPO:QUANT names a file by its quantisation"),
-    **dict.fromkeys(("-sysf", "--system-prompt-file"), '-sys "$(cat FILE)" does the same'),
-    **dict.fromkeys(("-bf", "--binary-file"), "-f reads documents"),
-    **dict.fromkeys(("-st", "--single-turn"), "asl-gguf run answers once"),
-    **dict.fromkeys(("-no-cnv", "--no-conversation"), "asl-gguf run --raw completes a text as it is"),
-    **dict.fromkeys(("-p", "--prompt"), "asl-gguf run -p answers a prompt, asl-gguf chat the lines that it reads"),
-    "--lora-scaled": "--lora takes one adapter at its full strength",
-    **dict.fromkeys(("-v", "--verbose", "-lv", "--verbosity"), "--report says more about what was kept"),
-    "--keep": "--protect BEGIN:END keeps tokens whatever their scores",
+_NO_AFFINITY = "taskset -c chooses cores, nice their priority"
+_NO_LOG = "llama.cpp's log is silent here"
+_IDLE: dict[str, tuple[int | str, str]] = {
+    "--warmup": (0, "a model's first run is its first prompt"),
+    "--display-prompt": (0, "answers are printed alone"),
+    "--verbose-prompt": (0, "--report says what was kept of a prompt"),
+    "--perf": (0, "--report says how long it took"),
+    "--show-timings": (0, "--report says how long it took"),
+    "--check-tensors": (0, "tensors are taken as they are in the file"),
+    **dict.fromkeys(("--log-prefix", "--log-timestamps", "--log-jsonl"), (0, _NO_LOG)),
+    "--log-colors": ("?", _NO_LOG),
+    **dict.fromkeys(("--log-file", "--log-prompts-dir"), (1, _NO_LOG)),
+    **dict.fromkeys(
+        ("-C --cpu-mask", "-Cr --cpu-range", "-Cb --cpu-mask-batch", "-Crb --cpu-range-batch", "--cpu-strict", "--prio", "--poll",
+         "--cpu-strict-batch", "--prio-batch", "--poll-batch"), (1, _NO_AFFINITY),
+    ),
+}  # fmt: skip
+"""options that change no answer and do nothing here -> their number of values, and what there is to say"""
+_LOAD_MODES: dict[str, dict[str, bool]] = {
+    "auto": {},
+    "mmap": {},
+    "none": {"use_mmap": False},
+    "mlock": {"use_mlock": True, "use_mmap": False},
+    "mmap+mlock": {"use_mlock": True},
 }
-"""options of llama.cpp's programs -> what there is in their place"""
+_YARN = {
+    "ext-factor": "mix of interpolation and extrapolation",
+    "attn-factor": "factor of attention",
+    "beta-slow": "low correction dimension",
+    "beta-fast": "high correction dimension",
+}
+_NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}
+_SPLIT = {"none": 0, "layer": 1, "row": 2}
+_ROPE = {"none": 0, "linear": 1, "yarn": 2}
 
 
 def flash(text: str) -> str:
@@ -68,22 +77,78 @@ def shares(text: str) -> list[float]:
 shares.__name__ = "list of numbers with commas"  # what argparse calls it
 
 
+def n_threads(text: str) -> int:
+    """A number of threads; -1 and 0 are all cores that this process may use, as in llama.cpp."""
+    number = int(text)
+    if number > 0:
+        return number
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+n_threads.__name__ = "whole number"
+
+
+class _Idle(argparse.Action):
+    """Warns that an option does nothing here."""
+
+    def __init__(self, *args: Any, why: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._why = why
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        warn(f"{option_string}: without effect, {self._why}")
+
+
+def add_escape_options(add: Callable[..., Any]) -> None:
+    """-e and --no-escape."""
+    add("-e", "--escape", action="store_true", default=True, help=argparse.SUPPRESS)
+    add(
+        "--no-escape", action="store_false", dest="escape",
+        help=r"a backslash in -p, -q and -r is one (default: \n is a line break, \t a tab, \\ a backslash, as in llama.cpp)",
+    )  # fmt: skip
+
+
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
     """How a model is loaded: batches, memory, rope, adapters, devices."""
     group = parser.add_argument_group("options of llama.cpp's programs")
     add = group.add_argument
-    add("-tb", "--threads-batch", type=int, metavar="N", help="threads for prompts (default: as --threads)")
+    add("-tb", "--threads-batch", type=n_threads, metavar="N", help="threads for prompts (default: as --threads)")
     add("--batch-size", type=int, dest="n_batch", metavar="N", help="tokens of a batch; -b is the budget here")
     add("--mlock", action="store_true", help="keep the model's file in memory")
     add("--no-mmap", action="store_true", help="read the model's file in place of mapping it")
     add("--mmap", action="store_false", dest="no_mmap", help=argparse.SUPPRESS)
     add("--rope-freq-base", type=float, metavar="N", help="base frequency of rotary positions (default: the model's)")
     add("--rope-freq-scale", type=float, metavar="N", help="their frequency's factor (default: the model's)")
+    add("--rope-scale", type=float, metavar="N", help="the context's factor: --rope-freq-scale 1/N")
+    add("--rope-scaling", choices=_ROPE, help="how positions are stretched (default: the model's)")
+    add("--yarn-orig-ctx", type=int, metavar="N", help="YaRN: the context that the model was trained on")
+    for name, what in _YARN.items():
+        add(f"--yarn-{name}", type=float, metavar="N", help=f"YaRN: {what}")
     add("--lora", action="append", metavar="FILE", help="a LoRA adapter")
+    add("--lora-scaled", action="append", metavar="FILE:SCALE", help="one at another strength")
     add("-mg", "--main-gpu", type=int, metavar="N", help="the GPU for what is not split")
     add("-ts", "--tensor-split", type=shares, metavar="N,N", help="shares of the model for each GPU")
-    for name in _IDLE.split():
+    add("-lm", "--load-mode", choices=_LOAD_MODES, help="the two above, as llama.cpp's programs name them")
+    add("--numa", choices=_NUMA, help="how threads lie on machines with several memories")
+    add("-nkvo", "--no-kv-offload", action="store_true", help="K/V stay in host memory where layers are on a GPU")
+    add("-kvo", "--kv-offload", action="store_false", dest="no_kv_offload", help=argparse.SUPPRESS)
+    add("--no-op-offload", action="store_true", help="products of weights in host memory stay on the CPU")
+    add("--op-offload", action="store_false", dest="no_op_offload", help=argparse.SUPPRESS)
+    add("-sm", "--split-mode", choices=_SPLIT, help="what GPUs share: none, layer (default) or row")
+    add("--swa-full", action="store_true", help="layers with a sliding window keep K/V of the whole context")
+    add(
+        "--override-kv",
+        action="append",
+        metavar="KEY=TYPE:VALUE",
+        help="metadata of the model: int, float, bool or str",
+    )
+    add_escape_options(add)
+    for name in _ASKED_FOR.split():
         add(name, action="store_true", help=argparse.SUPPRESS)
+    for names, (n_values, why) in _IDLE.items():
+        nargs = None if n_values == 1 else n_values
+        add(*names.split(), action=_Idle, nargs=nargs, why=why, help=argparse.SUPPRESS)
     add("-co", "--color", nargs="?", choices=("on", "off", "auto"), const="on", help=argparse.SUPPRESS)
 
 
@@ -91,94 +156,68 @@ def loading_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `Llama` from them: those that were given. A warning for colours, which nothing has.
 
     Raises:
-        OptionError: there are several adapters.
+        OptionError: there are several adapters, or one option says what another does.
     """
-    adapters = getattr(args, "lora", None) or [None]
-    if len(adapters) > 1:
-        raise OptionError(
-            f"--lora: expected one adapter, got {len(adapters)}: {', '.join(adapters)}; merge them into one"
-        )
     if getattr(args, "color", None) == "on":
         warn("--color: without effect, nothing is coloured here")
+
+    def given(name: str) -> Any:
+        return getattr(args, name, None)
+
+    names = ("n_batch", "rope_freq_base", "rope_freq_scale", "main_gpu", "tensor_split", "yarn_orig_ctx")
     values = {
-        "n_threads_batch": getattr(args, "threads_batch", None),
-        "n_batch": getattr(args, "n_batch", None),
-        "use_mlock": getattr(args, "mlock", None) or None,
-        "use_mmap": False if getattr(args, "no_mmap", False) else None,
-        "rope_freq_base": getattr(args, "rope_freq_base", None),
-        "rope_freq_scale": getattr(args, "rope_freq_scale", None),
-        "lora_path": adapters[0],
-        "main_gpu": getattr(args, "main_gpu", None),
-        "tensor_split": getattr(args, "tensor_split", None),
+        **{name: given(name) for name in (*names, *(f"yarn_{one.replace('-', '_')}" for one in _YARN))},
+        "n_threads_batch": given("threads_batch"),
+        "use_mlock": given("mlock") or None,
+        "use_mmap": False if given("no_mmap") else None,
+        "rope_scaling_type": _ROPE.get(given("rope_scaling")),
+        "split_mode": _SPLIT.get(given("split_mode")),
+        "numa": _NUMA.get(given("numa")),
+        "offload_kqv": False if given("no_kv_offload") else None,
+        "op_offload": False if given("no_op_offload") else None,
+        "swa_full": given("swa_full") or None,
+        "kv_overrides": dict(_override(text) for text in given("override_kv") or []) or None,
+        **_LOAD_MODES.get(given("load_mode"), {}),
+        **_adapter(given("lora") or [], given("lora_scaled") or []),
     }
+    if (factor := given("rope_scale")) is not None:
+        if values["rope_freq_scale"] is not None:
+            raise OptionError("--rope-scale: expected no --rope-freq-scale beside it, got both; they say the same")
+        values["rope_freq_scale"] = 1 / factor
     return {name: value for name, value in values.items() if value is not None}
 
 
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Penalties, grammars, and samplers that few use."""
-    group = parser.add_argument_group("more options of llama.cpp's programs: the answer")
-    add = group.add_argument
-    add("--presence-penalty", type=float, metavar="N", help="penalty on tokens that are there already (0: none)")
-    add("--frequency-penalty", type=float, metavar="N", help="the same for each time that they are (0: none)")
-    add(
-        "--typical", "--typical-p", type=float, dest="typical_p", metavar="P", help="locally typical sampling (1: none)"
-    )
-    add("--mirostat", type=int, choices=(0, 1, 2), dest="mirostat_mode", help="Mirostat sampling (0: none)")
-    add("--mirostat-lr", type=float, dest="mirostat_eta", metavar="N", help="its learning rate (0.1)")
-    add("--mirostat-ent", type=float, dest="mirostat_tau", metavar="N", help="its target entropy (5.0)")
-    add("-r", "--reverse-prompt", action="append", dest="stop", metavar="TEXT", help="ends the answer; may be repeated")
-    add("--grammar", metavar="GBNF", help="what the answer must look like")
-    add("--grammar-file", metavar="FILE", help="the same in a file")
-    add("-j", "--json-schema", metavar="JSON", help="a schema that the answer follows; {} for any JSON")
-    add("-jf", "--json-schema-file", metavar="FILE", help="the same in a file")
-
-
-SAMPLERS = ("typical_p", "mirostat_mode", "mirostat_eta", "mirostat_tau")
-"""those that change nothing at temperature 0"""
-
-
-def sampling_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `create_completion` from them: those that were given.
-
-    Raises:
-        OptionError: several say what the answer looks like, one cannot be made a grammar of, or an empty text ends it.
-        PromptError: a file cannot be read, or a text is no UTF-8.
-    """
-    for text in getattr(args, "stop", None) or []:
-        require_utf8("--reverse-prompt", text)
-        if not text:
-            raise OptionError(
-                "--reverse-prompt: expected a text that ends the answer, got an empty one, which every answer has"
-            )
-    names = ("presence_penalty", "frequency_penalty", "stop", *SAMPLERS)
-    given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
-    grammar = _grammar(args)
-    return given | ({"grammar": grammar} if grammar is not None else {})
-
-
-def _grammar(args: argparse.Namespace) -> Any:
-    kinds: dict[str, Callable[[Any, str], Any]] = {
-        "grammar": lambda kind, text: kind.from_string(text, verbose=False),
-        "json_schema": lambda kind, text: kind.from_json_schema(text, verbose=False),
-    }
-    texts = [
-        (option, make, read_plain(value) if option.endswith("_file") else value)
-        for name, make in kinds.items()
-        for option in (name, f"{name}_file")
-        if (value := getattr(args, option, None)) is not None
-    ]
-    if not texts:
-        return None
-    flags = [f"--{option.replace('_', '-')}" for option, _, _ in texts]
-    if len(texts) > 1:
+def _adapter(plain: list[str], scaled: list[str]) -> dict[str, Any]:
+    if len(plain) + len(scaled) > 1:
         raise OptionError(
-            f"{flags[0]}: expected alone, got it with {', '.join(flags[1:])}: one grammar holds for an answer"
+            f"--lora: expected one adapter, got {len(plain) + len(scaled)}: {', '.join([*plain, *scaled])}; merge them into one"
         )
-    from ..native.bindings import llama_cpp
-
-    _, make, text = texts[0]
-    require_utf8(flags[0], text)
+    if not scaled:
+        return {"lora_path": plain[0]} if plain else {}
+    path, colon, scale = scaled[0].rpartition(":")
     try:
-        return make(llama_cpp.LlamaGrammar, text)
-    except Exception as err:  # json's, and what the parent raises on schemas that it does not know
-        raise OptionError(f"{flags[0]}: expected what a grammar can be made of, got {text!r:.80}: {err}") from err
+        if not colon:
+            raise ValueError
+        return {"lora_path": path, "lora_scale": float(scale)}
+    except ValueError:
+        raise OptionError(
+            f"--lora-scaled: expected FILE:SCALE such as adapter.gguf:0.5, got {shown(scaled[0])}"
+        ) from None
+
+
+def _override(text: str) -> tuple[str, bool | int | float | str]:
+    """A key of the model's metadata, and its value."""
+    key, _, typed = text.partition("=")
+    kind, colon, value = typed.partition(":")
+    read: dict[str, Callable[[str], Any]] = {
+        "int": int, "float": float, "str": str, "bool": {"true": True, "false": False}.__getitem__
+    }  # fmt: skip
+    try:
+        if not (key and colon):
+            raise ValueError
+        return key, read[kind](value)
+    except (KeyError, ValueError):
+        raise OptionError(
+            f"--override-kv: expected KEY=TYPE:VALUE such as tokenizer.ggml.add_bos_token=bool:false, TYPE being int, float, "
+            f"bool or str, got {shown(text)}"
+        ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ from ..errors import OptionError, shown
 from ..policies import DEFAULT
 from ..policies.protect import ROLES
 from .budgets import add_budget_option, budget_help
-from .llama_options import SAMPLERS, add_loading_options, add_sampling_options, flash, loading_kwargs, sampling_kwargs
+from .documents import read_plain
+from .llama_options import add_loading_options, flash, loading_kwargs, n_threads
+from .sampler_chain import Samplers
+from .sampling import SAMPLERS, add_sampling_options, samplers_of, sampling_kwargs
 from .source import require_utf8
 from .streams import warn
+from .templates import add_template_options, template_of
 
 DEQUANT = ("auto", "off", "all", "int8", "int16")
 """values of asl_dequant"""
@@ -38,6 +43,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "gpu_layers": (-1, _LARGEST), "main_gpu": (0, _LARGEST), "rope_freq_base": (0.0, math.inf),
     "rope_freq_scale": (0.0, math.inf), "typical_p": (0.0, 1.0), **dict.fromkeys(("mirostat_eta", "mirostat_tau"), (0.0, math.inf)),
     "seed": (-1, 2**32 - 1), "demo_seed": (0, 2**32 - 1), "top_k": (0, _LARGEST),
+    "repeat_last_n": (0, _LARGEST), "dry_multiplier": (0.0, math.inf), "dry_base": (0.0, math.inf),
+    "dry_allowed_length": (0, _LARGEST), "dry_penalty_last_n": (0, _LARGEST), "top_nsigma": (-1.0, math.inf),
+    "xtc_probability": (0.0, 1.0), "xtc_threshold": (0.0, 1.0), "dynatemp_range": (0.0, math.inf),
+    "dynatemp_exp": (0.0, math.inf), "rope_scale": (1e-9, math.inf), "yarn_orig_ctx": (0, _LARGEST),
     "temp": (0.0, math.inf), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "repeat_penalty": (1e-9, 1e9),
 }  # fmt: skip
 """least and largest value"""
@@ -83,7 +92,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_MODEL,
         help="GGUF file, name of a pulled model, or ollama:NAME[:TAG] (default %(default)s)",
     )
-    parser.add_argument("-t", "--threads", type=int, default=None, help="threads (default: llama-cpp-python's)")
+    parser.add_argument(
+        "-t", "--threads", type=n_threads, default=None, help="threads; -1: all cores (default: llama-cpp-python's)"
+    )
     parser.add_argument(
         "-ngl", "--gpu-layers", "--n-gpu-layers", type=_layers, default=0, metavar="N",
         help="layers on the GPU: a number, all or auto (default %(default)s)",
@@ -106,7 +117,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def add_llama_options(parser: argparse.ArgumentParser) -> None:
     """What llama.cpp's programs take beside `add_model_options`: a model on Hugging Face, types of K and V."""
     parser.add_argument(
-        "-hf", "--hf-repo", metavar="USER/REPO[:QUANT]",
+        "-hf", "-hfr", "--hf-repo", metavar="USER/REPO[:QUANT]",
         help="a GGUF model on Hugging Face, in place of -m; needs huggingface_hub (default QUANT: Q4_K_M, then Q8_0)",
     )  # fmt: skip
     for flag, name in (("-ctk", "--cache-type-k"), ("-ctv", "--cache-type-v")):
@@ -136,16 +147,22 @@ def add_context_options(parser: argparse.ArgumentParser, longest: str, default: 
 
 
 def add_system_option(parser: argparse.ArgumentParser) -> None:
-    """-sys."""
+    """-sys and -sysf."""
     parser.add_argument("-sys", "--system-prompt", "--system", dest="system", help="system message")
+    parser.add_argument("-sysf", "--system-prompt-file", dest="system_file", metavar="FILE", help="the same in a file")
 
 
 def system_message(args: argparse.Namespace) -> str | None:
-    """The text of -sys.
+    """The text of -sys or -sysf.
 
     Raises:
-        PromptError: it is no UTF-8.
+        PromptError: it is no UTF-8, or cannot be read.
+        OptionError: both are given.
     """
+    if args.system_file is not None:
+        if args.system is not None:
+            raise OptionError("--system-prompt-file: expected no -sys beside it, got both; name one system message")
+        return read_plain(args.system_file)
     if args.system is not None:
         require_utf8("--system-prompt", args.system)
     return args.system
@@ -176,30 +193,48 @@ def add_answer_options(parser: argparse.ArgumentParser, max_tokens: int) -> None
     parser.add_argument("--repeat-penalty", type=float, default=None, help="penalty on repeated tokens (1.0: none)")
     parser.add_argument("-s", "--seed", type=int, default=None, help="seed of the sampler (default, and -1: random)")
     add_sampling_options(parser)
+    add_template_options(parser)
 
 
 def answer_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `create_completion` from the answer's options; a warning for those that change nothing."""
     given = {name: getattr(args, name) for name in ("top_k", "top_p", "min_p", "repeat_penalty", "seed")}
     given = {name: value for name, value in given.items() if value is not None} | sampling_kwargs(args)
-    _warn_of_idle(args.temp, given)
+    _warn_of_idle(args, given)
     if given.get("seed") == -1:
         del given["seed"]
     max_tokens = None if args.max_tokens == ENDLESS else args.max_tokens
     return {"max_tokens": max_tokens, "temperature": args.temp, **given}
 
 
-def _warn_of_idle(temp: float, given: dict[str, Any]) -> None:
+def preparation(args: argparse.Namespace) -> Callable[[Any], None]:
+    """What is done to a `Llama` once it is loaded: samplers and a template that it has no arguments for.
+
+    Raises:
+        OptionError, PromptError: an option of them is outside its domain.
+    """
+    samplers, template = samplers_of(args), template_of(args)
+
+    def prepare(llm: Any) -> None:
+        samplers.install(llm)
+        template.install(llm)
+
+    return prepare
+
+
+def _warn_of_idle(args: argparse.Namespace, given: dict[str, Any]) -> None:
     """Says which samplers change nothing beside the others."""
+    of_chain = [name for name in Samplers.IDLE_WHEN_GREEDY if getattr(args, name, None) is not None]
     idle: tuple[str, ...]
-    if temp == 0:
-        idle = ("top_k", "top_p", "min_p", "seed", *SAMPLERS)
+    if args.temp == 0:
+        idle = ("top_k", "top_p", "min_p", "seed", *SAMPLERS, *of_chain)
         why = "at --temp 0, which takes the likeliest token; pass --temp 0.8 to sample"
     elif given.get("mirostat_mode"):
-        idle, why = ("top_k", "top_p", "min_p", "typical_p"), "beside --mirostat, which chooses in their place"
+        idle = ("top_k", "top_p", "min_p", "typical_p", *of_chain)
+        why = "beside --mirostat, which chooses in their place"
     else:
         idle, why = ("mirostat_eta", "mirostat_tau"), "without --mirostat 1 or 2"
-    if flags := [_flag(name) for name in given if name in idle]:
+    if flags := [_flag(name) for name in (*given, *of_chain) if name in idle]:
         warn(f"{', '.join(flags)}: without effect {why}")
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from .llama_options import INSTEAD
+from .llama_names import instead
 
 _MOST_LETTERS = 1000
 _LIKENESS = 0.75
@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
         """Whether it is one of the options, perhaps shortened, or none at all."""
         known, name = self._option_string_actions, argument.partition("=")[0]
         if name.startswith("--"):
-            return any(one.startswith(name) for one in known)
+            return name in known or (instead(name) is None and any(one.startswith(name) for one in known))
         return not name.startswith("-") or argument in known
 
     def refuse(self, left: Sequence[str]) -> NoReturn:
@@ -80,8 +80,8 @@ class Parser(argparse.ArgumentParser):
         unknown = next((argument for argument in left if argument.startswith("-")), left[0]).partition("=")[0]
         if not unknown.startswith("-"):
             self.error(f"expected options of {self.prog}, got {unknown!r}; quote texts with spaces in them")
-        near = self._nearest(unknown)
-        hint = f"; {INSTEAD[unknown]}" if unknown in INSTEAD else f"; did you mean {' or '.join(near)}?" if near else ""
+        near, other = self._nearest(unknown), instead(unknown)
+        hint = f"; {other}" if other else f"; did you mean {' or '.join(near)}?" if near else ""
         self.error(f"expected an option of {self.prog}, got the unknown {unknown}{hint}")
 
     def _nearest(self, unknown: str) -> list[str]:

@@ -27,6 +27,7 @@ from .options import (
     llama_kwargs,
     longest_answer,
     model_of,
+    preparation,
     system_message,
 )
 from .source import add_source_options, read_source
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     budget = budget_of(args)
     if budget is None:
         _warn_of_full_cache(args)
-    options, llama_options = answer_kwargs(args), llama_kwargs(args) | keeping_kwargs(args)
+    options, prepare, llama_options = answer_kwargs(args), preparation(args), llama_kwargs(args) | keeping_kwargs(args)
     model = model_of(args)
     n_answer = longest_answer(args, model)
     n_ctx = args.n_ctx
@@ -133,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         asl_progress=bar,
         **llama_options,
     )
+    prepare(llm)
     try:
         completion, n_tokens = answer(llm, text, args.raw, options, echo=not args.json, system=system)
     finally:

@@ -13,9 +13,12 @@ import urllib.request
 import webbrowser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError
+
+if TYPE_CHECKING:
+    from ..server.options import Options
 
 HELP = "an OpenAI- and Anthropic-compatible endpoint: llama.cpp's server with pruned prompts"
 
@@ -27,20 +30,29 @@ def add_parser(commands: Any) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Serves until it is interrupted."""
+    from ..server.arguments import check, server_options
     from ..server.options import help_text, split
-    from ..server.run import run
+    from ..server.run import run, with_model
 
     options, rest = split(from_files(arguments))
     if {"-h", "--help", "--usage"} & set(rest):
         print(f"usage: asl-gguf serve -m MODEL [--asl-* ...] [llama-server options ...]\n\n{HELP}\n\n{help_text()}\n")
         print("All other options are llama-server's:\n")
         sys.stdout.flush()
-    elif options.budget is not None and options.answers:
-        address = page_address(rest, os.environ)
+    else:
+        check(rest, server_options())
+        rest = with_model(rest)
+        _show_page(options, rest)
+    return run(options, rest)
+
+
+def _show_page(options: Options, arguments: Sequence[str]) -> None:
+    """Says where the page will be, and opens it if that was asked for."""
+    if options.budget is not None and options.answers:
+        address = page_address(arguments, os.environ)
         print(f"The page, once the model is loaded: {address}", file=sys.stderr, flush=True)
         if options.open:
             threading.Thread(target=open_when_ready, args=(address,), daemon=True).start()
-    return run(options, rest)
 
 
 def from_files(arguments: Sequence[str]) -> list[str]:

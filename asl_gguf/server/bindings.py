@@ -13,7 +13,7 @@ from ..errors import LibraryError
 from ..native import loading
 from ..native.bindings import llama_cpp
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 STOCK = 0
 MORE = 1
@@ -107,6 +107,7 @@ class Engine(ctypes.Structure):
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "asl_serve_abi_version": (c_int32, []),
     "asl_serve_set_engine": (None, [POINTER(Engine)]),
+    "asl_serve_options": (None, [Sink, c_void_p]),
     "asl_serve_run": (c_int, [c_int, POINTER(c_char_p)]),
 }
 

@@ -10,12 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..models.named import named_models, resolve
+from ..models.named import resolve
 from . import bindings, child
 from .engine import Engine
 from .options import Options
 
 _MODEL = ("-m", "--model")
+_FETCHED = ("-hf", "-hfr", "--hf-repo", "-mu", "--model-url", "-dr", "--docker-repo")
 
 
 def run(options: Options, arguments: Sequence[str]) -> int:
@@ -40,7 +41,7 @@ def run(options: Options, arguments: Sequence[str]) -> int:
     # what is there now stays: a full collection within a slice need not look at it, which would take 20 ms
     gc.collect()
     gc.freeze()
-    texts = [b"asl-gguf serve", *(argument.encode("utf-8", "surrogateescape") for argument in with_model(arguments))]
+    texts = [b"asl-gguf serve", *(argument.encode("utf-8", "surrogateescape") for argument in arguments)]
     code = int(library.asl_serve_run(len(texts), (ctypes.c_char_p * (len(texts) + 1))(*texts, None)))
     library.asl_serve_set_engine(None)
     return code
@@ -50,10 +51,12 @@ def with_model(arguments: Sequence[str]) -> list[str]:
     """The arguments, the name of a pulled model replaced by its file.
 
     Raises:
-        ModelError: the model is known by this name, and not pulled.
+        ModelError: there is no such file or model, or the model is not pulled.
     """
     result = list(arguments)
+    if set(_FETCHED) & set(result):  # -m says where the file will be
+        return result
     for i, argument in enumerate(result[:-1]):
-        if argument in _MODEL and not Path(result[i + 1]).exists() and result[i + 1] in named_models():
+        if argument in _MODEL and not Path(result[i + 1]).exists():
             result[i + 1] = str(resolve(result[i + 1]))
     return result

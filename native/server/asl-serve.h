@@ -25,7 +25,7 @@ struct llama_context;
 struct llama_context_params;
 
 // Raised with every incompatible change of this header.
-#define ASL_SERVE_ABI_VERSION 3
+#define ASL_SERVE_ABI_VERSION 4
 
 // What becomes of a prompt.
 typedef enum asl_serve_status {
@@ -125,6 +125,9 @@ ASL_SERVE_API int32_t asl_serve_abi_version(void);
 
 // Before asl_serve_run; outlives it. NULL: llama.cpp's server as it is.
 ASL_SERVE_API void asl_serve_set_engine(const asl_serve_engine * engine);
+
+// The options of llama-server's command line: lines of a name, its number of values, and their type (int or text).
+ASL_SERVE_API void asl_serve_options(asl_serve_sink sink, void * sink_data);
 
 // llama-server's main. Installs its own handlers of SIGINT and SIGTERM, and returns its exit code once they were called.
 ASL_SERVE_API int asl_serve_run(int argc, char ** argv);

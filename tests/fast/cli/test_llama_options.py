@@ -75,7 +75,7 @@ def test_what_has_no_effect_is_said(run, option, why):
 @pytest.mark.parametrize(
     "option",
     [
-        "--batch-size 0", "--threads-batch 0", "--rope-freq-base -5", "--rope-freq-scale nan", "--main-gpu -1", "--typical 7",
+        "--batch-size 0", "--threads-batch 600", "--rope-freq-base -5", "--rope-freq-scale nan", "--main-gpu -1", "--typical 7",
         "--mirostat-lr -1", "--mirostat-ent nan",
     ],
 )  # fmt: skip
@@ -134,7 +134,7 @@ def test_options_in_front_of_the_command(capsys):
 
 
 @pytest.mark.parametrize("arguments, hint", [("chat -st", "run answers once"), ("chat -p hi", "run -p answers a prompt"),
-    ("chat -no-cnv", "run --raw"), ("run --lora-scaled a 1", "--lora takes one adapter")])  # fmt: skip
+    ("chat -no-cnv", "run --raw"), ("run --keep 9", "--protect BEGIN:END")])  # fmt: skip
 def test_what_another_command_has(capsys, arguments, hint):
     with pytest.raises(SystemExit):
         main(arguments.split())
