@@ -27,8 +27,8 @@ KINDS = ("niah_noise", *FAMILIES, *QUESTIONS)
 """tasks: one place, look-ups, several answers, chains, all of a text"""
 CHECK_SEED = 3
 """of the prompts that a choice is checked on: neither those that it is made on nor those that figures are reported of"""
-HELD_OUT = 2
-"""of these, prompts of each kind"""
+HELD_OUT = (1, 2)
+"""of these, one prompt of each kind in each of these lengths, in those that a choice is made on: longer prompts read otherwise"""
 _EARLIEST = 4
 """layers in the first quarter of the model tell nothing of a question"""
 _ANSWER_CELLS = 256
@@ -84,20 +84,22 @@ class Looker:
             return Found(None, f"not looked for: {error}")
 
     def _find(self, samples: int, progress: Progress | None) -> Found:
-        n_held_out = min(samples, HELD_OUT)
-        n_first, n_all = len(KINDS) * samples, len(KINDS) * (samples + n_held_out)
-        seen = self._look(DEVELOPMENT_SEED, samples, lambda done: progress and progress(done, n_all))
+        n_all = len(KINDS) * (samples + len(HELD_OUT))
+        seen = self._look(DEVELOPMENT_SEED, samples, 1, _after(0, n_all, progress))
         cut, reason = search(seen, self.scale or 1.0)
         if cut is None:
             return Found(None, reason)
-        held_out = self._look(CHECK_SEED, n_held_out, lambda done: progress and progress(n_first + done, n_all))
+        held_out: list[Seen] = []
+        for times in HELD_OUT:
+            held_out += self._look(CHECK_SEED, 1, times, _after(len(seen) + len(held_out), n_all, progress))
         return verdict(cut, held_out, AUTO.most)
 
-    def _look(self, seed: int, samples: int, done: Callable[[int], object]) -> list[Seen]:
+    def _look(self, seed: int, samples: int, times: int, done: Callable[[int], object]) -> list[Seen]:
+        """Prompts of each kind, so many times as long."""
         seen: list[Seen] = []
         for kind in KINDS:
             task = make_task(
-                kind, lambda text: len(self._model.tokenize(text)), self._n_tokens, samples, seed, self._chat
+                kind, lambda text: len(self._model.tokenize(text)), times * self._n_tokens, samples, seed, self._chat
             )
             for index in range(samples):
                 done(len(seen))
@@ -151,6 +153,11 @@ class Looker:
         for layer, of_layer in enumerate(found):
             table[layer, : len(of_layer)] = of_layer
         return table
+
+
+def _after(n_before: int, n_all: int, progress: Progress | None) -> Callable[[int], object]:
+    """Progress of a part, which begins after n_before prompts of n_all."""
+    return lambda done: progress and progress(n_before + done, n_all)
 
 
 def _scale(queries: Floats, keys: Floats, scores: Floats, weights: Floats | None) -> float:
