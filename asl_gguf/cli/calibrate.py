@@ -18,7 +18,6 @@ from ..eval.calibrate.tradeoff import EASY, HARD, choose, mean_profile, means
 from ..models import calibration
 from ..models.calibration import Calibration
 from ..models.cuts import StoredCut
-from ..native.context import model_shape
 from ..policies import ASL, make_policy
 from ..policies.parameters import require_share
 from .budgets import parse_fixed_budget
@@ -183,6 +182,7 @@ def _measure(model: Model, policy: ASL, args: argparse.Namespace, chat: ChatForm
 def _look(model: Model, policy: ASL, args: argparse.Namespace, chat: ChatFormat) -> Found:
     """What `auto` goes by under this policy."""
     from ..eval.calibrate.looking import Looker
+    from ..native.context import model_shape
 
     if not policy.decides_late:
         return Found(None, f"{policy.name} does not take it")

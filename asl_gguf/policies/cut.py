@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .contract import Floats, LayerScores
-from .parameters import is_number, require, require_int
+from .parameters import is_number, require, require_int, require_share
 from .ranking import window_scores
 from .reading import N_QUERIES, N_QUESTION, query_weights
 
@@ -35,6 +35,8 @@ class Cut:
     """share of the head's attention on the document that its best N_BEST tokens have"""
     scale: float
     """factor on the products of queries and keys"""
+    few: float = 0.0
+    """how far few tokens are from the least to the upper limit"""
 
     def __post_init__(self) -> None:
         require_int(self.layer, "layer", 0)
@@ -42,6 +44,7 @@ class Cut:
         require(isinstance(self.above, bool), "above", "true or false", self.above)
         require(is_number(self.threshold) and 0 <= self.threshold <= 1, "threshold", "a share", self.threshold)
         require(is_number(self.scale) and self.scale > 0, "scale", "a number above 0", self.scale)
+        require_share(self.few, "few")
 
     @property
     def deeper(self) -> int:
@@ -58,8 +61,8 @@ class Cut:
         return None if found is None else float(found[0])
 
     def need(self, peak: float) -> float:
-        """0: the least suffices; 1: the upper limit is kept."""
-        return float(peak < self.threshold if self.above else peak > self.threshold)
+        """`few` where few tokens suffice; 1: the upper limit is kept."""
+        return self.few if (peak >= self.threshold if self.above else peak <= self.threshold) else 1.0
 
     def words(self, peak: float) -> str:
         """What was read, for reports."""

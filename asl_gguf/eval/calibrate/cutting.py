@@ -26,7 +26,13 @@ _UNKNOWN = 4.0
 _SHIFT = 0.5
 """standard deviations by which a threshold may be off and must still be good: a value between two prompts is luck"""
 
+_NO_HEAD = "no head tells prompts that lose from the others"
+
 Doubles = npt.NDArray[np.float64]
+
+
+FEW = (0.0, 1 / 3)
+"""what few tokens may be: how far from the least that `auto` keeps to its upper limit (0.1 and 0.2 of 1,024 tokens)"""
 
 
 @dataclass(frozen=True)
@@ -37,18 +43,17 @@ class Seen:
     """task"""
     peaks: Doubles
     """[n_layer, n_head]: `policies.cut.peaks`; NaN where a layer was not read"""
-    nll_least: float
-    """of the right answer with the least tokens that `auto` keeps, in nats per token"""
+    nll: tuple[float, ...]
+    """of the right answer with each of FEW, in nats per token"""
     nll_most: float
-    """with its upper limit"""
-    least: float
-    """share of the prompt"""
+    """with the upper limit"""
+    kept: tuple[float, ...]
+    """shares of the prompt that are kept with each of FEW"""
     most: float
 
-    @property
-    def loss(self) -> float:
-        """Nats that the least costs."""
-        return min(self.nll_least, _UNKNOWN) - min(self.nll_most, _UNKNOWN)
+    def loss(self, few: float) -> float:
+        """Nats that few tokens cost."""
+        return min(self.nll[FEW.index(few)], _UNKNOWN) - min(self.nll_most, _UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -60,64 +65,91 @@ class Found:
     """what was found, or why nothing was"""
 
 
-def search(seen: Sequence[Seen], scale: float) -> tuple[Cut | None, str]:
-    """The best cut through these prompts, None if a kind of prompts that it was not chosen on would lose by it.
+def search(seen: Sequence[Seen], scale: float) -> tuple[list[Cut], str]:
+    """The best cut for each number of few tokens, by which no kind of prompts would lose that it was not chosen on.
 
     Args:
         scale: of the products that the peaks come from.
 
     Returns:
-        the cut, and why there is none
+        cuts, the fewest tokens first, and why there are none
     """
-    losses = np.array([one.loss for one in seen])
+    cuts, reasons = [], []
+    for few in FEW:
+        cut, reason = _search(seen, scale, few)
+        if cut is None:
+            reasons.append(reason)
+        else:
+            cuts.append(cut)
+    return cuts, "; with more of them, ".join(dict.fromkeys(reasons))
+
+
+def _search(seen: Sequence[Seen], scale: float, few: float) -> tuple[Cut | None, str]:
+    losses = np.array([one.loss(few) for one in seen])
     if not len(seen) or not np.isfinite(losses).all():
         return None, "the right answers could not be measured"
     kinds = np.array([one.kind for one in seen])
-    worst = max(kinds, key=lambda kind: losses[kinds == kind].mean())
-    if losses[kinds == worst].mean() <= KIND_TOLERANCE:
-        return (
-            None,
-            f"no kind of prompt loses by the least that auto keeps ({worst} most, {losses[kinds == worst].mean():+.2f} nats)",
-        )
     values = np.stack([one.peaks for one in seen])
     flat = values.reshape(len(seen), -1)
     usable = np.isfinite(flat).all(axis=0)
     if not usable.any():
         return None, "no layer before the selection could be read"
+    if _allowed(np.maximum(losses, 0), kinds):  # of every prompt
+        layer, head = divmod(int(usable.argmax()), values.shape[2])
+        return Cut(layer, head, True, 0.0, scale, few), ""
     flat = np.where(usable, flat, 0.0)  # constant: parts nothing
     if reason := _left_out(flat, losses, kinds):
         return None, reason
     best = _best(flat, losses)
     if best is None:
-        return None, "no head tells prompts that lose from the others"
+        return None, _NO_HEAD
     place, above, threshold = best
     layer, head = divmod(place, values.shape[2])
-    return Cut(layer, head, above, threshold, scale), ""
+    return Cut(layer, head, above, threshold, scale, few), ""
 
 
-def verdict(cut: Cut, held_out: Sequence[Seen], limit: float) -> Found:
-    """The cut, if it pays on prompts that it was not chosen on.
+def verdict(cuts: Sequence[Cut], held_out: Sequence[Seen], limit: float) -> Found:
+    """The first cut that pays on prompts that it was not chosen on.
 
     Args:
         limit: the upper limit, for the words.
     """
-    few = np.array([cut.need(float(one.peaks[cut.layer, cut.head])) == 0 for one in held_out])
-    if not few.size or not np.isfinite([one.peaks[cut.layer, cut.head] for one in held_out]).all():
+    found = [_verdict(cut, held_out, limit) for cut in cuts]
+    return next((one for one in found if one.auto is not None), found[-1])
+
+
+def _verdict(cut: Cut, held_out: Sequence[Seen], limit: float) -> Found:
+    peaks = np.array([one.peaks[cut.layer, cut.head] for one in held_out])
+    losses = np.array([one.loss(cut.few) for one in held_out])
+    if not peaks.size or not np.isfinite(peaks).all() or not np.isfinite(losses).all():
         return Found(None, "prompts that were held out could not be read")
-    lost = np.where(few, [one.loss for one in held_out], 0.0)
+    few = np.array([cut.need(float(peak)) < 1 for peak in peaks])
+    lost = np.where(few, losses, 0.0)
     kinds = np.array([one.kind for one in held_out])
-    kept = float(np.mean([one.least if enough else one.most for one, enough in zip(held_out, few)]))
+    place = FEW.index(cut.few)
+    kept = float(np.mean([one.kept[place] if enough else one.most for one, enough in zip(held_out, few)]))
     most = float(np.mean([one.most for one in held_out]))
-    worst = max(kinds, key=lambda kind: lost[kinds == kind].mean())
+    worst, of_worst = _worst(lost, kinds)
     did = (
         f"on {few.size} other prompts it keeps {kept:.2f} of a prompt in place of {most:.2f}, and the right answers change by "
-        f"{lost.mean():+.3f} nats per token (the worst kind, {worst}: {lost[kinds == worst].mean():+.2f})"
+        f"{lost.mean():+.3f} nats per token (the worst kind, {worst}: {of_worst:+.2f})"
     )
-    if not lost.mean() <= TOLERANCE or not lost[kinds == worst].mean() <= KIND_TOLERANCE:
+    if not _allowed(lost, kinds):
         return Found(None, f"a head tells them apart, but {did}; {TOLERANCE:g} and {KIND_TOLERANCE:g} are allowed")
     if not kept < MOST_KEPT * most:
         return Found(None, f"a head tells them apart, but {did}: not worth it")
     return Found(FoundCut(cut, float(lost.mean()), kept, limit, int(few.size)), did)
+
+
+def _worst(lost: Doubles, kinds: npt.NDArray[np.str_]) -> tuple[str, float]:
+    """The kind that loses most, and its mean."""
+    means = {str(kind): float(lost[kinds == kind].mean()) for kind in dict.fromkeys(kinds)}
+    worst = max(means, key=lambda kind: means[kind])
+    return worst, means[worst]
+
+
+def _allowed(lost: Doubles, kinds: npt.NDArray[np.str_]) -> bool:
+    return bool(lost.mean() <= TOLERANCE and _worst(lost, kinds)[1] <= KIND_TOLERANCE)
 
 
 def _left_out(values: Doubles, losses: Doubles, kinds: npt.NDArray[np.str_]) -> str:
@@ -131,15 +163,15 @@ def _left_out(values: Doubles, losses: Doubles, kinds: npt.NDArray[np.str_]) -> 
             few = values[left, place] > threshold if above else values[left, place] <= threshold
             lost[left] = np.where(few, np.maximum(losses[left], 0), 0)
             found = True
-    worst = max(kinds, key=lambda kind: lost[kinds == kind].mean())
     if not found:
-        return "no head tells prompts that lose from the others"
-    if lost.mean() > TOLERANCE or lost[kinds == worst].mean() > KIND_TOLERANCE:
-        return (
-            f"prompts of a kind that the choice has not seen would lose {lost.mean():.3f} nats per token in the mean, {worst} "
-            f"{lost[kinds == worst].mean():.2f} ({TOLERANCE:g} and {KIND_TOLERANCE:g} are allowed)"
-        )
-    return ""
+        return _NO_HEAD
+    if _allowed(lost, kinds):
+        return ""
+    worst, of_worst = _worst(lost, kinds)
+    return (
+        f"prompts of a kind that the choice has not seen would lose {lost.mean():.3f} nats per token in the mean, {worst} "
+        f"{of_worst:.2f} ({TOLERANCE:g} and {KIND_TOLERANCE:g} are allowed)"
+    )
 
 
 def _best(values: Doubles, losses: Doubles) -> tuple[int, bool, float] | None:

@@ -21,7 +21,7 @@ from ...policies.ranking import window_scores
 from ..measure import measure
 from ..suites import FAMILIES, QUESTIONS
 from ..tasks import DEVELOPMENT_SEED, ChatFormat, Example, Task, make_task
-from .cutting import Doubles, Found, Seen, search, verdict
+from .cutting import FEW, Doubles, Found, Seen, search, verdict
 
 KINDS = ("niah_noise", *FAMILIES, *QUESTIONS)
 """tasks: one place, look-ups, several answers, chains, all of a text"""
@@ -86,13 +86,13 @@ class Looker:
     def _find(self, samples: int, progress: Progress | None) -> Found:
         n_all = len(KINDS) * (samples + len(HELD_OUT))
         seen = self._look(DEVELOPMENT_SEED, samples, 1, _after(0, n_all, progress))
-        cut, reason = search(seen, self.scale or 1.0)
-        if cut is None:
+        cuts, reason = search(seen, self.scale or 1.0)
+        if not cuts:
             return Found(None, reason)
         held_out: list[Seen] = []
         for times in HELD_OUT:
             held_out += self._look(CHECK_SEED, 1, times, _after(len(seen) + len(held_out), n_all, progress))
-        return verdict(cut, held_out, AUTO.most)
+        return verdict(cuts, held_out, AUTO.most)
 
     def _look(self, seed: int, samples: int, times: int, done: Callable[[int], object]) -> list[Seen]:
         """Prompts of each kind, so many times as long."""
@@ -124,9 +124,11 @@ class Looker:
                 return measure(model, ctx, n_tokens, task, likelihood).nll, report.selection_layer
 
             nll_most, layer = nll(n_most)
-            nll_least, _ = nll(budget.n_least)
+            numbers = [budget.n_least + round(few * (n_most - budget.n_least)) for few in FEW]
+            nlls = tuple(nll(n_kept)[0] for n_kept in numbers)
             found = self._peaks(replay, tokens, window, model.n_layer - 1 if layer is None else layer)
-        return Seen(task.name, found, nll_least, nll_most, budget.n_least / n_tokens, n_most / n_tokens)
+        kept = tuple(n_kept / n_tokens for n_kept in numbers)
+        return Seen(task.name, found, nlls, nll_most, kept, n_most / n_tokens)
 
     def _peaks(self, replay: Replay, tokens: Sequence[int], window: int, last: int) -> Doubles:
         """Of the layers up to the last one that can decide."""

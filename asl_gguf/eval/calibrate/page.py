@@ -63,10 +63,16 @@ def auto_sentence(found: Found) -> str:
     """What the search for what `auto` goes by ended with."""
     if found.auto is None:
         return f"auto: nothing stored: {found.words}"
-    cut = found.auto.cut
+    cut, few = (
+        found.auto.cut,
+        "the least" if not found.auto.cut.few else f"{found.auto.cut.few:.0%} of the way to the limit",
+    )
+    if cut.above and cut.threshold == 0:
+        return f"auto: few tokens ({few}) of every prompt; {found.words}"
+    side = "at least" if cut.above else "at most"
     return (
-        f"auto: few tokens where head {cut.head} of layer {cut.layer} has {'at least' if cut.above else 'at most'} "
-        f"{cut.threshold:.1%} of its attention to the document on {N_BEST} tokens, {found.auto.limit:g} else; {found.words}"
+        f"auto: few tokens ({few}) where head {cut.head} of layer {cut.layer} has {side} {cut.threshold:.1%} of its attention "
+        f"to the document on {N_BEST} tokens, {found.auto.limit:g} else; {found.words}"
     )
 
 

@@ -52,7 +52,9 @@ def test_it_reads_what_a_budget_reads(kind, tiny_model, config):
     seen = looker._look_at(task, example)
     tokens = model.tokenize(example.prompt)
     model.close()
-    assert seen.least == 100 / len(tokens) and seen.most == pytest.approx(0.4, abs=0.01)
+    n_most = round(seen.most * len(tokens))
+    assert seen.kept == (100 / len(tokens), (100 + round((n_most - 100) / 3)) / len(tokens))
+    assert seen.most == pytest.approx(0.4, abs=0.01)
     read = np.argwhere(np.isfinite(seen.peaks[:, 0])).ravel()
     assert read.min() >= 3 and read.max() < 12 and seen.peaks.shape == (12, 4)
     for layer, head in [(read[0], 0), (read[-1], 3)]:
@@ -82,9 +84,7 @@ def test_what_was_found_is_stored_for_the_layers_that_were_chosen(tiny_model, ca
     monkeypatch.setattr(looking.Looker, "find", lambda self, samples, progress: Found(FOUND, "on 36 other prompts"))
     page = tmp_path / "page.html"
     code, out, _ = calibrate(path, "--out", str(page))
-    sentence = (
-        "auto: few tokens where head 1 of layer 5 has at least 50.0% of its attention to the document on 8 tokens, "
-    )
+    sentence = "auto: few tokens (the least) where head 1 of layer 5 has at least 50.0% of its attention to the document on 8 tokens, "
     assert code == 0 and sentence in out and sentence in page.read_text(encoding="utf-8")
     found = load(path, "asl-span")
     assert cut_of(SpanASL(min_layer=found.min_layer, tau=found.tau), path) == FOUND.cut

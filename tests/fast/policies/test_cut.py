@@ -62,6 +62,7 @@ def test_what_cannot_be_read():
 def test_what_it_needs(above, needs):
     cut = replace(CUT, above=above)
     assert [cut.need(peak) for peak in (0.2, 0.5, 0.8)] == needs
+    assert [replace(cut, few=0.25).need(peak) for peak in (0.2, 0.5, 0.8)] == [need or 0.25 for need in needs]
     assert cut.words(0.8) == (
         "in layer 3, head 1 has 80.0% of its attention to the document on 8 tokens (few suffice "
         f"{'from 50.0% on' if above else 'up to 50.0%'})"
@@ -70,7 +71,7 @@ def test_what_it_needs(above, needs):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"layer": -1}, {"head": True}, {"above": 1}, {"threshold": 1.5}, {"threshold": "x"}, {"scale": 0.0}],
+    [{"layer": -1}, {"head": True}, {"above": 1}, {"threshold": 1.5}, {"threshold": "x"}, {"scale": 0.0}, {"few": 1.0}],
     ids=str,
 )
 def test_outside_its_domain(wrong):
