@@ -23,6 +23,8 @@ _WORST = 1.5
 """nats from which a loss counts no more: one prompt does not outweigh fifteen"""
 _UNKNOWN = 4.0
 """nats per token from which an answer is not known, and cannot be lost"""
+_LEAST_KNOWN = 0.5
+"""share of the prompts whose answers have to be known"""
 _SHIFT = 0.5
 """standard deviations by which a threshold may be off and must still be good: a value between two prompts is luck"""
 
@@ -88,6 +90,8 @@ def _search(seen: Sequence[Seen], scale: float, few: float) -> tuple[Cut | None,
     losses = np.array([one.loss(few) for one in seen])
     if not len(seen) or not np.isfinite(losses).all():
         return None, "the right answers could not be measured"
+    if np.mean([one.nll_most < _UNKNOWN for one in seen]) < _LEAST_KNOWN:
+        return None, "the model knows too few of the answers to lose any"
     kinds = np.array([one.kind for one in seen])
     values = np.stack([one.peaks for one in seen])
     flat = values.reshape(len(seen), -1)

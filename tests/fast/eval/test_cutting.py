@@ -73,21 +73,18 @@ OVERLAP = "prompts of a kind that the choice has not seen would lose|no head tel
         (prompts(0.5, 0.5), OVERLAP),
         ([replace(one, peaks=np.full((6, 2), np.nan)) for one in prompts()], "no layer before the selection"),
         ([replace(one, peaks=np.full((6, 2), 0.5)) for one in prompts()], "no head tells"),
+        ([replace(one, nll=(5.0, 5.0), nll_most=4.1) for one in prompts()], "knows too few of the answers"),
         ([replace(one, nll=(float("nan"),) * 2) for one in prompts()], "could not be measured"),
     ],
-    ids=["none", "overlap", "unread", "constant", "no likelihood"],
+    ids=["none", "overlap", "unread", "constant", "not known", "no likelihood"],
 )
 def test_what_is_refused(made, reason):
     cuts, why = search(made, 1.0)
     assert not cuts and re.search(reason, why), why
 
 
-@pytest.mark.parametrize(
-    "made",
-    [prompts(loss=0.01), [replace(one, nll=(5.0, 5.0), nll_most=4.1) for one in prompts()]],
-    ids=["nothing lost", "not known anyway"],
-)
-def test_few_tokens_for_every_prompt_where_none_loses(made):
+def test_few_tokens_for_every_prompt_where_none_loses():
+    made = prompts(loss=0.01)
     (cut, _), reason = search(made, 1.0)
     assert cut.above and cut.threshold == 0 and not reason
     found = verdict([cut], made, 0.4)
