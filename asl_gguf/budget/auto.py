@@ -44,7 +44,9 @@ class AutoRule(BudgetRule):
     def late(self, n_tokens: int, n_kept: int, n_protected: int, shape: Shape) -> PromptBudget | None:
         if n_kept >= n_tokens or not self.context.policy.drops:
             return None
-        self._budget = auto_budget(self._auto, self.context.policy, n_tokens, n_kept, shape, n_protected)
+        self._budget = auto_budget(
+            self._auto, self.context.policy, n_tokens, n_kept, shape, n_protected, self.context.cut
+        )
         return self._budget
 
     def annotate(self, report: PrefillReport) -> PrefillReport:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ..policies import Policy
 from ..policies.contract import LayerScores
+from ..policies.cut import Cut
 from ..policies.reading import N_QUERIES, Reading, read
 from .share import ROOM
 from .targets import Auto
@@ -38,6 +40,9 @@ of answers without them repeats its first ones"""
 _UNSURE = 0.2
 """the need where the prompt goes on with what stands in it: look-ups need the least, but short questions about a whole text can
 read like them"""
+
+_UNKNOWN = "no thresholds are known for this model (asl-gguf calibrate looks for some)"
+_UNREAD = "this prompt could not be read"
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,17 @@ class Thresholds:
 
     scattered: tuple[float, float] = (0.0, 0.0)
     """attention on the document, between these: several answers, if no place stands out as `found` says"""
+
+    def read(self, scores: LayerScores, n_sink: int) -> Reading | None:
+        """Reads the layer."""
+        return read(scores, n_sink)
+
+    def words(self, reading: Reading) -> str:
+        """What was read, for reports."""
+        return (
+            f"in layer {self.layer}, {reading.document:.1%} of the attention is on the document, "
+            f"{reading.peak:.1%} of that in one place"
+        )
 
     def several(self, reading: Reading) -> bool:
         """Whether several answers are looked for, and nothing else: asked where few tokens are kept."""
@@ -111,7 +127,7 @@ class PromptBudget:
         n_least: tokens to keep at least, and n_most at most. Where they are the same, the layer alone is chosen.
         n_held: rows to hold until then, n_most at least.
         policy: its first tokens are no part of the document.
-        thresholds: of the model; None: there are none.
+        thresholds: of the model, or the cut that was found for it; None: there are none.
         few: so few tokens that a deeper layer selects them for chains and several answers alone, whose room a question's own
             words would take.
     """
@@ -123,7 +139,7 @@ class PromptBudget:
         n_held: int,
         *,
         policy: Policy,
-        thresholds: Thresholds | None,
+        thresholds: Thresholds | Cut | None,
         few: bool = False,
     ) -> None:
         wide = _READABLE if n_most >= _TOO_FEW and not few else 0
@@ -133,7 +149,7 @@ class PromptBudget:
         self.n_queries = N_QUERIES
         self._policy, self._few = policy, few
         self._thresholds = thresholds
-        self._reading: Reading | None = None
+        self._reading: Any = None  # what these thresholds read
         self._in_window: Reading | None = None
         self.choice = "the upper limit: no layer selected tokens"
         """how many tokens, and why"""
@@ -144,7 +160,8 @@ class PromptBudget:
 
     def see(self, scores: LayerScores) -> None:
         """Reads it."""
-        self._reading = read(scores, self._policy.first_kept)
+        if self._thresholds is not None:
+            self._reading = self._thresholds.read(scores, self._policy.first_kept)
         if self._few:
             self._in_window = read(scores, self._policy.first_kept, scores.window)
 
@@ -154,20 +171,16 @@ class PromptBudget:
         if thresholds is None or reading is None:
             if thresholds is not None and self.n_least < self.n_most and layer < min(thresholds.layer, last):
                 return None  # it is to be read first
-            known = "no thresholds are known for this model" if thresholds is None else "this prompt could not be read"
-            self.choice = f"{self.n_most:,} tokens, the upper limit: {known}"
+            self.choice = f"{self.n_most:,} tokens, the upper limit: {_UNREAD if thresholds else _UNKNOWN}"
             return self.n_most
         need = thresholds.need(reading)
-        self.spreads = self._policy.looks_again and need >= _SEVERAL / 2
-        if self._few:
+        self.spreads = self._policy.looks_again and need >= _SEVERAL / 2 and thresholds.deeper > thresholds.layer
+        if self._few and isinstance(thresholds, Thresholds):
             self._decide_few(thresholds, reading)
         if self.spreads and layer < min(thresholds.deeper, last):
             return None
         n_kept = self.n_least + round(need * (self.n_most - self.n_least))
-        self.choice = (
-            f"{n_kept:,} tokens: in layer {thresholds.layer}, {reading.document:.1%} of the attention is on the document, "
-            f"{reading.peak:.1%} of that in one place"
-        )
+        self.choice = f"{n_kept:,} tokens: {thresholds.words(reading)}"
         return n_kept
 
     def _decide_few(self, thresholds: Thresholds, reading: Reading) -> None:
@@ -179,12 +192,22 @@ class PromptBudget:
 
 
 def auto_budget(
-    auto: Auto, policy: Policy, n_tokens: int, n_most: int, shape: Shape, n_protected: int = 0
+    auto: Auto,
+    policy: Policy,
+    n_tokens: int,
+    n_most: int,
+    shape: Shape,
+    n_protected: int = 0,
+    cut: Cut | None = None,
 ) -> PromptBudget:
-    """The budget of a prompt under `auto`, which keeps at most n_most tokens."""
+    """The budget of a prompt under `auto`, which keeps at most n_most tokens.
+
+    Args:
+        cut: that was found for the model; where thresholds are known, they decide.
+    """
     least = policy.least_with(n_protected) if n_protected else policy.min_kept
     n_least = min(n_most, max(math.ceil(auto.least * n_tokens - 1e-9), _LEAST_TOKENS, least))
-    return PromptBudget(n_least, n_most, n_most, policy=policy, thresholds=CALIBRATED.get(shape))
+    return PromptBudget(n_least, n_most, n_most, policy=policy, thresholds=CALIBRATED.get(shape) or cut)
 
 
 def fixed_budget(policy: Policy, n_tokens: int, n_kept: int, shape: Shape) -> PromptBudget | None:

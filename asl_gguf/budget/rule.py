@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from ..native.bindings import session_info
 from ..native.session import Session
 from ..policies import LateBudget, Policy
+from ..policies.cut import Cut
 from ..report import PrefillReport
 from . import guard
 from .late import Shape, fixed_budget
@@ -37,6 +38,8 @@ class BudgetContext:
     """larger budgets may be tried"""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """of llama_cpp.Llama"""
+    cut: Cut | None = None
+    """of the model, where `asl-gguf calibrate` found one: for `auto`"""
 
     @property
     def smallest_cells(self) -> int:

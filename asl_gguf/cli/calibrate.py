@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
+from ..budget.late import CALIBRATED
 from ..drop_in.progress import ProgressBar
 from ..errors import OptionError
-from ..eval.calibrate.page import CHOICE_HEAD, choice_rows, page, profile_rows
+from ..eval.calibrate.cutting import Found
+from ..eval.calibrate.page import CHOICE_HEAD, auto_sentence, choice_rows, page, profile_rows
 from ..eval.calibrate.picture import picture
 from ..eval.calibrate.tradeoff import EASY, HARD, choose, mean_profile, means
 from ..models import calibration
 from ..models.calibration import Calibration
+from ..models.cuts import StoredCut
 from ..policies import ASL, make_policy
 from ..policies.parameters import require_share
 from .budgets import parse_fixed_budget
 from .options import add_model_options, add_pruning_options, check_out, context_kwargs
 
 if TYPE_CHECKING:
+    from ..eval.calibrate.profiling import TooFewLayersError
+    from ..eval.tasks import ChatFormat
     from ..native.model import Model
 
 _PAGES = (".html", ".htm")
@@ -29,8 +35,9 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "calibrate",
         help="find and store a model's selection layers",
-        description="Measures a model on made-up prompts and stores min_layer and tau of a policy for it. "
-        "Llama, and the commands run, chat, demo, inspect and compare, take them from then on.",
+        description="Measures a model on made-up prompts and stores min_layer and tau of a policy for it, and what the "
+        "budget auto goes by, where that pays. Llama, and the commands run, chat, demo, inspect, compare and serve, take them "
+        "from then on.",
     )
     add_model_options(parser)
     add_pruning_options(parser, budget="0.1", targets=False)
@@ -47,6 +54,19 @@ def add_parser(commands: Any) -> None:
         "--hard", default=",".join(HARD), help="tasks that count as hard, with commas (default %(default)s)"
     )
     parser.add_argument(
+        "--auto-samples",
+        type=int,
+        default=3,
+        metavar="N",
+        help="prompts of each of 18 kinds, from which the budget auto learns what it goes by; 0: it learns nothing (default "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--chat",
+        default="auto",
+        help="form of the prompts: auto (the model's own), chatml, plain (default %(default)s)",
+    )
+    parser.add_argument(
         "--out", type=Path, default=None, metavar="FILE", help="a page (.html) or a picture (.svg) of the profile"
     )
     parser.add_argument("--dry-run", action="store_true", help="store nothing")
@@ -54,6 +74,7 @@ def add_parser(commands: Any) -> None:
 
 
 def calibrate(args: argparse.Namespace) -> int:
+    from ..eval.chat_format import chat_format
     from ..models.named import resolve
     from ..native.model import ContextOptions, Model
 
@@ -63,23 +84,61 @@ def calibrate(args: argparse.Namespace) -> int:
         check_out(args.out)
         if args.out.suffix.lower() not in (".svg", *_PAGES):
             raise OptionError(f"--out: expected a file that ends in .html or .svg, got {args.out}")
+    if args.auto_samples < 0:
+        raise OptionError(f"--auto-samples: expected a number from 0 on, got {args.auto_samples}")
     options = ContextOptions(**context_kwargs(args))
     model = Model(str(resolve(args.model)), options)
     try:
-        found = _measure(model, policy, args)
-        path = None if args.dry_run else calibration.save(model.path, found)
+        chat = chat_format(model, args.chat)
+        found, missing = _layers(model, policy, args, chat)
+        chosen = replace(policy, min_layer=found.min_layer, tau=found.tau) if found else policy
+        auto = _look(model, chosen, args, chat)
+        nothing = missing is not None and auto.auto is None
+        path = None if args.dry_run or nothing else _store(model.path, found, auto, chosen, bool(args.auto_samples))
     finally:
         model.close()
-    _print_profile(found)
-    _print_choice(found, policy)
+    if found is not None:
+        _print_profile(found)
+        _print_choice(found, policy)
+    print(f"\n{auto_sentence(auto)}")
+    if nothing and missing is not None:
+        raise missing
+    if missing is not None:
+        print(f"\nlayers: nothing stored: {missing}")
     if path is not None:
         print(f"\nstored in {path}")
-    if args.out is not None:
+    if args.out is not None and found is not None:
         as_page = args.out.suffix.lower() in _PAGES
-        text = page(found, policy, Path(model.path).stem) if as_page else picture(found)
+        text = page(found, policy, Path(model.path).stem, auto_sentence(auto)) if as_page else picture(found)
         args.out.write_text(text, encoding="utf-8")
         print(f"drawn in {args.out}")
     return 0
+
+
+def _layers(
+    model: Model, policy: ASL, args: argparse.Namespace, chat: ChatFormat
+) -> tuple[Calibration | None, TooFewLayersError | None]:
+    """The layers that suit the model, or why there are none to choose from."""
+    from ..eval.calibrate.profiling import TooFewLayersError
+
+    try:
+        return _measure(model, policy, args, chat), None
+    except TooFewLayersError as error:
+        return None, error
+
+
+def _store(path: str, found: Calibration | None, auto: Found, policy: ASL, looked: bool) -> Path:
+    """Returns the file.
+
+    Args:
+        policy: that `auto` was measured under.
+        looked: what `auto` goes by was looked for: an older one goes.
+    """
+    file = calibration.save(path, found) if found else None
+    if looked or file is None:
+        stored = StoredCut.of(auto.auto, policy, __version__) if auto.auto else None
+        file = calibration.save_cut(path, policy.name, stored)
+    return file
 
 
 def _policy(name: str) -> ASL:
@@ -89,12 +148,12 @@ def _policy(name: str) -> ASL:
     return policy
 
 
-def _measure(model: Model, policy: ASL, args: argparse.Namespace) -> Calibration:
+def _measure(model: Model, policy: ASL, args: argparse.Namespace, chat: ChatFormat) -> Calibration:
     from ..eval.calibrate.profiling import make_cases, profile
 
     easy, hard = tuple(args.easy.split(",")), tuple(args.hard.split(","))
     budget = parse_fixed_budget(args.budget, "layers are compared at a known number of kept tokens")
-    cases = make_cases(model, args.tokens, args.samples, easy, hard)
+    cases = make_cases(model, args.tokens, args.samples, easy, hard, chat)
     print(f"{len(cases)} prompts of up to {args.tokens} tokens, budget {budget}, policy {policy.name}", flush=True)
     bar = ProgressBar("calibrate")
     try:
@@ -118,6 +177,24 @@ def _measure(model: Model, policy: ASL, args: argparse.Namespace) -> Calibration
         hard=hard,
         version=__version__,
     )
+
+
+def _look(model: Model, policy: ASL, args: argparse.Namespace, chat: ChatFormat) -> Found:
+    """What `auto` goes by under this policy."""
+    from ..eval.calibrate.looking import Looker
+    from ..native.context import model_shape
+
+    if not policy.decides_late:
+        return Found(None, f"{policy.name} does not take it")
+    if model_shape(model.handle) in CALIBRATED:
+        return Found(None, "this model's thresholds are known")
+    if not args.auto_samples:
+        return Found(None, "not looked for (--auto-samples 0)")
+    bar = ProgressBar("auto")
+    try:
+        return Looker(model, policy, args.tokens, args.dequant, chat).find(args.auto_samples, bar)
+    finally:
+        bar.clear()
 
 
 def _print_profile(found: Calibration) -> None:

@@ -51,6 +51,9 @@ def add_parser(commands: Any) -> None:
         default="auto",
         help="form of the prompts: auto (the model's own), chatml, plain (default %(default)s)",
     )
+    evaluate.add_argument(
+        "--calibrated", action="store_true", help="policies as asl-gguf calibrate stored them for this model"
+    )
     evaluate.add_argument("--dequant", choices=DEQUANT, default="auto")
     evaluate.add_argument(
         "--record-gib",
@@ -143,6 +146,7 @@ def run_eval(args: argparse.Namespace) -> int:
             dequant=args.dequant,
             chat=chat_format(model, args.chat),
             record_bytes=int(args.record_gib * 2**30),
+            calibration=args.calibrated,
             progress=lambda done, total, _seconds: bar(done, total),
         )
     finally:

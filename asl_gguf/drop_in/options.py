@@ -16,11 +16,12 @@ from ..budget.share import ROOM, Budget
 from ..budget.targets import Auto, BudgetValue, Target, check_budget, make_budget
 from ..cache import packing
 from ..errors import OptionError, shown
-from ..models.calibration import calibrated
+from ..models.calibration import calibrated, cut_of
 from ..native.bindings import llama_cpp
 from ..native.dequant import DEQUANT_MODES
 from ..native.session import Progress
 from ..policies import DEFAULT, Policy, make_policy
+from ..policies.cut import Cut
 from ..policies.protect import Protection
 
 _DECIDING = ("asl_budget", "asl_min_prompt", "asl_policy", "asl_protect", "asl_guard", "asl_full_kv", "asl_dequant")
@@ -54,6 +55,8 @@ class AslOptions:
     """keep K/V of all tokens of the last prompt on the host; a str: quantised to this type"""
     calibration: str | None = None
     """the calibration that the policy's parameters come from, for the report"""
+    cut: Cut | None = None
+    """what `auto` goes by, from such a calibration"""
 
     @classmethod
     def parse(cls, asl_budget: BudgetValue | None, options: dict[str, Any]) -> AslOptions:
@@ -92,7 +95,8 @@ class AslOptions:
     def calibrate(self, model_path: str) -> AslOptions:
         """These options, with what `asl-gguf calibrate` stored for this model file and policy, if anything."""
         policy, found = calibrated(self.given_policy, model_path, enabled=self.use_calibration)
-        return replace(self, policy=policy, calibration=found.summary if found else None)
+        cut = cut_of(policy, model_path, enabled=self.use_calibration) if isinstance(self.budget, Auto) else None
+        return replace(self, policy=policy, calibration=found.summary if found else None, cut=cut)
 
     def rule(self, path: str, n_ctx: int, kwargs: Mapping[str, Any]) -> BudgetRule:
         """What decides how many tokens of a prompt are kept, for this model and context.
@@ -107,7 +111,9 @@ class AslOptions:
             ModelError: the file is no readable GGUF.
         """
         assert self.budget is not None
-        use = BudgetContext(path, n_ctx, self.policy, self.room, self.decode_ctx, self.guard is not None, kwargs)
+        use = BudgetContext(
+            path, n_ctx, self.policy, self.room, self.decode_ctx, self.guard is not None, kwargs, self.cut
+        )
         if isinstance(self.budget, Budget):
             return ShareRule(self.budget, use)
         if isinstance(self.budget, Auto):

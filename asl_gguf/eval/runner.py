@@ -14,12 +14,19 @@ from ..budget.late import PromptBudget, Shape, auto_budget, fixed_budget
 from ..budget.share import ROOM, Budget, round_cells
 from ..budget.targets import Auto
 from ..engine.prefill import prefill
+<<<<<<< HEAD
 from ..engine.replay import RECORD_BYTES, Records, recording_bytes
+=======
+from ..engine.replay import Records
+from ..models.calibration import calibrated, cut_of
+from ..native.bindings import llama_cpp
+>>>>>>> anymodel
 from ..native.context import model_shape
 from ..native.model import Model
 from ..native.session import Session
 from ..policies import Full, Policy, parse_policy
 from ..policies.contract import Floats, LateBudget
+from ..policies.cut import Cut
 from ..report import PrefillReport
 from .machine import processor
 from .measure import MOST_REFERENCE_TOKENS, answer_logits, measure
@@ -78,6 +85,7 @@ def run(
     dequant: str = "auto",
     chat: ChatFormat = CHATML,
     record_bytes: int = RECORD_BYTES,
+    calibration: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Adds every answer of the plans that the results lack.
@@ -86,15 +94,23 @@ def run(
         chat: the format of the prompts.
         record_bytes: host memory for the full passes over a prompt that serve all policies; where they need more,
             each answer is prefilled by itself.
+        calibration: policies are taken as `asl-gguf calibrate` stored them for this model.
 
     Raises:
+        ModelError: what is stored is corrupt.
         OptionError: a task, a policy or one of its parameters is unknown, or the folder has results of another model
             or of other settings.
     """
     plans = [plan] if isinstance(plan, Plan) else plan
     policies = {text: parse_policy(text) for one in plans for text in one.policies if text != FULL}
+    cuts: dict[str, Cut | None] = {}
+    if calibration:
+        policies = {text: calibrated(text, model.path)[0] for text in policies}
+        cuts = {text: cut_of(policy, model.path) for text, policy in policies.items()}
     jobs = [job for one in plans for job in _jobs(model, one, chat)]
     common: Row = {"model": Path(model.path).name, "settings": _settings(model, dequant, chat)}
+    if calibration:
+        common["settings"]["calibrated"] = {text: repr((policy, cuts[text])) for text, policy in policies.items()}
     results.check_same(**common)
     common |= {"n_threads": model.options.n_threads, "processor": processor()}
     _check_lengths(jobs, results)
@@ -106,7 +122,7 @@ def run(
         if missing := job.missing(results):
             example = job.task.get_example(job.head["index"])
             answers = _Answers(model, job.task, example, dequant, record_bytes)
-            for row in answers.rows(missing, policies):
+            for row in answers.rows(missing, policies, cuts):
                 now = time.perf_counter()
                 results.add(job.head | row | common | {"seconds": round(now - before, 3)})
                 before = now
@@ -164,7 +180,7 @@ class _Answers:
         self._record_bytes = record_bytes
         self._tokens = model.tokenize(example.prompt)
 
-    def rows(self, wanted: Sequence[Wanted], policies: dict[str, Policy]) -> Iterator[Row]:
+    def rows(self, wanted: Sequence[Wanted], policies: dict[str, Policy], cuts: dict[str, Cut | None]) -> Iterator[Row]:
         model, n_tokens = self._model, len(self._tokens)
         n_answer = max(_LEAST_ANSWER_CELLS, MOST_REFERENCE_TOKENS + 1, self._example.max_new_tokens)
         n_cells = round_cells(n_tokens + n_answer)
@@ -184,7 +200,7 @@ class _Answers:
                 prefill(shared.for_policy(Full(), n_tokens), self._tokens, Full(), n_tokens)
                 full = answer_logits(model, ctx, n_tokens, self._example)
             for text, budget, policy, n_kept in chosen:
-                late = _late(budget, policy, n_tokens, n_kept, model_shape(model.handle))
+                late = _late(budget, policy, n_tokens, n_kept, model_shape(model.handle), cuts.get(text))
                 report, seconds = shared.prefill(policy, n_kept, late)
                 spent = time.perf_counter() - started
                 rows = answer_logits(model, ctx, n_tokens, self._example)
@@ -246,13 +262,13 @@ def _most_kept(budget: float | int | str | None, n_tokens: int, policy: Policy) 
 
 
 def _late(
-    budget: float | int | str | None, policy: Policy, n_tokens: int, n_kept: int, shape: Shape
+    budget: float | int | str | None, policy: Policy, n_tokens: int, n_kept: int, shape: Shape, cut: Cut | None
 ) -> PromptBudget | None:
     """What is decided as the prompt is read, as a `Llama` with this budget does."""
     if n_kept >= n_tokens:
         return None
     if isinstance(budget, str):
-        return auto_budget(Auto.parse(budget, 0), policy, n_tokens, n_kept, shape)
+        return auto_budget(Auto.parse(budget, 0), policy, n_tokens, n_kept, shape, cut=cut)
     late = fixed_budget(policy, n_tokens, n_kept, shape)
     if late is not None:  # in the cells that a `Llama` has
         late.n_held = max(n_kept, min(late.n_held, round_cells(n_kept + ROOM)))

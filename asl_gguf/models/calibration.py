@@ -1,4 +1,5 @@
-"""Per-model values of ASL's min_layer and tau, stored and found again: `asl-gguf calibrate` measures and chooses them.
+"""Per-model values of ASL's min_layer and tau, and what `auto` goes by, stored and found again: `asl-gguf calibrate` measures
+and chooses them.
 
 A calibration is a JSON file in the user's configuration folder, named after the sha256 of the model file, or of a split
 model's files one after the other.
@@ -13,12 +14,14 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
 from ..policies import ASL, Policy, make_policy, written_parameters
+from ..policies.cut import Cut
+from .cuts import StoredCut
 from .files import replacing, xdg_folder
 from .named import sha256_of
 from .parts import parts_of
@@ -169,6 +172,29 @@ class _Store:
     files: list[dict[str, Any]]
     """name, size, mtime_ns and sha256 of files that were hashed, so that they need not be again"""
     calibrations: dict[str, Calibration]
+    cuts: dict[str, StoredCut] = field(default_factory=dict)
+    """by policy; older files have none"""
+
+
+def cut_of(policy: Policy, model_path: str | Path, *, enabled: bool = True) -> Cut | None:
+    """What `auto` goes by on this model file, None if nothing is stored or it was found with other parameters of the policy.
+
+    Raises:
+        ModelError: the calibration of this model is corrupt.
+    """
+    store = _store_of(Path(model_path)) if enabled and policy.decides_late else None
+    found = store.cuts.get(policy.name) if store else None
+    if found is None:
+        return None
+    if found.settings != asdict(policy):
+        logger.warning(
+            "auto keeps its upper limit on %s: what it goes by was found with other parameters of %s; run `asl-gguf calibrate` "
+            "with these",
+            Path(model_path).name,
+            policy.name,
+        )
+        return None
+    return found.found.cut
 
 
 def load(model_path: str | Path, policy_name: str) -> Calibration | None:
@@ -180,6 +206,18 @@ def load(model_path: str | Path, policy_name: str) -> Calibration | None:
         ModelError: the calibration file of this model is corrupt.
     """
     path = Path(model_path)
+    store = _store_of(path)
+    found = store.calibrations.get(policy_name) if store else None
+    if store and found and (n_layer := _n_layer(path)) is not None and found.min_layer >= n_layer:
+        raise _damaged(
+            config_dir() / _file_name(store.sha256),
+            f"min_layer {found.min_layer} for a model with layers 0 to {n_layer - 1}",
+        )
+    return found
+
+
+def _store_of(path: Path) -> _Store | None:
+    """What is stored for a model file. Raises ModelError where that is corrupt."""
     try:
         stores, corrupt = _read_all(config_dir())
     except ModelError:  # no home folder: nothing is stored there
@@ -192,13 +230,7 @@ def load(model_path: str | Path, policy_name: str) -> Calibration | None:
         raise error
     for name in corrupt:
         logger.warning("%s is corrupt, and not of this model; delete it: %s", name, config_dir() / name)
-    store = next((store for store in stores if store.sha256 == sha256), None)
-    found = store.calibrations.get(policy_name) if store else None
-    if found is not None and (n_layer := _n_layer(path)) is not None and found.min_layer >= n_layer:
-        raise _damaged(
-            config_dir() / _file_name(sha256), f"min_layer {found.min_layer} for a model with layers 0 to {n_layer - 1}"
-        )
-    return found
+    return next((store for store in stores if store.sha256 == sha256), None)
 
 
 def _n_layer(path: Path) -> int | None:
@@ -224,20 +256,29 @@ def save(model_path: str | Path, calibration: Calibration) -> Path:
     Raises:
         ModelError: the file cannot be written.
     """
-    path = Path(model_path)
-    stores, _ = _read_all(config_dir())
-    sha256 = _sha256(path, stores)
-    entry = _file_entry(path, sha256)
-    new = _Store(sha256, entry["size"], [entry], {})
-    store = next((store for store in stores if store.sha256 == sha256), new)
+    store = _store_to_change(Path(model_path))
     store.calibrations[calibration.policy] = calibration
-    try:
-        return _write(store)
-    except OSError as error:
-        raise ModelError(
-            f"expected to write a calibration under {config_dir()}, got {type(error).__name__}: {error}; "
-            f"make it writable, or set {_CONFIG_VARIABLE} to another folder"
-        ) from error
+    return _write(store)
+
+
+def save_cut(model_path: str | Path, policy: str, found: StoredCut | None) -> Path:
+    """Stores what `auto` goes by under a policy, or that it goes by nothing. Returns its file.
+
+    Raises:
+        ModelError: the file cannot be written.
+    """
+    store = _store_to_change(Path(model_path))
+    store.cuts.pop(policy, None)
+    if found is not None:
+        store.cuts[policy] = found
+    return _write(store)
+
+
+def _store_to_change(path: Path) -> _Store:
+    stores, _ = _read_all(config_dir())
+    entry = _file_entry(path, sha256 := _sha256(path, stores))
+    new = _Store(sha256, entry["size"], [entry], {})
+    return next((store for store in stores if store.sha256 == sha256), new)
 
 
 def _file_name(sha256: str) -> str:
@@ -260,7 +301,7 @@ def _sha256(path: Path, stores: list[_Store]) -> str:
     sha256 = sha256_of(*parts_of(path))
     for store in same_size[:1]:
         store.files.append(_file_entry(path, sha256))
-        with contextlib.suppress(OSError):  # a folder that cannot be written costs another hash the next time
+        with contextlib.suppress(ModelError):  # a folder that cannot be written costs another hash the next time
             _write(store)
     return sha256
 
@@ -288,7 +329,8 @@ def _read(path: Path) -> _Store:
             _check_types(_FILE_ENTRY, entry)
         _check_types({"size": "int"}, data)
         calibrations = {name: _calibration(name, entry) for name, entry in data["calibrations"].items()}
-        return _Store(data["sha256"], data["size"], files, calibrations)
+        cuts = {name: StoredCut.parse(entry) for name, entry in data.get("cuts", {}).items()}
+        return _Store(data["sha256"], data["size"], files, calibrations, cuts)
     # Whatever is wrong with one file: other models are not stopped by it.
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
@@ -300,7 +342,7 @@ def _calibration(name: str, entry: dict[str, Any]) -> Calibration:
     made = {key: make(**_with_tuples(entry[key])) for key, make in parts.items()}
     found = Calibration(**(_with_tuples(entry) | made))
     for part in (found, *made.values()):
-        _check_types({field.name: str(field.type) for field in fields(part)}, vars(part))
+        _check_types({one.name: str(one.type) for one in fields(part)}, vars(part))
     ASL(min_layer=found.min_layer, obs_layers=found.settings["obs_layers"], tau=found.tau)  # checks both
     if found.min_layer >= found.profile.n_layer:
         raise ValueError(f"min_layer {found.min_layer} of a model with layers 0 to {found.profile.n_layer - 1}")
@@ -342,11 +384,16 @@ def _with_tuples(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(store: _Store) -> Path:
-    """Gives the file its name when it is complete and on disk."""
-    folder = config_dir()
-    folder.mkdir(parents=True, exist_ok=True)
+    """Gives the file its name when it is complete and on disk. Raises ModelError if it cannot be written."""
     data = {"format": _FORMAT, **asdict(store)}
-    path = folder / _file_name(store.sha256)
-    with replacing(path) as file:
-        file.write(json.dumps(data, indent=1).encode("utf-8"))
+    path = config_dir() / _file_name(store.sha256)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(json.dumps(data, indent=1).encode("utf-8"))
+    except OSError as error:
+        raise ModelError(
+            f"expected to write a calibration under {path.parent}, got {type(error).__name__}: {error}; "
+            f"make it writable, or set {_CONFIG_VARIABLE} to another folder"
+        ) from error
     return path

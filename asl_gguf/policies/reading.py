@@ -48,9 +48,13 @@ def read(scores: LayerScores, n_sink: int, n_queries: int = N_QUERIES) -> Readin
     if scores.queries is None or scores.keys is None:
         return None
     queries = scores.queries[-n_queries:]
-    weights = np.exp2(-np.arange(len(queries) - 1, -1, -1) / _HALF_LIFE).astype(np.float32)
     scale = 1 / math.sqrt(queries.shape[-1])  # of the models with thresholds; Gemma's is another
-    return reading_of(window_scores(queries, scores.keys, scale, weights), n_sink)
+    return reading_of(window_scores(queries, scores.keys, scale, query_weights(len(queries))), n_sink)
+
+
+def query_weights(n_queries: int) -> Floats:
+    """Of the newest queries, float32 [n_queries]."""
+    return np.exp2(-np.arange(n_queries - 1, -1, -1) / _HALF_LIFE).astype(np.float32)
 
 
 def reading_of(attention: Floats, n_sink: int) -> Reading | None:

@@ -13,9 +13,9 @@ from ..budget.rule import BudgetContext, BudgetRule, ShareRule
 from ..budget.share import Budget
 from ..budget.targets import Auto, check_budget
 from ..errors import OptionError
-from ..models.calibration import calibrated
+from ..models.calibration import calibrated, cut_of
 from ..native.bindings import session_info
-from ..policies import LateBudget, Policy
+from ..policies import LateBudget
 from ..policies.protect import ROLES
 from ..report import PrefillReport
 from .options import Options, parse_auto, parse_policy
@@ -161,7 +161,9 @@ class Rules:
         self.calibration = found.summary if found else None
         assert options.budget is not None  # there is no engine then
         self._options, self._budget = options, options.budget
-        self._context = BudgetContext(path, n_ctx, policy, options.room, guarded=options.guard is not None)
+        self._context = BudgetContext(
+            path, n_ctx, policy, options.room, guarded=options.guard is not None, cut=cut_of(policy, path)
+        )
 
     def server(self) -> BudgetRule:
         """The server's own, a new one for each prompt: some remember what they chose until it is reported."""
@@ -173,8 +175,7 @@ class Rules:
         Raises:
             OptionError: the policy does not keep to this budget.
         """
-        policy = self._context.policy if request.policy is None else self._policy(request.policy)
-        context = replace(self._context, policy=policy)
+        context = self._context if request.policy is None else self._under(request.policy)
         wanted = self._budget if request.budget is None else request.budget
         return CappedRule(self._make(wanted, context), self.server(), context)
 
@@ -183,5 +184,6 @@ class Rules:
         check_budget(budget, context.policy)
         return AutoRule(budget, context) if isinstance(budget, Auto) else ShareRule(budget, context)
 
-    def _policy(self, name: str) -> Policy:
-        return calibrated(name, self._path)[0]
+    def _under(self, name: str) -> BudgetContext:
+        policy, _ = calibrated(name, self._path)
+        return replace(self._context, policy=policy, cut=cut_of(policy, self._path))

@@ -49,7 +49,24 @@ def folder(tmp_path_factory, tiny_model) -> Path:
     text = ["-f", str(folder / "text.txt"), "-q", "Who wrote it?", "-n", "4"]
     assert main(["inspect", "-m", model, "-t", "1", *text, "-b", "80", "-o", name["kept"]]) == 0
     tasks = ["--tokens", "512", "--samples", "1", "--step", "3", "--easy", "passkey", "--hard", "keyvalue"]
-    assert main(["calibrate", "-m", deep, "-t", "1", *tasks, "--dry-run", "--out", name["calibration"]]) == 0
+    assert (
+        main(
+            [
+                "calibrate",
+                "-m",
+                deep,
+                "-t",
+                "1",
+                *tasks,
+                "--auto-samples",
+                "0",
+                "--dry-run",
+                "--out",
+                name["calibration"],
+            ]
+        )
+        == 0
+    )
     suite = ["--suite", "smoke", "--tasks", "passkey,multikey", "--samples", "1", "--out", str(folder / "results")]
     assert main(["eval", "-m", model, "-t", "1", *suite]) == 0
     assert main(["report", str(folder / "results"), "--html", name["report"]]) == 0

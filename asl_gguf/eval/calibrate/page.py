@@ -6,8 +6,10 @@ from html import escape
 
 from ...models.calibration import Calibration
 from ...policies import ASL
+from ...policies.cut import N_BEST
 from ...policies.parameters import scaled_layer
 from ..page_style import figure, table, whole
+from .cutting import Found
 from .picture import picture
 
 CHOICE_HEAD = ("", "before", "calibrated")
@@ -57,11 +59,29 @@ def profile_rows(found: Calibration) -> list[tuple[str, ...]]:
     return rows
 
 
-def page(found: Calibration, policy: ASL, model: str) -> str:
+def auto_sentence(found: Found) -> str:
+    """What the search for what `auto` goes by ended with."""
+    if found.auto is None:
+        return f"auto: nothing stored: {found.words}"
+    cut, few = (
+        found.auto.cut,
+        "the least" if not found.auto.cut.few else f"{found.auto.cut.few:.0%} of the way to the limit",
+    )
+    if cut.above and cut.threshold == 0:
+        return f"auto: few tokens ({few}) of every prompt; {found.words}"
+    side = "at least" if cut.above else "at most"
+    return (
+        f"auto: few tokens ({few}) where head {cut.head} of layer {cut.layer} has {side} {cut.threshold:.1%} of its attention "
+        f"to the document on {N_BEST} tokens, {found.auto.limit:g} else; {found.words}"
+    )
+
+
+def page(found: Calibration, policy: ASL, model: str, auto: str = "") -> str:
     """What was chosen, the picture, the words, the numbers.
 
     Args:
         model: its name.
+        auto: a sentence on the budget auto.
     """
     title = f"Calibration of {found.policy} on {model}"
     made = f"Prompts of each task: {found.samples}, of up to {found.tokens} tokens; budget {found.budget}, tradeoff {found.tradeoff:g}"
@@ -73,7 +93,7 @@ def page(found: Calibration, policy: ASL, model: str) -> str:
     rows = [(*row, *[""] * (len(PROFILE_HEAD) - len(row))) for row in profile_rows(found)]
     return whole(
         title,
-        f"<h1>{escape(title)}</h1>\n<p>{escape(made)}</p>\n{table(CHOICE_HEAD, choice_rows(found, policy))}\n"
+        f"<h1>{escape(title)}</h1>\n<p>{escape(made)}</p>\n{table(CHOICE_HEAD, choice_rows(found, policy))}\n<p>{escape(auto)}</p>\n"
         f"<h2>Layers</h2>\n{drawn}\n<h2>Words</h2>\n<dl>{words}</dl>\n"
         f"<h2>Numbers</h2>\n{table(PROFILE_HEAD, rows)}",
     )

@@ -14,7 +14,7 @@ from ...native.session import sliding_layers
 from ...policies import ASL, Full, Policy
 from ...policies.ranking import random_rank_variance
 from ..measure import measure
-from ..tasks import DEVELOPMENT_SEED, Example, Task, make_task
+from ..tasks import CHATML, DEVELOPMENT_SEED, ChatFormat, Example, Task, make_task
 from .tradeoff import EASY, HARD, Outcome, Profile
 
 Progress = Callable[[int, int], None]
@@ -24,6 +24,10 @@ _ANSWER_CELLS = 256
 _AT_ONCE = 1e9
 """a tau above every ratio, so that the rule selects at min_layer"""
 _NEVER = 0.0
+
+
+class TooFewLayersError(OptionError):
+    """There are no layers to choose from."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,12 @@ class Case:
 
 
 def make_cases(
-    model: Model, n_tokens: int, samples: int, easy: Sequence[str] = EASY, hard: Sequence[str] = HARD
+    model: Model,
+    n_tokens: int,
+    samples: int,
+    easy: Sequence[str] = EASY,
+    hard: Sequence[str] = HARD,
+    chat: ChatFormat = CHATML,
 ) -> list[Case]:
     """Examples of these tasks, of at most n_tokens tokens each, from the development seed.
 
@@ -47,7 +56,7 @@ def make_cases(
         raise OptionError(f"expected each task as easy or as hard, got {both[0]} as both; name it once")
     cases = []
     for name in (*easy, *hard):
-        task = make_task(name, lambda text: len(model.tokenize(text)), n_tokens, samples, DEVELOPMENT_SEED)
+        task = make_task(name, lambda text: len(model.tokenize(text)), n_tokens, samples, DEVELOPMENT_SEED, chat)
         cases += [Case(task, task.get_example(index), name in hard) for index in range(samples)]
     return cases
 
@@ -90,13 +99,13 @@ def _asked(model: Model, policy: ASL) -> tuple[int, ...]:
     """Layers that are asked what to keep, where others slide or hold a state; empty if all are.
 
     Raises:
-        OptionError: there are too few to choose one.
+        TooFewLayersError: there are too few to choose one.
     """
     itself = sliding_layers(model.handle)
     full = tuple(layer for layer, own in enumerate(itself) if not own)
     n_least = 3 if any(itself) else policy.obs_layers + 2
     if len([layer for layer in full if not any(itself) or layer >= policy.obs_layers - 1]) < n_least:
-        raise OptionError(
+        raise TooFewLayersError(
             f"expected a model of at least {policy.obs_layers + 2} layers to calibrate {policy.name}, which compares "
             f"{policy.obs_layers}, and of these 3 that attend to the whole prompt from layer {policy.obs_layers - 1} on, got one of "
             f"{model.n_layer} where {full} do; use fastkv, whose layer is fixed"

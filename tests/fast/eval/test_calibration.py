@@ -148,7 +148,7 @@ def command(tiny_model, config, capsys):
     path = tiny_model("llama", n_layer=12, n_head=2, n_head_kv=1, n_ff=64)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        given = ["-m", str(path), "-t", "1", "--tokens", "512", "--samples", "1", *arguments]
+        given = ["-m", str(path), "-t", "1", "--tokens", "512", "--samples", "1", "--auto-samples", "0", *arguments]
         code = main(["calibrate", *given, "--easy", "passkey", "--hard", "keyvalue"])
         return code, *capsys.readouterr()
 
@@ -256,6 +256,7 @@ def test_models_whose_layers_are_not_alike(kind, policy, tiny_model, tmp_path, c
     else:
         path = write_kind(tmp_path / "model.gguf", kind, n_layer=N_UNLIKE, text=True)
     arguments = ["calibrate", "-m", str(path), "--policy", policy, "--tokens", "320", "--samples", "1", "-t", "1"]
+    arguments += ["--auto-samples", "0"]
     arguments += ["--easy", "passkey", "--hard", "keyvalue", "--out", str(tmp_path / "profile.svg")]
     assert main(arguments) == 0, capsys.readouterr().err
     found = load(path, policy)

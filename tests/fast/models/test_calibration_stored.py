@@ -12,8 +12,10 @@ import pytest
 
 from asl_gguf.errors import ModelError
 from asl_gguf.models import calibration, named
-from asl_gguf.models.calibration import calibrated, load, save, settings_of
-from asl_gguf.policies import SpanASL, make_policy
+from asl_gguf.models.calibration import calibrated, cut_of, load, save, save_cut, settings_of
+from asl_gguf.models.cuts import FoundCut, StoredCut
+from asl_gguf.policies import ASL, SnapKV, SpanASL, make_policy
+from asl_gguf.policies.cut import Cut
 from profiles import make_calibration
 
 
@@ -139,3 +141,49 @@ def test_what_takes_a_calibration(config, file, caplog):
     save(file, replace(stored, settings=settings_of(SpanASL(obs_tokens=32))))
     assert calibrated("asl-span", file) == (SpanASL(), None)
     assert "asl-gguf calibrate" in caplog.text
+
+
+CUT = Cut(11, 3, False, 0.296, 1.0)
+STORED = StoredCut.of(FoundCut(CUT, -0.01, 0.25, 0.4, 36), SpanASL(), "0")
+
+
+def test_what_auto_goes_by(config, file, caplog):
+    assert cut_of(SpanASL(), file) is None
+    path = save_cut(file, "asl-span", STORED)
+    assert cut_of(SpanASL(), file) == CUT and load(file, "asl-span") is None
+    assert cut_of(SpanASL(), file, enabled=False) is None
+    assert cut_of(ASL(), file) is None and cut_of(SnapKV(), file) is None and not caplog.records
+    assert cut_of(SpanASL(tau=0.5), file) is None and "run `asl-gguf calibrate` with these" in caplog.text
+    save(file, make_calibration())  # layers and cut do not touch each other
+    assert cut_of(SpanASL(), file) == CUT
+    assert save_cut(file, "asl-span", None) == path
+    assert cut_of(SpanASL(), file) is None and load(file, "asl-span") == make_calibration()
+
+
+def test_a_file_from_before_there_were_cuts(config, file):
+    path = save(file, make_calibration())
+    path.write_text(re.sub(r',\s*"cuts": {}', "", path.read_text()))
+    assert "cuts" not in path.read_text()
+    assert load(file, "asl-span") == make_calibration() and cut_of(SpanASL(), file) is None
+
+
+@pytest.mark.parametrize(
+    "was, damaged",
+    [
+        ('"head": 3', '"head": -1'),
+        ('"head": 3', '"had": 3'),
+        ('"above": false', '"above": "no"'),
+        ('"threshold": 0.296', '"threshold": NaN'),
+        ('"threshold": 0.296', '"threshold": 29.6'),
+        ('"prompts": 36', '"prompts": 0'),
+        ('"kept": 0.25', '"kept": "x"'),
+        ('"settings": {', '"settings": 1, "other": {'),
+        ('"cuts": {', '"cuts": [], "other": {'),
+    ],
+)
+def test_a_corrupt_cut(config, file, was, damaged):
+    path = save_cut(file, "asl-span", STORED)
+    assert was in path.read_text()
+    path.write_text(path.read_text().replace(was, damaged))
+    with pytest.raises(ModelError, match=r"(?s)expected a calibration .*, got .*; run `asl-gguf calibrate`.*or delete"):
+        cut_of(SpanASL(), file)

@@ -106,7 +106,7 @@ def test_calibrations(tiny_model, tmp_path, config):
     variables = environment() | {"ASL_GGUF_CONFIG_DIR": str(config)}
     arguments = command(
         "calibrate", "-m", parts[1], "--policy", "asl-span", "-t", 1, "--tokens", 700, "--samples", 1, "--step", 3,
-        "--easy", "passkey", "--hard", "keyvalue",
+        "--auto-samples", 0, "--easy", "passkey", "--hard", "keyvalue",
     )  # fmt: skip
     done = subprocess.run(arguments, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
