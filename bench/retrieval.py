@@ -28,7 +28,7 @@ from asl_gguf.eval.machine import processor
 from asl_gguf.eval.measure import MOST_REFERENCE_TOKENS, answer_logits, measure
 from asl_gguf.eval.results import FULL, Results, Row
 from asl_gguf.eval.runner import late_budget, most_kept
-from asl_gguf.eval.statistics import group
+from asl_gguf.eval.statistics import group, policies_of
 from asl_gguf.eval.suites import FAMILIES, QUESTIONS, SEEDS, Files
 from asl_gguf.eval.tasks import ChatFormat, Example, Task, label, make_task
 from asl_gguf.models.named import resolve
@@ -51,6 +51,8 @@ KV_TYPES = {"q8_0": 8, "q4_0": 2}
 _END_TOKENS = 16
 """tokens of the pieces that "ends" are made of"""
 _LEAST_ANSWER = 256
+_ONE_PASSAGE = 0.05
+"""of retrieval alone: where one passage answers, fewer others distract less"""
 _RETRIEVED, _COMBINED = 0.4, 0.2
 """shares of a prompt that is retrieved first and pruned then"""
 
@@ -94,7 +96,7 @@ def ways(shares: Sequence[float], embedder: bool, kv_types: Sequence[str]) -> li
         Way(FULL),
         *(Way(f"full cache, {kind}", kv=kind) for kind in kv_types),
         *(Way(PRUNED, share, pruned=True) for share in ("auto", *shares)),
-        *(Way("bm25", share, "bm25", share) for share in shares),
+        *(Way("bm25", share, "bm25", share) for share in (*shares, _ONE_PASSAGE)),
         *(Way("embedding", share, "embedding", share) for share in shares if embedder and share == _COMBINED),
         *(Way("ends", share, "ends", share) for share in shares),
         Way(f"bm25 {_RETRIEVED}, {PRUNED}", _COMBINED, "bm25", _RETRIEVED, pruned=True),
@@ -188,7 +190,8 @@ def run(
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: a line for each way, a column for each kind of question; of the prompts that every way has answered."""
-    found = group(rows, "policy", "budget")
+    policies = policies_of(rows)
+    found = dict(sorted(group(rows, "policy", "budget").items(), key=lambda item: policies.index(item[0][0])))
     keyed = {name: {(row["task"], row["index"]): row for row in of_way} for name, of_way in found.items()}
     examples = [one for one in keyed.get((FULL, None), {}) if all(one in of_way for of_way in keyed.values())]
     if not examples:
@@ -226,7 +229,7 @@ def main() -> None:
     parser.add_argument("--squad", help="SQuAD's dev-v2.0.json, for qa_1")
     parser.add_argument("--chat", choices=CHOICES, default="auto")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.2, 0.1], help="of the tokens (default 0.2 0.1)")
-    parser.add_argument("--passage", type=int, default=64, help="tokens of a passage, at most (default %(default)s)")
+    parser.add_argument("--passage", type=int, default=32, help="tokens of a passage, at most (default %(default)s)")
     parser.add_argument(
         "--embedder", type=Path, help="folder with model.onnx and tokenizer.json of a sentence-transformers model"
     )
