@@ -187,7 +187,7 @@ class _Answers:
         chosen = []
         for text, budget in wanted:
             policy = policies.get(text, Full())
-            chosen.append((text, budget, policy, _most_kept(budget, n_tokens, policy)))
+            chosen.append((text, budget, policy, most_kept(budget, n_tokens, policy)))
         with model.context(n_cells) as ctx, model.session(ctx, n_cells, n_cells, self._dequant) as session:
             n_bytes = recording_bytes(session, n_tokens)
             in_use = [(policy, n_kept) for *_, policy, n_kept in chosen]
@@ -200,7 +200,11 @@ class _Answers:
                 prefill(shared.for_policy(Full(), n_tokens), self._tokens, Full(), n_tokens)
                 full = answer_logits(model, ctx, n_tokens, self._example)
             for text, budget, policy, n_kept in chosen:
+<<<<<<< HEAD
                 late = _late(budget, policy, n_tokens, n_kept, model_shape(model.handle), cuts.get(text))
+=======
+                late = late_budget(budget, policy, n_tokens, n_kept, model_shape(model.handle))
+>>>>>>> rag
                 report, seconds = shared.prefill(policy, n_kept, late)
                 spent = time.perf_counter() - started
                 rows = answer_logits(model, ctx, n_tokens, self._example)
@@ -250,7 +254,7 @@ class _Shared:
         return report, report.prefill_seconds + (session.seconds_spared - before if self.shares else 0.0)
 
 
-def _most_kept(budget: float | int | str | None, n_tokens: int, policy: Policy) -> int:
+def most_kept(budget: float | int | str | None, n_tokens: int, policy: Policy) -> int:
     """Tokens that a budget keeps of a prompt, at most."""
     if budget is None:
         return n_tokens
@@ -261,8 +265,13 @@ def _most_kept(budget: float | int | str | None, n_tokens: int, policy: Policy) 
     return Budget(budget, 0).kept(n_tokens, policy.min_kept)
 
 
+<<<<<<< HEAD
 def _late(
     budget: float | int | str | None, policy: Policy, n_tokens: int, n_kept: int, shape: Shape, cut: Cut | None
+=======
+def late_budget(
+    budget: float | int | str | None, policy: Policy, n_tokens: int, n_kept: int, shape: Shape
+>>>>>>> rag
 ) -> PromptBudget | None:
     """What is decided as the prompt is read, as a `Llama` with this budget does."""
     if n_kept >= n_tokens:
