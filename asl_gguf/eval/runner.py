@@ -14,13 +14,8 @@ from ..budget.late import PromptBudget, Shape, auto_budget, fixed_budget
 from ..budget.share import ROOM, Budget, round_cells
 from ..budget.targets import Auto
 from ..engine.prefill import prefill
-<<<<<<< HEAD
 from ..engine.replay import RECORD_BYTES, Records, recording_bytes
-=======
-from ..engine.replay import Records
 from ..models.calibration import calibrated, cut_of
-from ..native.bindings import llama_cpp
->>>>>>> anymodel
 from ..native.context import model_shape
 from ..native.model import Model
 from ..native.session import Session
@@ -200,11 +195,7 @@ class _Answers:
                 prefill(shared.for_policy(Full(), n_tokens), self._tokens, Full(), n_tokens)
                 full = answer_logits(model, ctx, n_tokens, self._example)
             for text, budget, policy, n_kept in chosen:
-<<<<<<< HEAD
-                late = _late(budget, policy, n_tokens, n_kept, model_shape(model.handle), cuts.get(text))
-=======
-                late = late_budget(budget, policy, n_tokens, n_kept, model_shape(model.handle))
->>>>>>> rag
+                late = late_budget(budget, policy, n_tokens, n_kept, model_shape(model.handle), cuts.get(text))
                 report, seconds = shared.prefill(policy, n_kept, late)
                 spent = time.perf_counter() - started
                 rows = answer_logits(model, ctx, n_tokens, self._example)
@@ -265,13 +256,8 @@ def most_kept(budget: float | int | str | None, n_tokens: int, policy: Policy) -
     return Budget(budget, 0).kept(n_tokens, policy.min_kept)
 
 
-<<<<<<< HEAD
-def _late(
-    budget: float | int | str | None, policy: Policy, n_tokens: int, n_kept: int, shape: Shape, cut: Cut | None
-=======
 def late_budget(
-    budget: float | int | str | None, policy: Policy, n_tokens: int, n_kept: int, shape: Shape
->>>>>>> rag
+    budget: float | int | str | None, policy: Policy, n_tokens: int, n_kept: int, shape: Shape, cut: Cut | None = None
 ) -> PromptBudget | None:
     """What is decided as the prompt is read, as a `Llama` with this budget does."""
     if n_kept >= n_tokens:
