@@ -20,6 +20,8 @@ from ..errors import OptionError, PromptError
 from .streams import standard_input
 
 STDIN = "-"
+_MOST_BYTES = 512 << 20
+"""of a document, with the pictures of a PDF"""
 _HTML_SUFFIXES = {".htm", ".html", ".xhtml"}
 _HTML_STARTS = ("<!doctype html", "<html")
 _PACKED = "unpack it first"
@@ -65,12 +67,21 @@ def read_plain(name: str | Path) -> str:
 def _read(name: str | Path, text_of: Callable[[bytes, str], str]) -> str:
     source = "standard input" if str(name) == STDIN else str(name)
     try:
-        data = standard_input().read() if str(name) == STDIN else Path(name).read_bytes()
+        if str(name) == STDIN:
+            data = standard_input().read(_MOST_BYTES + 1)
+        else:
+            with Path(name).open("rb") as file:
+                data = file.read(_MOST_BYTES + 1)
     except PromptError:
         raise
     except (OSError, ValueError) as err:  # ValueError: a path with a null byte
         why = err.strerror if isinstance(err, OSError) and err.strerror else err
-        raise PromptError(f"expected readable UTF-8 text, got {source}: {why}") from err
+        advice = "; name its files" if isinstance(err, IsADirectoryError) else ""
+        raise PromptError(f"expected readable UTF-8 text, got {source}: {why}{advice}") from err
+    if len(data) > _MOST_BYTES:  # a device has no end
+        raise PromptError(
+            f"expected a document of at most {_MOST_BYTES >> 20} MiB, got more in {source}; pass the part that matters"
+        )
     text = text_of(data, source)
     if not text.strip():
         raise PromptError(f"expected readable UTF-8 text, got {source}: it is empty")
@@ -126,9 +137,9 @@ def _decoded(data: bytes, source: str) -> str:
 
 
 def _other_encoding(data: bytes) -> str:
-    """What to do with a text in an older encoding; nothing for what is no text in one either."""
+    """What to do with a text in an older encoding, and with what is no text in one either."""
     if b"\0" in data or sum(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in data) > len(data) // 100:
-        return ""
+        return "; it holds no text: save it as text, PDF or DOCX"
     return "; if it is text in an older encoding: iconv -f windows-1252 -t utf-8 FILE | asl-gguf ... -"
 
 

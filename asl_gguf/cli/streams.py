@@ -11,7 +11,15 @@ from typing import Any, BinaryIO
 
 from ..errors import AslError, PromptError
 
-_KEYWORD = re.compile(r"\basl_(budget|policy|dequant|protect|guard|full_kv|decode_ctx)\b")
+_OURS = "budget policy dequant protect guard full_kv decode_ctx".split()
+_THEIRS = {
+    "n_ctx": "--ctx-size", "n_batch": "--batch-size", "n_ubatch": "--ubatch-size", "n_threads": "--threads",
+    "n_gpu_layers": "-ngl", "type_k": "--cache-type-k", "type_v": "--cache-type-v", "flash_attn=True": "-fa",
+    "lora_path": "--lora", "kv_overrides": "--override-kv", "tensor_split": "--tensor-split", "max_tokens": "--max-tokens",
+}  # fmt: skip
+_TYPED = _THEIRS | {f"asl_{name}": f"--{name.replace('_', '-')}" for name in _OURS}
+_KEYWORD = re.compile(rf"(?<![\w./-])({'|'.join(_TYPED)})(?![\w.=/-]\w)\b")
+"""names of options in Python, but where they are parts of a path"""
 
 
 class ClosedStreamError(AslError):
@@ -46,7 +54,7 @@ def standard_input() -> BinaryIO:
 
 def as_typed(error: object) -> str:
     """An error's message with options as they are typed: it has their names in Python."""
-    return _KEYWORD.sub(lambda found: f"--{found[1].replace('_', '-')}", str(error))
+    return _KEYWORD.sub(lambda found: _TYPED[found[1]], str(error))
 
 
 def warn(text: str) -> None:

@@ -22,6 +22,7 @@ from ..errors import AdapterError, ModelError, OptionError, OptionTypeError, sho
 from ..models import gguf_header
 from ..native import context, measured
 from ..native.bindings import llama_cpp
+from ..native.logged import Logged, errors_logged
 from .values import INT32, SEEDS, checked_float
 
 _RANGES = {
@@ -184,7 +185,8 @@ def attach_adapter(llm: llama_cpp.Llama, lora_path: str) -> None:
     Raises:
         AdapterError: llama.cpp refuses the file.
     """
-    adapter = llama_cpp.llama_adapter_lora_init(llm._model.model, lora_path.encode())
+    with errors_logged() as logged:
+        adapter = llama_cpp.llama_adapter_lora_init(llm._model.model, lora_path.encode())
     llm.lora_path, llm._lora_adapter = lora_path, adapter
     if adapter:
         llm._stack.callback(llama_cpp.llama_adapter_lora_free, adapter)
@@ -193,17 +195,20 @@ def attach_adapter(llm: llama_cpp.Llama, lora_path: str) -> None:
         if llama_cpp.llama_set_adapters_lora(llm.ctx, adapters, 1, scales) == 0:
             return
     raise AdapterError(
-        f"lora_path: expected a GGUF file with a LoRA adapter for {Path(llm.model_path).name}, got {lora_path}; check that "
-        "it was made for this model, or pass verbose=True for llama.cpp's reason"
+        f"lora_path: expected a GGUF file with a LoRA adapter for {Path(llm.model_path).name}, got {lora_path}"
+        f"{logged.because}; check that it was made for this model"
     )
 
 
-def translated(error: Exception, path: str, n_ctx: int, arguments: Mapping[str, Any]) -> Exception | None:
+def translated(
+    error: Exception, path: str, n_ctx: int, arguments: Mapping[str, Any], logged: Logged
+) -> Exception | None:
     """The typed error for what the parent's `__init__` raised, None if the caller can do nothing about it.
 
     Args:
         n_ctx: tokens of the context that was asked for.
         arguments: the other keyword arguments.
+        logged: what llama.cpp said.
     """
     text = str(error)
     if isinstance(error, MemoryError):
@@ -211,21 +216,20 @@ def translated(error: Exception, path: str, n_ctx: int, arguments: Mapping[str, 
             f"expected memory for n_ctx {n_ctx} and n_batch {arguments.get('n_batch', 512)}: {text}; lower them"
         )
     if isinstance(error, ValueError):
-        return _of_value(text, path, n_ctx, arguments)
+        return _of_value(text, path, n_ctx, arguments, logged)
     if isinstance(error, (TypeError, AttributeError)):
         return _of_type(arguments)
     return None
 
 
-def _of_value(text: str, path: str, n_ctx: int, arguments: Mapping[str, Any]) -> Exception | None:
+def _of_value(text: str, path: str, n_ctx: int, arguments: Mapping[str, Any], logged: Logged) -> Exception | None:
     if re.match("Failed to (load model|get vocab)", text):
         overridden = " and kv_overrides" if arguments.get("kv_overrides") else ""
         return ModelError(
-            f"expected a GGUF model that llama.cpp can load, got {path}; "
-            f"check the file{overridden}, or pass verbose=True for llama.cpp's reason"
+            f"expected a GGUF model that llama.cpp can load, got {path}{logged.because}; check the file{overridden}"
         )
     if text.startswith("Failed to create llama_context"):
-        return _of_context(path, n_ctx, arguments)
+        return _of_context(path, n_ctx, arguments, logged)
     if match := re.match(r"Unknown value type for (.*?):|Value for (.*?) is too long|bytes too long", text):
         key = match[1] or match[2]
         got = f"{arguments['kv_overrides'][key]!r:.60} for {key}" if key else "a longer key"
@@ -244,7 +248,7 @@ def _of_value(text: str, path: str, n_ctx: int, arguments: Mapping[str, Any]) ->
 _BLOCK = 32  # values of a block of each quantised cache type
 
 
-def _of_context(path: str, n_ctx: int, arguments: Mapping[str, Any]) -> OptionError:
+def _of_context(path: str, n_ctx: int, arguments: Mapping[str, Any], logged: Logged) -> OptionError:
     """Why llama.cpp makes no context: it returns nothing but NULL."""
     kind = _TYPES.get(arguments.get("type_v", llama_cpp.GGML_TYPE_F16), "F16")
     if kind not in ("F32", "F16", "BF16") and not arguments.get("flash_attn"):
@@ -257,8 +261,8 @@ def _of_context(path: str, n_ctx: int, arguments: Mapping[str, Any]) -> OptionEr
                 f"got {kind}"
             )
     return OptionError(
-        f"expected memory for a context of {n_ctx} KV cells, got none from llama.cpp; lower n_ctx, asl_budget or "
-        "asl_decode_ctx, take a smaller type_k, or pass verbose=True for llama.cpp's reason"
+        f"expected memory for a context of {n_ctx} KV cells, got none from llama.cpp{logged.because}; lower n_ctx, asl_budget "
+        "or asl_decode_ctx, or take a smaller type_k"
     )
 
 

@@ -186,7 +186,7 @@ class Llama(AnsweringLlama):
         if kwargs.get("draft_model") is not None:
             kwargs["logits_all"] = True  # the parent wants them, but has room for those of n_batch tokens alone
         try:
-            with context.assertions_caught():
+            with context.assertions_caught() as logged:
                 super().__init__(path, n_ctx=n_ctx, **init_errors.without_adapter(kwargs))
             if not kwargs.get("tokenizer"):
                 self.tokenizer_ = Tokenizer(self)
@@ -198,7 +198,7 @@ class Llama(AnsweringLlama):
                 init_errors.check_computes(self, kwargs["kv_overrides"])
         except BaseException as err:
             self.close()  # in order: left to the garbage collector, the model may go before what needs it
-            typed = init_errors.translated(err, path, n_ctx, kwargs) if isinstance(err, Exception) else None
+            typed = init_errors.translated(err, path, n_ctx, kwargs, logged) if isinstance(err, Exception) else None
             if typed is None:
                 raise
             raise typed from err

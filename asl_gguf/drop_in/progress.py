@@ -48,13 +48,13 @@ class ProgressBar:
         """The time that is left, at the pace since the job began; nothing as long as there is no pace."""
         if share <= self._begun:
             return ""
-        return f", {(now - self._started) * (1 - share) / (share - self._begun):.0f} s left"
+        return f", {_duration((now - self._started) * (1 - share) / (share - self._begun))} left"
 
     def _draw(self, now: float, share: float) -> None:
         if now - self._drawn < _INTERVAL_SECONDS and share < 1:
             return
         self._drawn = now
-        left = self._left(now, share).lstrip(", ").rjust(11)
+        left = self._left(now, share).lstrip(", ").rjust(12)
         texts = (
             f"\r{self._label} {self._bar(share)} {share:4.0%}  {left} ",
             f"\r{self._label} {share:4.0%}",
@@ -76,6 +76,12 @@ class ProgressBar:
         if self._on_terminal:
             self._stream.write("\r\x1b[2K")
             self._stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class TqdmBar:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import ModelError
 from ..native.bindings import llama_cpp
+from ..native.logged import errors_logged
 
 _UINT32, _INT32, _ARRAY = 4, 5, 9
 """of `gguf_type`"""
@@ -149,9 +150,10 @@ def _opened(path: str, overrides: Mapping[str, object] | None) -> Iterator[_Head
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
-    handle = lib.gguf_init_from_file(path.encode(), _InitParams(True, None))
+    with errors_logged() as logged:
+        handle = lib.gguf_init_from_file(path.encode(), _InitParams(True, None))
     if not handle:
-        raise ModelError(f"expected a readable GGUF file, got {path}")
+        raise ModelError(f"expected a readable GGUF file, got {path}{logged.because}; download the file again")
     try:
         yield _Header(lib, handle, overrides or {})
     finally:

@@ -207,7 +207,7 @@ def _check_magic(path: Path) -> Path:
         raise ModelError(f"expected a readable GGUF file, got {error}; check the file's permissions") from error
     if magic != _GGUF_MAGIC:
         raise ModelError(
-            f"expected a GGUF file, got one that starts with {magic!r}: {path}; "
+            f"expected a GGUF file, got {f'one that starts with {magic!r}' if magic else 'an empty one'}: {path}; "
             f"convert the model to GGUF or download the file again"
         )
     return path

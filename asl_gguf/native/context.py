@@ -14,6 +14,7 @@ from ..errors import NativeError, OptionError
 from ..policies.contract import Floats, Policy
 from .arrays import float_p
 from .bindings import lib, llama_cpp
+from .logged import Logged, errors_logged
 
 
 def check_ranking(context: int, policy: Policy) -> None:
@@ -44,14 +45,15 @@ def adapters(ctx: Any) -> str:
 
 
 @contextlib.contextmanager
-def assertions_caught() -> Iterator[None]:
+def assertions_caught() -> Iterator[Logged]:
     """For the time of calls that load a model or make a context: an assertion of llama.cpp that fails there makes them fail.
 
-    Else it ends the process.
+    Else it ends the process. Gives what llama.cpp logs as errors meanwhile.
     """
     lib.throw_on_abort(True)
     try:
-        yield
+        with errors_logged() as logged:
+            yield logged
     finally:
         lib.throw_on_abort(False)
 

@@ -22,10 +22,13 @@ def load_model(path: str, *, vocab_only: bool = False, n_gpu_layers: int = 0) ->
     params.vocab_only = vocab_only
     params.n_gpu_layers = n_gpu_layers
     llama_cpp.llama_backend_init()
-    with assertions_caught():
+    with assertions_caught() as logged:
         model = llama_cpp.llama_model_load_from_file(path.encode(), params)
     if not model:
-        raise ModelError(f"expected a GGUF model that llama.cpp can load, got {path}")
+        raise ModelError(
+            f"expected a GGUF model that llama.cpp can load, got {path}{logged.because}; download the file again, or convert "
+            "the model with tools of this version"
+        )
     return model
 
 

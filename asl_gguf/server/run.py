@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..models.named import resolve
 from . import bindings, child
@@ -51,12 +50,12 @@ def with_model(arguments: Sequence[str]) -> list[str]:
     """The arguments, the name of a pulled model replaced by its file.
 
     Raises:
-        ModelError: there is no such file or model, or the model is not pulled.
+        ModelError: there is no such file or model, it is no GGUF, or the model is not pulled.
     """
     result = list(arguments)
     if set(_FETCHED) & set(result):  # -m says where the file will be
         return result
     for i, argument in enumerate(result[:-1]):
-        if argument in _MODEL and not Path(result[i + 1]).exists():
+        if argument in _MODEL:
             result[i + 1] = str(resolve(result[i + 1]))
     return result

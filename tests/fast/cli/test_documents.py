@@ -186,5 +186,17 @@ def test_older_encodings_get_a_way_out(tmp_path):
 def test_reasons_are_the_systems_words(tmp_path):
     with pytest.raises(PromptError, match="none.txt: No such file or directory$"):
         read_document(tmp_path / "none.txt")
-    with pytest.raises(PromptError, match="Is a directory$"):
+    with pytest.raises(PromptError, match="Is a directory; name its files$"):
         read_document(tmp_path)
+
+
+def test_documents_have_an_end(monkeypatch, tmp_path):
+    monkeypatch.setattr(documents, "_MOST_BYTES", 1 << 20)
+    with pytest.raises(PromptError, match="at most 1 MiB, got more in /dev/zero; pass the part that matters"):
+        read_document("/dev/zero")
+
+
+def test_what_is_no_text_in_any_encoding(tmp_path):
+    (tmp_path / "data.bin").write_bytes(bytes(range(256)) * 9)
+    with pytest.raises(PromptError, match="it holds no text: save it as text, PDF or DOCX"):
+        read_document(tmp_path / "data.bin")

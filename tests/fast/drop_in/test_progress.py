@@ -104,7 +104,14 @@ def test_a_second_job_has_a_pace_of_its_own(clock):
         bar(done, 100)
     clock.now = 110
     bar(50, 100)
-    assert stream.getvalue() == "prefill: 50%\nprefill: 60%, 140 s left\nprefill: 50%\n"
+    assert stream.getvalue() == "prefill: 50%\nprefill: 60%, 2 min left\nprefill: 50%\n"
+
+
+def test_long_work_has_minutes_and_hours(clock):
+    bar = ProgressBar("prefill", stream := io.StringIO())
+    for clock.now, done in ((0, 0), (100, 1), (200, 40), (9900, 50)):
+        bar(done, 100)
+    assert stream.getvalue() == "prefill: 1%, 2.8 h left\nprefill: 40%, 5 min left\nprefill: 50%, 2.8 h left\n"
 
 
 def test_short_work_leaves_nothing(clock):

@@ -43,7 +43,7 @@ def test_a_folder_does_not_hide_a_model(cache, model, pip, tmp_path, monkeypatch
 def test_resolve_a_file_that_is_no_gguf(content, tmp_path, cache, model):
     path = tmp_path / "some.gguf"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match="expected a GGUF file, got one that starts with"):
+    with pytest.raises(ModelError, match="expected a GGUF file, got (one that starts with|an empty one)"):
         named.resolve(path)
 
 
