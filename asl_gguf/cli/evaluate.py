@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
         description="Runs a suite of tasks (docs/EVALUATION.md). What the folder holds already is not repeated.",
     )
     add_model_options(evaluate)
-    evaluate.add_argument("--out", type=Path, required=True, help="folder for results")
+    evaluate.add_argument("--out", type=Path, default=Path("results"), help="folder for results (default %(default)s)")
     evaluate.add_argument(
         "--suite",
         default="standard",
