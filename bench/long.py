@@ -61,8 +61,10 @@ def answer(llm: Llama, tokens: list[int] | str) -> Any:
 
 
 def text_of(llm: Llama, n_tokens: int) -> str:
-    """A document of so many tokens."""
-    return make_document(lambda text: len(llm.tokenize(text.encode(), add_bos=False)), n_tokens).text
+    """A document of about so many tokens: a shorter one again and again, for making one counts its tokens some twenty times."""
+    n_parts = 16
+    part = make_document(lambda text: len(llm.tokenize(text.encode(), add_bos=False)), n_tokens // n_parts - 10).text
+    return "\n\n".join([part] * n_parts)
 
 
 def through_all(steps: Steps, make: Callable[..., Llama], n_tokens: int, folder: Path) -> None:
