@@ -3,6 +3,7 @@
     python bench/gpu/write_model.py long /tmp/long.gguf --mix q8_0
     python bench/long.py /tmp/long.gguf --tokens 131072
     python bench/long.py /tmp/long.gguf --tokens 131072 --full-kv on   # K/V of all tokens on the host: on, q8_0
+    python bench/long.py /tmp/long.gguf --tokens 131072 --budgets      # what budgets that follow a goal keep
 
 The memory of a step is the process's peak in it and what is left after it, over what there was before the model was loaded
 (Linux). The policy selects in the first layer, for random weights settle on nothing.
@@ -61,8 +62,10 @@ def answer(llm: Llama, tokens: list[int] | str) -> Any:
 
 
 def text_of(llm: Llama, n_tokens: int) -> str:
-    """A document of so many tokens."""
-    return make_document(lambda text: len(llm.tokenize(text.encode(), add_bos=False)), n_tokens).text
+    """A document of about so many tokens: a shorter one again and again, for making one counts its tokens some twenty times."""
+    n_parts = 16
+    part = make_document(lambda text: len(llm.tokenize(text.encode(), add_bos=False)), n_tokens // n_parts - 10).text
+    return "\n\n".join([part] * n_parts)
 
 
 def through_all(steps: Steps, make: Callable[..., Llama], n_tokens: int, folder: Path) -> None:
@@ -80,11 +83,17 @@ def through_all(steps: Steps, make: Callable[..., Llama], n_tokens: int, folder:
     steps.run("load_state", lambda: llm.load_state(state))
     save_and_load(steps, llm, folder)
     llm.close()
+    interrupt(make(), tokens)
+
+
+def under_budgets(steps: Steps, make: Callable[..., Llama], n_tokens: int) -> None:
     for budget, policy in (("fit:64MiB", POLICY), ("ttft:60s", POLICY), ("auto", "asl")):
         llm = make(asl_budget=budget, asl_policy=policy)
-        steps.run(budget, lambda llm=llm: answer(llm, tokens), lambda _, llm=llm: llm.last_prefill.budget_choice)
+        tokens = llm.tokenize(text_of(llm, n_tokens - ROOM).encode())
+        steps.run(
+            budget, lambda llm=llm, ids=tokens: answer(llm, ids), lambda _, llm=llm: llm.last_prefill.budget_choice
+        )
         llm.close()
-    interrupt(make(), tokens)
 
 
 def save_and_load(steps: Steps, llm: Llama, folder: Path) -> None:
@@ -134,6 +143,7 @@ def main() -> None:
     parser.add_argument(
         "--full-kv", choices=("on", "q8_0"), help="three questions about one document, and another document"
     )
+    parser.add_argument("--budgets", action="store_true", help="a size, a time and auto, in place of all this")
     args = parser.parse_args()
     if not sys.platform.startswith("linux"):
         parser.error("expected Linux, whose /proc tells memory")
@@ -145,7 +155,9 @@ def main() -> None:
     steps = Steps()
     print(f"{'':32} {'CPU':>10} {'most':>12} {'left':>12}")
     with tempfile.TemporaryDirectory() as folder:
-        if args.full_kv:
+        if args.budgets:
+            under_budgets(steps, make, args.tokens)
+        elif args.full_kv:
             with_full_kv(steps, make, args.tokens, Path(folder), True if args.full_kv == "on" else args.full_kv)
         else:
             through_all(steps, make, args.tokens, Path(folder))
