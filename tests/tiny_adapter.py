@@ -1,4 +1,4 @@
-"""A LoRA adapter for the tiny model."""
+"""A LoRA adapter for the tiny model, or one of another width."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ N_EMBD, N_LAYER = 128, 6
 """of the tiny model"""
 
 
-def write_adapter(path: Path, seed: int = 0, rank: int = 4) -> Path:
-    """A LoRA adapter of random numbers for the tiny model."""
+def write_adapter(
+    path: Path, seed: int = 0, rank: int = 4, n_embd: int = N_EMBD, n_layer: int = N_LAYER, size: float = 1.0
+) -> Path:
+    """A LoRA adapter of random numbers for a model of the llama architecture whose queries are as wide as its hidden states.
+
+    Args:
+        size: standard deviation of the numbers.
+    """
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, "llama")
@@ -19,9 +25,9 @@ def write_adapter(path: Path, seed: int = 0, rank: int = 4) -> Path:
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", 4.0)
     rng = np.random.default_rng(seed)
-    for layer in range(N_LAYER):
-        for suffix, shape in (("a", (rank, N_EMBD)), ("b", (N_EMBD, rank))):
-            tensor = rng.standard_normal(shape, dtype=np.float32)
+    for layer in range(n_layer):
+        for suffix, shape in (("a", (rank, n_embd)), ("b", (n_embd, rank))):
+            tensor = np.float32(size) * rng.standard_normal(shape, dtype=np.float32)
             writer.add_tensor(f"blk.{layer}.attn_q.weight.lora_{suffix}", tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

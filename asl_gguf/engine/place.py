@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ..budget.share import round_cells
@@ -157,6 +158,8 @@ class SharedContext:
         self._n_turn = -1  # cells that the turn found; -1: no turn runs
         self.n_chunk = self.n_chunk_most = int(params.n_ubatch)
         """tokens of a chunk: what fits into a slice, at most n_ubatch"""
+        self.adapters: Sequence[tuple[int, float]] = ()
+        """LoRA adapters that prompts run with (`llama_adapter_lora *`), and their scales"""
         self._sizes = self._sizes_without_session()
 
     @property
@@ -233,6 +236,7 @@ class SharedContext:
         self._private = llama_cpp.llama_init_from_model(model, params)
         if not self._private:
             raise OutOfMemoryError(f"llama.cpp could not create a private context of {params.n_ctx} cells")
+        context.set_adapters(self._private, self.adapters)
         params.n_batch, params.n_ubatch = self.params.n_batch, self.n_chunk
         self._session = Session(self._private, params, self._n_ctx)
         self._session.set_dequant(self._dequant)

@@ -44,6 +44,16 @@ def adapters(ctx: Any) -> str:
     return f"{digest.value:016x}" if digest.value else "none"
 
 
+def set_adapters(ctx: Any, adapters: Sequence[tuple[int, float]]) -> None:
+    """Sets LoRA adapters (`llama_adapter_lora *` and a scale each) on a context, in place of those that were."""
+    pointers = (llama_cpp.llama_adapter_lora_p_ctypes * len(adapters))()
+    for i, (adapter, _) in enumerate(adapters):
+        pointers[i] = ctypes.cast(adapter, llama_cpp.llama_adapter_lora_p_ctypes)
+    scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
+    if llama_cpp.llama_set_adapters_lora(ctx, pointers, len(adapters), scales) != 0:
+        raise NativeError(f"llama.cpp could not set {len(adapters)} LoRA adapters on a context")
+
+
 @contextlib.contextmanager
 def assertions_caught() -> Iterator[Logged]:
     """For the time of calls that load a model or make a context: an assertion of llama.cpp that fails there makes them fail.

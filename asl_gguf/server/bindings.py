@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from ctypes import CFUNCTYPE, POINTER, c_bool, c_char, c_char_p, c_int, c_int32, c_size_t, c_void_p
+from ctypes import CFUNCTYPE, POINTER, c_bool, c_char, c_char_p, c_float, c_int, c_int32, c_size_t, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,12 @@ class Span(ctypes.Structure):
     _fields_ = [("role", c_int32), ("begin", c_int32), ("end", c_int32)]
 
 
+class Adapter(ctypes.Structure):
+    """`asl_serve_adapter`."""
+
+    _fields_ = [("adapter", c_void_p), ("scale", c_float)]
+
+
 class Prompt(ctypes.Structure):
     """`asl_serve_prompt`."""
 
@@ -62,6 +68,9 @@ class Prompt(ctypes.Structure):
         ("n_spans", c_int32),
         ("options", c_char_p),
         ("unprunable", c_char_p),
+        ("adapters", POINTER(Adapter)),
+        ("n_adapters", c_int32),
+        ("adapters_id", c_uint64),
     ]
 
 

@@ -234,6 +234,8 @@ def _incoming(prompt: Any) -> Incoming:
         spans=[(span.role, span.begin, span.end) for span in prompt.spans[: prompt.n_spans]],
         options=prompt.options.decode("utf-8", "replace"),
         unprunable=None if prompt.unprunable is None else prompt.unprunable.decode(),
+        adapters=[(one.adapter, one.scale) for one in prompt.adapters[: prompt.n_adapters]],
+        adapters_id=prompt.adapters_id,
     )
 
 

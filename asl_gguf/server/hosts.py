@@ -23,6 +23,7 @@ class Hosts:
     def __init__(self, hosts: Sequence[HostKV]) -> None:
         self._hosts = list(hosts)  # the least recently used first
         self._holders: dict[HostKV, EngineSequence] = {}
+        self._adapters: dict[HostKV, int] = {}
 
     @classmethod
     def of(cls, full_kv: bool | str, place: SharedContext, n_slots: int) -> Hosts:
@@ -46,15 +47,21 @@ class Hosts:
             place.leave()
         return cls([host for host in made if host is not None])
 
-    def take(self, sequence: EngineSequence, tokens: Sequence[int]) -> HostKV | None:
+    def take(self, sequence: EngineSequence, tokens: Sequence[int], adapters: int = 0) -> HostKV | None:
         """For a prompt that is about to be planned: what begins most like it, else what was unused for longest.
 
         Nobody else runs with it. Who held it goes on from the cells alone.
+
+        Args:
+            adapters: tells apart the LoRA adapters that the prompt runs with. K/V of others are forgotten.
         """
         free = [host for host in self._hosts if not self._is_busy(host, sequence)]
         if not free:
             return None
-        best = max(free, key=lambda host: host.n_common(tokens))
+        best = max(free, key=lambda host: host.n_common(tokens) if self._adapters.get(host, 0) == adapters else 0)
+        if self._adapters.get(best, 0) != adapters:
+            best.clear()
+        self._adapters[best] = adapters
         holder = self._holders.get(best)
         if holder is not None:
             holder.host = None

@@ -54,6 +54,10 @@ class Incoming:
     options: str = ""
     """JSON: an object with the request's `asl` and, of a chat, its `messages`"""
     unprunable: str | None = None
+    adapters: Sequence[tuple[int, float]] = ()
+    """LoRA adapters that it runs with (`llama_adapter_lora *`), and their scales"""
+    adapters_id: int = 0
+    """tells them apart"""
 
 
 class Slot:
@@ -113,6 +117,7 @@ class Slot:
         if not held:
             self._place.clear()
         self._place.adopt(incoming.n_dropped)
+        self._place.adapters = incoming.adapters
         if self._pace is not None:
             most = self._place.n_chunk_most
             self._place.n_chunk = self._pace.chunk(len(incoming.tokens), self._options.slice_ms / 2000, most)
@@ -131,7 +136,9 @@ class Slot:
         messages = given.get("messages")
         protected = (lambda: self._protected(roles, incoming, messages)) if roles else None
         remembers = request.full_kv is not False
-        self._sequence.host = self._hosts.take(self._sequence, incoming.tokens) if remembers else None
+        self._sequence.host = (
+            self._hosts.take(self._sequence, incoming.tokens, incoming.adapters_id) if remembers else None
+        )
         self._plan = plan = self._sequence.plan(Request(incoming.tokens, n_answer, protected))
         self._sequence.start(plan)
         self._busy = time.perf_counter() - self._began

@@ -57,6 +57,12 @@ typedef struct asl_serve_span {
     int32_t end;
 } asl_serve_span;
 
+// A LoRA adapter (llama_adapter_lora *) that a prompt runs with.
+typedef struct asl_serve_adapter {
+    void * adapter;
+    float scale;
+} asl_serve_adapter;
+
 // A prompt that has found a slot.
 typedef struct asl_serve_prompt {
     int32_t slot;
@@ -72,6 +78,9 @@ typedef struct asl_serve_prompt {
     int32_t n_spans;
     const char * options;    // an object as JSON with the request's `asl` and, of a chat, its `messages`; empty: none
     const char * unprunable; // why it must not be pruned; NULL: it may be
+    const asl_serve_adapter * adapters;
+    int32_t n_adapters;
+    uint64_t adapters_id; // asl_context_get_adapters; 0: it runs with none
 } asl_serve_prompt;
 
 typedef struct asl_serve_answer {

@@ -165,6 +165,11 @@ void asl_slots::give_memory_back() {
 #endif
 }
 
+uint64_t asl_slots::identify_adapters() const {
+    uint64_t id = 0;
+    return asl_context_get_adapters(ctx, &id) ? id : (uint64_t) ggml_time_us(); // unreadable: like no other
+}
+
 int32_t asl_slots::count_used(int id_slot) const {
     return sizes.n_cells - asl_context_get_free_cells(ctx, id_slot);
 }
@@ -193,24 +198,32 @@ asl_file_scope::asl_file_scope() { asl_throw_on_abort(true); }
 
 asl_file_scope::~asl_file_scope() { asl_throw_on_abort(false); }
 
-// Slot files: [tokens as the server packs them] [n_pruned, n_dropped, mark]
+// Slot files: [tokens as the server packs them] [adapters, two halves, n_pruned, n_dropped, mark]; without adapters
+// [n_pruned, n_dropped, mark]
 static const llama_token FILE_MARK = 0x004c5341; // "ASL"
+static const llama_token FILE_MARK_ADAPTERS = 0x014c5341;
 
 void asl_prompt_state::save(std::vector<char> & packed) const {
-    if (n_pruned == 0) {
+    if (n_pruned == 0 && adapters == 0) {
         return;
     }
-    const llama_token trailer[] = { n_pruned, n_dropped, FILE_MARK };
-    packed.insert(packed.end(), (const char *) trailer, (const char *) trailer + sizeof(trailer));
+    const llama_token trailer[] = { (int32_t) (adapters >> 32), (int32_t) adapters, n_pruned, n_dropped,
+                                    adapters == 0 ? FILE_MARK : FILE_MARK_ADAPTERS };
+    const char * begin = (const char *) (adapters == 0 ? trailer + 2 : trailer);
+    packed.insert(packed.end(), begin, (const char *) trailer + sizeof(trailer));
 }
 
 void asl_prompt_state::load(std::vector<llama_token> & packed) {
     *this = {};
     const size_t n = packed.size();
-    if (n >= 3 && packed[n - 1] == FILE_MARK) {
+    const bool has_adapters = n >= 5 && packed[n - 1] == FILE_MARK_ADAPTERS;
+    if (has_adapters || (n >= 3 && packed[n - 1] == FILE_MARK)) {
         n_pruned = packed[n - 3];
         n_dropped = packed[n - 2];
-        packed.resize(n - 3);
+        if (has_adapters) {
+            adapters = (uint64_t) (uint32_t) packed[n - 5] << 32 | (uint32_t) packed[n - 4];
+        }
+        packed.resize(n - (has_adapters ? 5 : 3));
     }
 }
 

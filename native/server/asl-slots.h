@@ -15,12 +15,13 @@
 struct asl_prompt_state {
     int32_t n_pruned = 0; // first tokens, of which K/V were dropped in part; 0: the cells hold all tokens
     int32_t n_dropped = 0; // tokens without a cell
+    uint64_t adapters = 0; // of the LoRA adapters that K/V were computed with; 0: none
 
     // The stale rule: how many of the first n_common tokens that a prompt shares may be reused. K/V that were chosen for one
     // prompt serve only prompts that go on from the whole of it.
     int reusable(int n_common) const { return n_common < n_pruned ? 0 : n_common; }
 
-    // Slot files: a trailer on the saved tokens, where something was pruned; load takes it off again.
+    // Slot files: a trailer on the saved tokens, where something was pruned or adapted; load takes it off again.
     void save(std::vector<char> & packed) const;
     void load(std::vector<llama_token> & packed);
 
@@ -100,6 +101,9 @@ public:
 
     // An answer has ended.
     void finished(int id_slot, const std::string & text, int32_t n_tokens);
+
+    // What tells apart the adapters that are set on the context now, in every process.
+    uint64_t identify_adapters() const;
 
     // Cells in use of a slot's own.
     int32_t count_used(int id_slot) const;

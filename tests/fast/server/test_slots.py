@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
 from asl_gguf.engine.place import SharedContext
 from asl_gguf.errors import ContextFullError, OptionError, OutOfMemoryError
+from asl_gguf.native import context
+from asl_gguf.native.bindings import llama_cpp
 from asl_gguf.server.hosts import Hosts
 from asl_gguf.server.options import Options
 from asl_gguf.server.rule import Rules
@@ -16,6 +19,7 @@ from asl_gguf.server.slots import Incoming, Slot, protected_tokens
 from harness import Options as ContextOptions
 from harness import assert_same, prompt
 from sequences import Sequences
+from tiny_adapter import write_adapter
 
 N_CTX, N_CELLS = 512, 256
 LONG = prompt(300, seed=1)
@@ -251,6 +255,23 @@ def test_nobody_takes_what_another_slot_works_with(make_slots):
     run(second, incoming([*LONG[:270], *prompt(30, seed=8)]))
     run(first, incoming([*LONG[:260], *prompt(30, seed=9)]))
     assert min(first.report()["cached_tokens"], second.report()["cached_tokens"]) > 200
+
+
+def test_each_prompt_runs_with_its_own_adapters(make_slots, shared, tmp_path):
+    """And K/V on the host are of the same ones."""
+    slots = make_slots(full_kv="on")
+    path = str(write_adapter(tmp_path / "lora.gguf")).encode()
+    adapter = llama_cpp.llama_adapter_lora_init(llama_cpp.llama_get_model(shared.handle), path)
+    found = []
+    sets: list[dict[str, Any]] = [{}, {"adapters": [(adapter, 1.0)], "adapters_id": 1}, {"adapters": [(adapter, 0.5)], "adapters_id": 2}, {}]
+    for i, adapters in enumerate(sets):
+        run(slots[i % 2], incoming(LONG, **adapters))
+        assert slots[i % 2].report()["cached_tokens"] == 0
+        found.append(shared.logits().copy())
+    llama_cpp.llama_adapter_lora_free(adapter)
+    assert np.array_equal(found[0], found[3])
+    assert min(np.abs(found[i] - found[j]).max() for i in range(3) for j in range(i)) > 1e-3
+    assert context.adapters(shared.handle) == "none"
 
 
 def test_a_budget_that_follows_the_question(make_slots):
