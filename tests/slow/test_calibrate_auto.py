@@ -13,8 +13,8 @@ from asl_gguf.cli import main
 from asl_gguf.eval.calibrate import looking
 from asl_gguf.eval.calibrate.cutting import KIND_TOLERANCE, MOST_KEPT, TOLERANCE
 from asl_gguf.eval.demo_text import make_document
-from asl_gguf.models.calibration import cut_of, load
 from asl_gguf.models.calibration import _store_of as store_of
+from asl_gguf.models.calibration import cut_of, load
 from asl_gguf.native.vocabulary import tokenize
 from asl_gguf.policies import SpanASL
 

@@ -263,7 +263,12 @@ def test_each_prompt_runs_with_its_own_adapters(make_slots, shared, tmp_path):
     path = str(write_adapter(tmp_path / "lora.gguf")).encode()
     adapter = llama_cpp.llama_adapter_lora_init(llama_cpp.llama_get_model(shared.handle), path)
     found = []
-    sets: list[dict[str, Any]] = [{}, {"adapters": [(adapter, 1.0)], "adapters_id": 1}, {"adapters": [(adapter, 0.5)], "adapters_id": 2}, {}]
+    sets: list[dict[str, Any]] = [
+        {},
+        {"adapters": [(adapter, 1.0)], "adapters_id": 1},
+        {"adapters": [(adapter, 0.5)], "adapters_id": 2},
+        {},
+    ]
     for i, adapters in enumerate(sets):
         run(slots[i % 2], incoming(LONG, **adapters))
         assert slots[i % 2].report()["cached_tokens"] == 0
