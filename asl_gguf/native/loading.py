@@ -23,6 +23,9 @@ _SPINS = "1000"
 """rounds that a thread of libgomp spins at a barrier before it sleeps: enough where the others run, and where another
 process has their core, spinning for milliseconds takes what they wait for"""
 
+_GGML_WARNING = 3
+"""GGML_LOG_LEVEL_WARN"""
+
 waiting = "the library is not loaded"
 """how OpenMP's threads wait for each other, and who chose it"""
 
@@ -98,6 +101,11 @@ def short_spinning() -> Iterator[None]:
         del os.environ[_ENV_WAITING[1]]
 
 
+def _silence_warnings(logger: ModuleType) -> None:
+    """llama_cpp takes ggml's level of warnings for that of errors, and prints them where verbose=False asks for silence."""
+    logger.GGML_LOG_LEVEL_TO_LOGGING_LEVEL[_GGML_WARNING] = logging.WARNING
+
+
 def load(package_paths: list[str]) -> ModuleType:
     """Imports `llama_cpp` on top of our library and returns it.
 
@@ -117,6 +125,7 @@ def load(package_paths: list[str]) -> ModuleType:
         with short_spinning():
             import llama_cpp
 
+            _silence_warnings(llama_cpp._logger)
             _load_backends(folder)
     except ImportError as err:
         raise LibraryError(

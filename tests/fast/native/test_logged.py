@@ -103,3 +103,12 @@ def test_ctrl_c_within_a_log_line_is_not_lost(broken):
             llama_cpp.llama_model_load_from_file(broken["version"].encode(), llama_cpp.llama_model_default_params())
     finally:
         llama_cpp.llama_log_set(before, data)
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_warnings_are_said_to_those_who_want_to_know(verbose, capsys, monkeypatch):
+    logger = llama_cpp._logger.logger
+    monkeypatch.setattr(logger, "level", logger.level)
+    llama_cpp._logger.set_verbose(verbose)
+    llama_cpp._logger.llama_log_callback(3, b"full-size SWA cache\n", None)
+    assert capsys.readouterr().err == ("full-size SWA cache\n" if verbose else "")
