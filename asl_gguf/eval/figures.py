@@ -12,7 +12,7 @@ from typing import Any
 
 from ..inspect.plots import require_matplotlib
 from .results import FULL, Row
-from .statistics import budget_share, group, mean_of_tasks, policies_of, wilson
+from .statistics import budget_share, group, mean_of_tasks, policies_of, run_alike, wilson
 
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
@@ -59,8 +59,9 @@ def drawings(rows: Sequence[Row]) -> list[Drawing]:
     lengths = sorted({row["length"] for row in rows if not _in_grid(row)})
     for length in lengths:
         of_length = [row for row in rows if row["length"] == length and not _in_grid(row)]
-        made += [_accuracy(of_length, length, styles), _speed(of_length, length, styles)]
-        made += [drawn for drawn in (_layers(of_length, length), _memory(of_length, length, styles)) if drawn]
+        means = run_alike(of_length)[0]
+        made += [_accuracy(of_length, length, styles), _speed(means, length, styles)]
+        made += [drawn for drawn in (_layers(means, length), _memory(means, length, styles)) if drawn]
     return [*_heat_maps([row for row in rows if _in_grid(row)]), *made]
 
 
@@ -162,7 +163,7 @@ def _speed(rows: Sequence[Row], length: int, styles: dict[str, int]) -> Drawing:
     return Drawing(
         f"prefill-{length}", f"Score by prefill time, {length} tokens",
         "Each mark is a budget, the dotted line the full cache's prefill. Left is faster, up is better; bars: 95 % "
-        "Wilson intervals. Seconds are means, of a prefill by itself.", figure,
+        f"Wilson intervals. Seconds are means, of a prefill by itself. Tasks: {_tasks(rows)}.", figure,
     )  # fmt: skip
 
 
@@ -268,5 +269,10 @@ def _memory(rows: Sequence[Row], length: int, styles: dict[str, int]) -> Drawing
     axis.set_xlabel("K/V of the prompt in MiB")
     axis.spines[["top", "right"]].set_visible(False)
     return Drawing(
-        f"memory-{length}", f"K/V memory, {length} tokens", "K/V that is left of a prompt, mean over the tasks.", figure
-    )
+        f"memory-{length}", f"K/V memory, {length} tokens",
+        f"K/V that is left of a prompt, mean over these tasks: {_tasks(rows)}.", figure,
+    )  # fmt: skip
+
+
+def _tasks(rows: Sequence[Row]) -> str:
+    return ", ".join(dict.fromkeys(str(row["task"]) for row in rows))

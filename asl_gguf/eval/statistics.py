@@ -22,6 +22,15 @@ def group(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
     return result
 
 
+def run_alike(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows of the tasks that the same policies and budgets ran on: only then do means over tasks compare. Those with the most
+    policies and budgets come first."""
+    alike: dict[frozenset, list[Row]] = defaultdict(list)
+    for of_task in group(rows, "task").values():
+        alike[frozenset(group(of_task, "policy", "budget"))] += of_task
+    return [alike[settings] for settings in sorted(alike, key=len, reverse=True)]
+
+
 def wilson(score: float, n: int) -> tuple[float, float]:
     """95 % confidence interval of a share that was found in n prompts (Wilson's score interval).
 

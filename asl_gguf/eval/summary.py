@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import mean, median
 
 from .results import FULL, Row
-from .statistics import decode_speed, group, mean_of, mean_of_tasks, relative_score
+from .statistics import decode_speed, group, mean_of, mean_of_tasks, relative_score, run_alike
 
 __all__ = ["document", "group", "relative_score", "table"]
 
@@ -76,7 +76,8 @@ def costs(rows: Sequence[Row], length: int) -> str:
 
 
 def document(rows: Sequence[Row], title: str = "Answers under pruning", figures: Sequence[str] = ()) -> str:
-    """Markdown: where the results come from, the figures (Markdown too), and tables for each prompt length."""
+    """Markdown: where the results come from, the figures (Markdown too), and tables for each prompt length, one for the tasks
+    that were run alike."""
 
     def used(name: str) -> str:
         return ", ".join(str(value) for value in dict.fromkeys(row[name] for row in rows))
@@ -90,7 +91,13 @@ def document(rows: Sequence[Row], title: str = "Answers under pruning", figures:
         "Tasks and scoring are those of RULER and InfiniteBench (`asl_gguf/eval/tasks`), on prompts of exactly chosen "
         "length. A policy that drops other keys' values can score above the full cache: then it drops distractors."
     )
-    parts = [text for length in lengths for text in (table(rows, length), costs(rows, length)) if text]
+    parts = [
+        text
+        for length in lengths
+        for alike in run_alike(row for row in rows if row["length"] == length)
+        for text in (table(alike, length), costs(alike, length))
+        if text
+    ]
     return "\n\n".join([head, *filter(None, [effort(rows)]), *figures, *parts])
 
 

@@ -16,7 +16,7 @@ from asl_gguf.cli import main
 from asl_gguf.eval.by_task import by_task, relative_interval
 from asl_gguf.eval.figures import drawings
 from asl_gguf.eval.results import FULL
-from asl_gguf.eval.statistics import decode_speed, mean_of_tasks, wilson
+from asl_gguf.eval.statistics import decode_speed, mean_of_tasks, run_alike, wilson
 from asl_gguf.eval.summary import costs, document, effort, table
 
 POLICIES = [(FULL, None), ("asl", 0.1), ("asl", 0.2), ("snapkv", 0.1), ("snapkv", 0.2)]
@@ -62,6 +62,15 @@ def test_wilson():
 def test_statistics():
     assert mean_of_tasks([{"task": "a", "score": 1}, {"task": "a", "score": 0}, {"task": "b", "score": 1}]) == 0.75
     assert decode_speed(ROWS[:4]) == pytest.approx(20.0) and decode_speed(OLD) is None
+
+
+def test_means_are_of_tasks_that_were_run_alike():
+    more = [row("gist", 1000, 0, *pair) for pair in POLICIES[:2]]
+    assert [{one["task"] for one in alike} for alike in run_alike([*more, *ROWS[:30]])] == [{"passkey", "vt"}, {"gist"}]
+    text = document([*more, *ROWS[:30]])
+    assert "| policy | budget | passkey | vt | all |" in text and "| policy | budget | gist | all |" in text
+    (speed,) = [drawn for drawn in drawings([*more, *ROWS[:30]]) if drawn.name == "prefill-1000"]
+    assert "Tasks: passkey, vt." in speed.text
 
 
 def test_tables_of_new_and_old_results():
