@@ -83,8 +83,12 @@ class PrefillReport:
     @property
     def pruned(self) -> bool:
         """Whether any K/V of the prompt was dropped."""
-        rows = [n for layer, n in enumerate(self.rows_by_layer) if layer not in self.sliding_layers]
-        return min(self.kept_tokens, *rows, self.prompt_tokens) < self.prompt_tokens
+        return min(self.kept_tokens, *self._rows_kept, self.prompt_tokens) < self.prompt_tokens
+
+    @property
+    def _rows_kept(self) -> list[int]:
+        """Rows of each layer whose rows are chosen."""
+        return [n for layer, n in enumerate(self.rows_by_layer) if layer not in self.sliding_layers]
 
     @property
     def prefill_share(self) -> float:
@@ -102,10 +106,23 @@ class PrefillReport:
     def _kept(self) -> str:
         if not self.pruned:
             return f"kept all {self.prompt_tokens:,} tokens{f' ({self.reason})' if self.reason else ''}"
+        notes = [f"{self.protected_tokens:,} protected"] * bool(self.protected_tokens)
+        notes += [_ROWS_ONLY] * self.rows_only + [str(self.reason)] * bool(self.reason)
+        note = f" ({'; '.join(notes)})" if notes else ""
+        rows = self._rows_kept
+        if rows and min(rows) < max(rows):  # a layer that selects is one of many
+            return f"kept {min(rows):,} to {max(rows):,} of {self.prompt_tokens:,} tokens by layer{note}"
         layer = "" if self.selection_layer is None else f" at layer {self.selection_layer} of {self.n_layer}"
-        notes = [_ROWS_ONLY] * self.rows_only + [self.reason] * bool(self.reason)
-        note = f" ({'; '.join(map(str, notes))})" if notes else ""
         return f"kept {self.kept_tokens:,} of {self.prompt_tokens:,} tokens{layer}{note}"
+
+    def _number_kept(self) -> str:
+        rows = self._rows_kept
+        uneven = self.pruned and rows and min(rows) < max(rows)
+        return (
+            f"{min(rows)} to {max(rows)} of {self.prompt_tokens} by layer"
+            if uneven
+            else f"{self.kept_tokens} of {self.prompt_tokens}"
+        )
 
     def _memory(self) -> str:
         if not self.kv_bytes_prompt_full:  # a model without K/V
@@ -134,7 +151,7 @@ class PrefillReport:
             place = "in host memory" if self.token_layers else "in the cache"
             rates.append(f"{self.reused_tokens} tokens were {place}")
         rows = {
-            "kept tokens": f"{self.kept_tokens} of {self.prompt_tokens} ({self.policy}, budget {self.budget_tokens})",
+            "kept tokens": f"{self._number_kept()} ({self.policy}, budget {self.budget_tokens})",
             "selection layer": "-" if self.selection_layer is None else f"{self.selection_layer} of {self.n_layer}",
             "prefill": ", ".join(rates),
             "answer": str(speed) if speed and speed.tokens_per_second else "-",

@@ -52,6 +52,21 @@ def test_states_and_rows_alone_are_told_apart():
     assert report.rows()["states MiB"] == "3.0, recurrent, the same for any prompt" and "rows" not in PRUNED.rows()
 
 
+def test_layers_that_keep_different_numbers():
+    """The most that one keeps may be all of them: nobody would see that anything was dropped."""
+    report = replace(PRUNED, kept_tokens=2041, rows_by_layer=(2041, 400, *range(300, 328)), selection_layer=1)
+    assert str(report).startswith("kept 300 to 2,041 of 2,041 tokens by layer; K/V 11 of 51 MiB")
+    assert report.rows()["kept tokens"] == "300 to 2041 of 2041 by layer (asl-span, budget 408)"
+    sliding = replace(PRUNED, rows_by_layer=(408, 2041, 408), sliding_layers=(1,))
+    assert str(sliding) == str(PRUNED)
+
+
+def test_what_is_protected_is_said():
+    assert str(replace(PRUNED, protected_tokens=1200)).startswith(
+        "kept 408 of 2,041 tokens at layer 18 of 30 (1,200 protected); "
+    )
+
+
 def test_html_is_escaped():
     report = PrefillReport(9, 9, "<script>", 9, reason="a & <b>")
     page = report._repr_html_()

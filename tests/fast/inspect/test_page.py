@@ -58,7 +58,7 @@ def test_the_order_of_the_page(inspection):
     text = page(inspection)
     headings = re.findall("<h2>(.*?)</h2>", text)
     assert headings[:4] == ["Answer", "Where the kept text lies", "Prompt", "How it was chosen"] and len(headings) == 7
-    assert "&lt;42&gt;" in text and "kept 37 of 1,000 tokens at layer 2 of 4; K/V 1.0 of 4.0 MiB" in text
+    assert "&lt;42&gt;" in text and "kept 37 to 50 of 1,000 tokens by layer; K/V 1.0 of 4.0 MiB" in text
     assert text.count("<small>") == 7 and "prefers-color-scheme: dark" in text
 
 
