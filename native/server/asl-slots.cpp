@@ -208,7 +208,7 @@ void asl_prompt_state::save(std::vector<char> & packed) const {
         return;
     }
     const llama_token trailer[] = { (int32_t) (adapters >> 32), (int32_t) adapters, n_pruned, n_dropped,
-                                    adapters == 0 ? FILE_MARK : FILE_MARK_ADAPTERS };
+        adapters == 0 ? FILE_MARK : FILE_MARK_ADAPTERS };
     const char * begin = (const char *) (adapters == 0 ? trailer + 2 : trailer);
     packed.insert(packed.end(), begin, (const char *) trailer + sizeof(trailer));
 }

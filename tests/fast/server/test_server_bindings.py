@@ -14,14 +14,18 @@ from asl_gguf.server import bindings
 HEADER = Path(__file__).parents[3] / "native" / "server" / "asl-serve.h"
 TYPES = {
     "int32_t": ctypes.c_int32,
+    "uint64_t": ctypes.c_uint64,
+    "float": ctypes.c_float,
     "bool": ctypes.c_bool,
+    "void *": ctypes.c_void_p,
     "const char *": ctypes.c_char_p,
     "const int32_t *": ctypes.POINTER(ctypes.c_int32),
     "const asl_serve_span *": ctypes.POINTER(bindings.Span),
+    "const asl_serve_adapter *": ctypes.POINTER(bindings.Adapter),
     "char": ctypes.c_char * 16384,
 }
 STRUCTS = {
-    "sizes": bindings.Sizes, "span": bindings.Span, "prompt": bindings.Prompt, "answer": bindings.Answer,
+    "sizes": bindings.Sizes, "span": bindings.Span, "adapter": bindings.Adapter, "prompt": bindings.Prompt, "answer": bindings.Answer,
 }  # fmt: skip
 
 

@@ -108,21 +108,29 @@ def test_a_turn_with_the_same_ones_is_reused(pruning, document):
 
 
 def test_slot_files_and_the_ram_cache_know_them(pruning, document):
-    for prompt in (document[:500], document[:70]):
-        without = fresh(pruning, prompt, NONE)
-        pruning.complete(prompt, id_slot=0, lora=SETS[1])
-        assert pruning.post("/slots/0?action=save", {"filename": "adapted.bin"})[0] == 200
-        pruning.complete("Something else altogether", id_slot=0)  # the RAM cache has it now
-        found = pruning.complete(prompt, id_slot=0, lora=NONE)
-        assert found["content"] == without and found["asl"]["cached_tokens"] == 0
-        turn = [*prompt, *TAIL]
-        for lora, is_cached in ((NONE, False), (SETS[2], False), (SETS[1], True)):
-            assert pruning.post("/slots/0?action=erase", {})[0] == 200
-            assert pruning.post("/slots/0?action=restore", {"filename": "adapted.bin"})[0] == 200
-            found = pruning.complete(turn, id_slot=0, lora=lora)
-            assert (found["asl"]["cached_tokens"] >= len(prompt)) == is_cached
-            if not is_cached:
-                assert found["content"] == fresh(pruning, turn, lora)
+    """Adapters are set for all: where a request names others than the one before, llama-server empties the slot first."""
+
+    def answer(prompt: list[int], lora: list[dict[str, Any]]) -> dict[str, Any]:
+        assert pruning.post("/lora-adapters", lora)[0] == 200
+        return pruning.complete(prompt, id_slot=0)
+
+    try:
+        for prompt in (document[:500], document[:70]):
+            without, turn = fresh(pruning, prompt, NONE), [*prompt, *TAIL]
+            answer(prompt, SETS[1])
+            assert pruning.post("/slots/0?action=save", {"filename": "adapted.bin"})[0] == 200
+            pruning.complete("Something else altogether", id_slot=0)  # the RAM cache has it now
+            found = answer(prompt, NONE)
+            assert found["content"] == without and found["asl"]["cached_tokens"] == 0
+            for lora, is_cached in ((NONE, False), (SETS[2], False), (SETS[1], True)):
+                assert pruning.post("/slots/0?action=erase", {})[0] == 200
+                assert pruning.post("/slots/0?action=restore", {"filename": "adapted.bin"})[0] == 200
+                found = answer(turn, lora)
+                assert (found["asl"]["cached_tokens"] >= len(prompt)) == is_cached
+                if not is_cached:
+                    assert found["content"] == fresh(pruning, turn, lora)
+    finally:
+        assert pruning.post("/lora-adapters", NONE)[0] == 200
 
 
 def test_slots_with_different_ones_answer_as_alone(pruning, document):
