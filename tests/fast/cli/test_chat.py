@@ -128,7 +128,7 @@ def test_errors_leave_a_chat(chat, document, tmp_path):
         "/budget x": "expected a share such as .*, got 'x'",
         "/budget 1": "expected at least .* tokens.*, got 1",
         "/budget 1.5": "expected a share .*, got 1.5",
-        "word " * 400: "expected fewer than n_ctx = 768 tokens, got a prompt of ",
+        "word " * 400: "expected fewer than --ctx-size = 768 tokens, got a prompt of ",
     }
     lines = ["Who wrote?", "/save before.json", *wrong, "And then?", "/report", "/save after.json", '"""', "unended"]
     code, out, err = chat(lines, "-f", document, "-c", "768")

@@ -150,7 +150,7 @@ WRONG_USE = {
     "prompt-blank": (["-p", " \n"], "expected a prompt .*, got an empty one"),
     "file-missing": (["-f", "missing.txt"], "expected readable UTF-8 text, got missing.txt"),
     "file-folder": (["-f", "."], r"expected readable UTF-8 text, got \."),
-    "n-ctx-small": (["-p", TEXT * 9, "-c", "40"], "expected fewer than n_ctx = 256 tokens"),
+    "n-ctx-small": (["-p", TEXT * 9, "-c", "40"], "expected fewer than --ctx-size = 256 tokens"),
     "n-ctx-negative": (["-p", TEXT, "-c", "-5"], "expected .*, got -5"),
     "max-tokens": (["-p", TEXT, "-n", "0"], "max-tokens: expected .*, got 0"),
     "decode-ctx": (["-p", TEXT, "--decode-ctx", "0"], "expected .*, got 0"),

@@ -73,7 +73,7 @@ def test_v_is_quantised_with_flash_attention_alone(run):
 
 def test_heads_that_no_block_fills(tiny_model, capsys):
     model = str(tiny_model("llama", head_dim=16))
-    for options, name in ((["-ctk", "q8_0", "-fa"], "type_k"), (["-ctv", "q4_1", "-fa"], "type_v")):
+    for options, name in ((["-ctk", "q8_0", "-fa"], "--cache-type-k"), (["-ctv", "q4_1", "-fa"], "--cache-type-v")):
         assert main(["run", "-m", model, "-p", TEXT, "-n", "2", "-t", "1", *options]) == 2
         assert f"{name}: expected F32, F16 or BF16 for this model, whose heads of 16 values" in capsys.readouterr().err
     assert main(["run", "-m", model, "-p", TEXT, "-n", "2", "-t", "1", "-ctk", "bf16"]) == 0
