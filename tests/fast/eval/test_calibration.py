@@ -217,7 +217,7 @@ def test_a_page(command, tmp_path):
 
 def test_a_dry_run_stores_nothing(command, config):
     code, out, _ = command("--dry-run", "--policy", "asl", "--step", "3")
-    assert code == 0 and "stored" not in out and "calibrated" in out
+    assert code == 0 and "stored in" not in out and "calibrated" in out
     assert not config.exists()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from asl_gguf import Llama
+from asl_gguf.native.bindings import llama_cpp
 from asl_gguf.native.context import resident_bytes
 from asl_gguf.policies import PyramidInfer
 from harness import Context, Options, prompt
@@ -57,6 +58,19 @@ def test_memory_falls_with_the_rows_of_a_layer(load_tiny):
             most = bytes_of_rows(context, count + N_PAD) + 4 * mmap.PAGESIZE  # a page at either end of K and V
             print(f"layer {layer}: {count} rows, {least} bytes, {resident[layer]} resident, {allocated} allocated")
             assert least <= resident[layer] <= most < allocated
+
+
+def test_clearing_gives_pages_back(load_tiny):
+    """llama-server clears the context that it has just made: all cells took memory then."""
+    answer = prompt(300, seed=3)
+    with load_tiny("llama").context(FLASH) as used, load_tiny("llama").context(FLASH) as fresh:
+        keep_counts(used, [2000] * 6)
+        begun = sum(resident_bytes(used.handle))
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(used.handle), True)
+        assert sum(resident_bytes(used.handle)) < 0.05 * begun
+        for context in (used, fresh):
+            context.decode(answer)
+        assert np.array_equal(used.logits(), fresh.logits())
 
 
 def test_transposed_values_fall_by_the_page(load_tiny):
