@@ -19,6 +19,9 @@ from typing import Any
 
 from patience import PATIENCE
 
+LONG = [{"role": "user", "content": "The sky is blue. " * 80 + "What colour is the sky? Answer in a sentence."}]
+"""messages whose prompt is pruned"""
+
 
 def free_port() -> int:
     with socket.socket() as listener:

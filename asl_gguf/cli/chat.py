@@ -16,11 +16,10 @@ from .._version import __version__
 from ..drop_in.progress import ProgressBar
 from ..errors import AslError, ModelError, OptionError, PromptError
 from ..models.calibration import config_dir
+from .answers import ENDLESS, add_answer_options, answer_kwargs, longest_answer, preparation
 from .budgets import BUDGET_HELP, budget_of, parse_budget
 from .documents import read_document
 from .options import (
-    ENDLESS,
-    add_answer_options,
     add_context_options,
     add_full_kv_option,
     add_keeping_options,
@@ -28,12 +27,9 @@ from .options import (
     add_model_options,
     add_pruning_options,
     add_system_option,
-    answer_kwargs,
     keeping_kwargs,
     llama_kwargs,
-    longest_answer,
     model_of,
-    preparation,
     system_message,
 )
 from .streams import as_typed, standard_input

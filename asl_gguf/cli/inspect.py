@@ -9,16 +9,9 @@ from typing import Any
 from ..drop_in.progress import ProgressBar
 from ..errors import OptionError
 from ..policies import parse_policy
+from .answers import add_length_option
 from .budgets import parse_budget
-from .options import (
-    add_length_option,
-    add_llama_options,
-    add_model_options,
-    add_pruning_options,
-    check_out,
-    llama_kwargs,
-    model_of,
-)
+from .options import add_llama_options, add_model_options, add_pruning_options, check_out, llama_kwargs, model_of
 from .run import needed_context
 from .source import add_source_options, read_source
 from .streams import warn

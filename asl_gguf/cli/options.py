@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,16 @@ from ..cache.packing import KINDS
 from ..errors import OptionError, shown
 from ..policies import DEFAULT
 from ..policies.protect import ROLES
+from .answers import ENDLESS, flag_of
 from .budgets import add_budget_option, budget_help
 from .documents import read_plain
 from .llama_options import add_loading_options, flash, loading_kwargs, n_threads
-from .sampler_chain import Samplers
-from .sampling import SAMPLERS, add_sampling_options, samplers_of, sampling_kwargs
 from .source import require_utf8
 from .streams import warn
-from .templates import add_template_options, template_of
 
 DEQUANT = ("auto", "off", "all", "int8", "int16")
 """values of asl_dequant"""
 
-ENDLESS = -1
-"""--max-tokens of an answer that ends by itself"""
 DEFAULT_MODEL = "smollm2-135m-instruct"
 KV_TYPES = {
     "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "iq4_nl": 20, "q5_0": 6, "q5_1": 7
@@ -63,7 +58,7 @@ def check_numbers(args: argparse.Namespace) -> None:
                 expected = f"at least {least}" if value < least else f"at most {most}"
             else:
                 expected = f"a number from {least:g} {f'to {most:g}' if most == 1 else 'on'}"
-            raise OptionError(f"{_flag(name)}: expected {expected}, got {shown(value)}")
+            raise OptionError(f"{flag_of(name)}: expected {expected}, got {shown(value)}")
     parallel = getattr(args, "parallel", None)
     if parallel is not None and parallel != 1:
         raise OptionError(
@@ -166,93 +161,6 @@ def system_message(args: argparse.Namespace) -> str | None:
     if args.system is not None:
         require_utf8("--system-prompt", args.system)
     return args.system
-
-
-def add_length_option(parser: argparse.ArgumentParser, max_tokens: int, more: str = "") -> None:
-    """-n.
-
-    Args:
-        max_tokens: the default.
-        more: of its help.
-    """
-    parser.add_argument(
-        "-n", "--max-tokens", "--predict", "--n-predict", type=int, default=max_tokens,
-        help=f"longest answer in tokens{more} (default %(default)s)",
-    )  # fmt: skip
-
-
-def add_answer_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
-    """Length of the answer, and how its tokens are sampled."""
-    add_length_option(parser, max_tokens, "; -1: as long as the context is")
-    parser.add_argument(
-        "--temp", "--temperature", type=float, default=0.0, help="temperature (default %(default)s: greedy)"
-    )
-    parser.add_argument("--top-k", type=int, default=None, help="sample among the K likeliest tokens (40; 0: all)")
-    parser.add_argument("--top-p", type=float, default=None, help="sample among tokens of this probability (0.95)")
-    parser.add_argument("--min-p", type=float, default=None, help="least probability, to the likeliest token's (0.05)")
-    parser.add_argument("--repeat-penalty", type=float, default=None, help="penalty on repeated tokens (1.0: none)")
-    parser.add_argument("-s", "--seed", type=int, default=None, help="seed of the sampler (default, and -1: random)")
-    add_sampling_options(parser)
-    add_template_options(parser)
-
-
-def answer_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `create_completion` from the answer's options; a warning for those that change nothing."""
-    given = {name: getattr(args, name) for name in ("top_k", "top_p", "min_p", "repeat_penalty", "seed")}
-    given = {name: value for name, value in given.items() if value is not None} | sampling_kwargs(args)
-    _warn_of_idle(args, given)
-    if given.get("seed") == -1:
-        del given["seed"]
-    max_tokens = None if args.max_tokens == ENDLESS else args.max_tokens
-    return {"max_tokens": max_tokens, "temperature": args.temp, **given}
-
-
-def preparation(args: argparse.Namespace) -> Callable[[Any], None]:
-    """What is done to a `Llama` once it is loaded: samplers and a template that it has no arguments for.
-
-    Raises:
-        OptionError, PromptError: an option of them is outside its domain.
-    """
-    samplers, template = samplers_of(args), template_of(args)
-
-    def prepare(llm: Any) -> None:
-        samplers.install(llm)
-        template.install(llm)
-
-    return prepare
-
-
-def _warn_of_idle(args: argparse.Namespace, given: dict[str, Any]) -> None:
-    """Says which samplers change nothing beside the others."""
-    of_chain = [name for name in Samplers.IDLE_WHEN_GREEDY if getattr(args, name, None) is not None]
-    idle: tuple[str, ...]
-    if args.temp == 0:
-        idle = ("top_k", "top_p", "min_p", "seed", *SAMPLERS, *of_chain)
-        why = "at --temp 0, which takes the likeliest token; pass --temp 0.8 to sample"
-    elif given.get("mirostat_mode"):
-        idle = ("top_k", "top_p", "min_p", "typical_p", *of_chain)
-        why = "beside --mirostat, which chooses in their place"
-    else:
-        idle, why = ("mirostat_eta", "mirostat_tau"), "without --mirostat 1 or 2"
-    if flags := [_flag(name) for name in (*given, *of_chain) if name in idle]:
-        warn(f"{', '.join(flags)}: without effect {why}")
-
-
-def longest_answer(args: argparse.Namespace, model: str) -> int:
-    """Tokens that an answer may take: --max-tokens, or the context's where it is to end by itself."""
-    if args.max_tokens != ENDLESS:
-        return int(args.max_tokens)
-    from ..models.gguf_header import n_ctx_train
-    from ..models.named import resolve
-
-    return int(args.n_ctx or n_ctx_train(str(resolve(model))))
-
-
-def _flag(name: str) -> str:
-    """An option as it is typed, from its keyword."""
-    spelled = {"typical_p": "--typical", "mirostat_mode": "--mirostat", "mirostat_eta": "--mirostat-lr",
-        "mirostat_tau": "--mirostat-ent", "n_batch": "--batch-size"}  # fmt: skip
-    return spelled.get(name, f"--{name.replace('_', '-')}")
 
 
 def add_pruning_options(parser: argparse.ArgumentParser, budget: str | None, targets: bool = True) -> None:

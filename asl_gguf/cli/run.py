@@ -11,10 +11,9 @@ from ..budget.targets import room_of_one
 from ..drop_in.progress import ProgressBar
 from ..errors import OptionError
 from ..policies import DEFAULT
+from .answers import ENDLESS, add_answer_options, answer_kwargs, longest_answer, preparation
 from .budgets import budget_of
 from .options import (
-    ENDLESS,
-    add_answer_options,
     add_context_options,
     add_full_kv_option,
     add_keeping_options,
@@ -22,12 +21,9 @@ from .options import (
     add_model_options,
     add_pruning_options,
     add_system_option,
-    answer_kwargs,
     keeping_kwargs,
     llama_kwargs,
-    longest_answer,
     model_of,
-    preparation,
     system_message,
 )
 from .source import add_source_options, read_source

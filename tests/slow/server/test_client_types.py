@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from serving import LONG
+
 QUESTION = [{"role": "user", "content": "Read the file named notes.txt."}]
 """asked again and again, since a model of this size calls a tool only after it has seen others do so"""
-LONG = [{"role": "user", "content": "The sky is blue. " * 80 + "What colour is the sky? Answer in a sentence."}]
 SCHEMA = {"type": "object", "properties": {"path": {"type": "string", "enum": ["notes.txt"]}}, "required": ["path"]}
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_client_types import LONG
 
 from doc_commands import blocks
-from serving import Server, serving
+from serving import LONG, Server, serving
 
 TEXT = (Path(__file__).parents[3] / "docs" / "SERVER.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
