@@ -1,4 +1,4 @@
-"""A LoRA adapter for the tiny model, or one of another width."""
+"""A LoRA adapter or a control vector for the tiny model, or one of another width."""
 
 from __future__ import annotations
 
@@ -29,6 +29,21 @@ def write_adapter(
         for suffix, shape in (("a", (rank, n_embd)), ("b", (n_embd, rank))):
             tensor = np.float32(size) * rng.standard_normal(shape, dtype=np.float32)
             writer.add_tensor(f"blk.{layer}.attn_q.weight.lora_{suffix}", tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_control_vector(path: Path, n_embd: int = N_EMBD, n_layer: int = N_LAYER, size: float = 1.0) -> Path:
+    """Random numbers, added behind each layer but the first."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "controlvector")
+    rng = np.random.default_rng(0)
+    for layer in range(1, n_layer):
+        writer.add_tensor(f"direction.{layer}", np.float32(size) * rng.standard_normal(n_embd, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
