@@ -146,6 +146,18 @@ def test_slot_files_know_control_vectors(model, document, folder):
             assert (found["asl"]["cached_tokens"] > 0) == is_cached
 
 
+def test_an_activated_adapter_goes_on_from_the_prompt_without_it(model, document, folder):
+    """As in llama-server: K/V in front of its invocation are of no adapter. What it computed serves no other."""
+    path = write_adapter(folder / "alora.gguf", 2, n_embd=N_EMBD, n_layer=N_LAYER, size=0.2, invocation=TAIL[:2])
+    invoked = [*document[:100], *TAIL]
+    with serving(model, *FLAGS, "--asl-budget", "0.2", "--lora", str(path)) as server:
+        alone = fresh(server, invoked, SETS[1])
+        for prompt, lora, n_cached in ((invoked[:100], NONE, 0), (invoked, SETS[1], 99), (invoked, NONE, 0)):
+            found = server.complete(prompt, id_slot=0, lora=lora)
+            assert found["timings"]["cache_n"] == n_cached
+            assert lora == NONE or found["content"] == alone
+
+
 def test_a_shifted_context_remembers_them(model, loaded, document):
     """Cells that were shifted are still of the adapters that computed them."""
     prompt = document[:200]
