@@ -20,6 +20,9 @@ from ..errors import OptionError
 if TYPE_CHECKING:
     from ..server.options import Options
 
+_ENDS = {"--version", "-cl", "--cache-list", "--completion-bash", "--list-devices"}
+"""options of llama-server that say something and end it"""
+_SSL = {"--ssl-key-file": "LLAMA_ARG_SSL_KEY_FILE", "--ssl-cert-file": "LLAMA_ARG_SSL_CERT_FILE"}
 HELP = "an OpenAI- and Anthropic-compatible endpoint: llama.cpp's server with pruned prompts"
 
 
@@ -48,8 +51,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _show_page(options: Options, arguments: Sequence[str]) -> None:
     """Says where the page will be, and opens it if that was asked for."""
-    if options.budget is not None and options.answers:
-        address = page_address(arguments, os.environ)
+    if options.budget is None or not options.answers or _ENDS & set(arguments):
+        return
+    address = page_address(arguments, os.environ)
+    if address is not None:
         print(f"The page, once the model is loaded: {address}", file=sys.stderr, flush=True)
         if options.open:
             threading.Thread(target=open_when_ready, args=(address,), daemon=True).start()
@@ -69,7 +74,9 @@ def from_files(arguments: Sequence[str]) -> list[str]:
         try:
             result += shlex.split(Path(argument[1:]).read_text(encoding="utf-8"), comments=True)
         except (OSError, ValueError) as err:
-            raise OptionError(f"{argument}: expected a file of arguments, got {err}") from err
+            raise OptionError(
+                f"{argument}: expected a file of arguments, got {err}; a value that begins with @ may stand in such a file"
+            ) from err
     return result
 
 
@@ -87,12 +94,17 @@ def open_when_ready(address: str, pause: float = 0.3) -> None:
         webbrowser.open(address)
 
 
-def page_address(arguments: Sequence[str], env: Mapping[str, str]) -> str:
-    """Where /asl will be, by the arguments and variables of llama-server."""
+def page_address(arguments: Sequence[str], env: Mapping[str, str]) -> str | None:
+    """Where /asl will be, by the arguments and variables of llama-server; None: at a socket of Unix."""
     found = {"--host": env.get("LLAMA_ARG_HOST", "127.0.0.1"), "--port": env.get("LLAMA_ARG_PORT", "8080")}
     found["--api-prefix"] = env.get("LLAMA_ARG_API_PREFIX", "")
+    found |= {name: env.get(variable, "") for name, variable in _SSL.items()}
     for name, value in itertools.pairwise(arguments):
-        if name in found:
+        if (name := name.replace("_", "-")) in found:
             found[name] = value
+    if found["--host"].endswith(".sock"):
+        return None
     host = "127.0.0.1" if found["--host"] in ("0.0.0.0", "::") else found["--host"]
-    return f"http://{host}:{found['--port']}{found['--api-prefix']}/asl"
+    host = f"[{host}]" if ":" in host else host
+    scheme = "https" if all(found[name] for name in _SSL) else "http"
+    return f"{scheme}://{host}:{found['--port']}{found['--api-prefix']}/asl"

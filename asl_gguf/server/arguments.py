@@ -13,8 +13,9 @@ from .options import FLAGS
 
 _LIKENESS = 0.7
 """least likeness of two names for one to be a slip of the other"""
-_INTEGER = re.compile(r"\s*[+-]?\d")
+_INTEGER = re.compile(r"\s*([+-]?\d+)", re.ASCII)
 """how texts begin that llama.cpp reads as whole numbers"""
+_LARGEST = 2**31 - 1
 
 
 class ServerOption(NamedTuple):
@@ -50,8 +51,16 @@ def check(arguments: Sequence[str], options: Mapping[str, ServerOption]) -> None
             value = next(left, None)
             if value is None:
                 raise OptionError(f"{argument}: expected a value, got none")
-            if option.integer and not _INTEGER.match(value):
-                raise OptionError(f"{argument}: expected a whole number, got {shown(value)}")
+            if option.integer:
+                _check_integer(argument, value)
+
+
+def _check_integer(argument: str, value: str) -> None:
+    number = _INTEGER.match(value)
+    if number is None:
+        raise OptionError(f"{argument}: expected a whole number, got {shown(value)}")
+    if len(number[1]) > 1000 or not -_LARGEST - 1 <= int(number[1]) <= _LARGEST:
+        raise OptionError(f"{argument}: expected a whole number of at most {_LARGEST}, got {shown(value)}")
 
 
 def _unknown(name: str, options: Mapping[str, ServerOption]) -> str:
@@ -60,7 +69,7 @@ def _unknown(name: str, options: Mapping[str, ServerOption]) -> str:
     said = f"expected an option of asl-gguf serve, got the unknown {shown(name).strip(chr(39))}"
     plain, equals, value = name.partition("=")
     if equals and plain in options:
-        return f"{said}; write {plain} {value}"
+        return f"{said}; write {plain} {value}" if options[plain].n_values else f"{said}; {plain} takes no value"
     ours = [flag.option for flag in FLAGS]
     known = [*options, *ours]
     meant = [one for one in ours if one.removeprefix("--asl-") == name.removeprefix("--")]

@@ -225,9 +225,10 @@ def split(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> tup
     left = iter(arguments)
     for argument in left:
         name, equals, value = argument.partition("=")
-        if not name.startswith("--asl-"):
+        if not name.startswith(("--asl-", "--asl_")):
             rest.append(argument)
             continue
+        name = name.replace("_", "-")  # as llama.cpp does
         if name not in known:
             raise OptionError(f"expected one of {', '.join(known)}, got {name}")
         text = value if equals else next(left, None)

@@ -53,9 +53,9 @@ def with_model(arguments: Sequence[str]) -> list[str]:
         ModelError: there is no such file or model, it is no GGUF, or the model is not pulled.
     """
     result = list(arguments)
-    if set(_FETCHED) & set(result):  # -m says where the file will be
+    if set(_FETCHED) & {argument.replace("_", "-") for argument in result}:  # -m says where the file will be
         return result
-    for i, argument in enumerate(result[:-1]):
-        if argument in _MODEL:
-            result[i + 1] = str(resolve(result[i + 1]))
+    places = [i for i, argument in enumerate(result[:-1]) if argument in _MODEL]
+    for i in places[-1:]:  # the last one counts
+        result[i + 1] = str(resolve(result[i + 1]))
     return result

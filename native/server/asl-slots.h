@@ -15,7 +15,7 @@
 struct asl_prompt_state {
     int32_t n_pruned = 0; // first tokens, of which K/V were dropped in part; 0: the cells hold all tokens
     int32_t n_dropped = 0; // tokens without a cell
-    uint64_t adapters = 0; // of the LoRA adapters that K/V were computed with; 0: none
+    uint64_t adapters = 0; // of the LoRA adapters and control vectors that K/V were computed with; 0: none
 
     // The stale rule: how many of the first n_common tokens that a prompt shares may be reused. K/V that were chosen for one
     // prompt serve only prompts that go on from the whole of it.

@@ -11,6 +11,7 @@ from asl_gguf.cli.serve import from_files, page_address
 from asl_gguf.errors import OptionError
 from asl_gguf.server.options import FLAGS, help_text, split
 from asl_gguf.server.rule import RequestOptions
+from asl_gguf.server.run import with_model
 
 
 def test_ours_are_taken_and_the_rest_passes_in_order():
@@ -93,6 +94,23 @@ def test_the_page_has_the_servers_address():
     arguments = ["-m", "x", "--host", "0.0.0.0", "--port", "9", "--api-prefix", "/p"]
     assert page_address(arguments, {"LLAMA_ARG_PORT": "7"}) == "http://127.0.0.1:9/p/asl"
     assert page_address([], {"LLAMA_ARG_PORT": "7", "LLAMA_ARG_HOST": "box"}) == "http://box:7/asl"
+    assert page_address("--host ::1 --api_prefix /p".split(), {}) == "http://[::1]:8080/p/asl"
+    assert page_address(["--host", "a.sock"], {}) is None
+    key, certificate = ["--ssl-key-file", "k"], {"LLAMA_ARG_SSL_CERT_FILE": "c"}
+    assert page_address(key, certificate) == "https://127.0.0.1:8080/asl"
+    assert page_address(key, {}) == "http://127.0.0.1:8080/asl"
+
+
+def test_ours_have_underscores_too():
+    options, rest = split(["--asl_min_prompt", "64", "--asl_room=32", "--ctx_size", "8"], {})
+    assert (options.min_prompt, options.room, rest) == (64, 32, ["--ctx_size", "8"])
+
+
+def test_the_last_model_counts(tmp_path):
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF")
+    assert with_model(["-m", "none", "--model", str(file)]) == ["-m", "none", "--model", str(file)]
+    assert with_model(["--hf_repo", "a/b", "-m", "new.gguf"]) == ["--hf_repo", "a/b", "-m", "new.gguf"]
 
 
 def test_arguments_come_from_files(tmp_path):
@@ -101,6 +119,8 @@ def test_arguments_come_from_files(tmp_path):
     assert from_files(["-c", "8192", f"@{file}", "--port", "9"]) == [
         "-c", "8192", "-m", "a model.gguf", "--asl-budget", "0.1", "-np", "4", "--port", "9",
     ]  # fmt: skip
+    file.write_text("--api-key @secret", encoding="utf-8")
+    assert from_files([f"@{file}"]) == ["--api-key", "@secret"]
     file.write_text("-m 'a", encoding="utf-8")
     for wrong in (file, tmp_path / "none"):
         with pytest.raises(OptionError, match="expected a file of arguments"):

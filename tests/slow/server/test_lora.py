@@ -11,7 +11,7 @@ import pytest
 from asl_gguf import Llama
 from cut_gguf import cut
 from serving import Server, serving
-from tiny_adapter import write_adapter
+from tiny_adapter import write_adapter, write_control_vector
 
 FLAGS = "-np 2 -c 4096 -t 1 -fa off --asl-dequant off --asl-room 256 --cache-ram 64".split()
 N_EMBD, N_LAYER = 576, 4
@@ -130,6 +130,44 @@ def test_slot_files_and_the_ram_cache_know_them(pruning, document):
                     assert found["content"] == fresh(pruning, turn, lora)
     finally:
         assert pruning.post("/lora-adapters", NONE)[0] == 200
+
+
+def test_slot_files_know_control_vectors(model, document, folder):
+    flags = [*FLAGS, "--asl-budget", "0.2", "--slot-save-path", str(folder)]
+    vector = str(write_control_vector(folder / "vector.gguf", N_EMBD, N_LAYER, size=3.0))
+    prompt = document[:70]
+    with serving(model, *flags, "--control-vector", vector) as server:
+        server.complete(prompt, id_slot=0)
+        assert server.post("/slots/0?action=save", {"filename": "steered.bin"})[0] == 200
+    for given, is_cached in (([], False), (["--control-vector", vector], True)):
+        with serving(model, *flags, *given) as server:
+            assert server.post("/slots/0?action=restore", {"filename": "steered.bin"})[0] == 200
+            found = server.complete([*prompt, *TAIL], id_slot=0)
+            assert (found["asl"]["cached_tokens"] > 0) == is_cached
+
+
+def test_an_activated_adapter_goes_on_from_the_prompt_without_it(model, document, folder):
+    """As in llama-server: K/V in front of its invocation are of no adapter. What it computed serves no other."""
+    path = write_adapter(folder / "alora.gguf", 2, n_embd=N_EMBD, n_layer=N_LAYER, size=0.2, invocation=TAIL[:2])
+    invoked = [*document[:100], *TAIL]
+    with serving(model, *FLAGS, "--asl-budget", "0.2", "--lora", str(path)) as server:
+        alone = fresh(server, invoked, SETS[1])
+        for prompt, lora, n_cached in ((invoked[:100], NONE, 0), (invoked, SETS[1], 99), (invoked, NONE, 0)):
+            found = server.complete(prompt, id_slot=0, lora=lora)
+            assert found["timings"]["cache_n"] == n_cached
+            assert lora == NONE or found["content"] == alone
+
+
+def test_a_shifted_context_remembers_them(model, loaded, document):
+    """Cells that were shifted are still of the adapters that computed them."""
+    prompt = document[:200]
+    with serving(model, *loaded, "--asl-budget", "0.2", "-c", "512", "--context-shift") as server:
+        assert server.post("/lora-adapters", NONE)[0] == 200
+        without = fresh(server, prompt, NONE)
+        assert server.complete(prompt, 100, id_slot=0, lora=SETS[1], n_keep=150, ignore_eos=True)["truncated"]
+        found = server.complete(prompt, id_slot=0)  # names none: where a request does, llama-server empties the slot
+        assert found["asl"]["cached_tokens"] == 0
+        assert found["content"] == without
 
 
 def test_slots_with_different_ones_answer_as_alone(pruning, document):
