@@ -16,6 +16,11 @@ from .source import require_utf8
 
 _OPTIONS = ("chat_template", "chat_template_file", "chat_template_kwargs")
 _MOST_BUILTIN = 1024
+_GIVEN = frozenset(
+    "self messages functions function_call tools tool_choice bos_token eos_token add_generation_prompt raise_exception "
+    "strftime_now".split()
+)
+"""variables that a template has in any case"""
 
 
 def add_template_options(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +122,9 @@ def _variables(text: str | None) -> dict[str, Any]:
         value = {} if text is None else json.loads(text)
         if not isinstance(value, dict):
             raise ValueError("no object")
-    except ValueError as err:
+        if taken := sorted(_GIVEN & value.keys()):
+            raise ValueError(f"every template has its own {', '.join(taken)}")
+    except (ValueError, RecursionError) as err:
         raise OptionError(
             f'--chat-template-kwargs: expected a JSON object such as {{"enable_thinking": false}}, got {shown(text)}: {err}'
         ) from None
