@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import OptionError, PromptError, shown
 from .documents import read_plain
 from .source import require_utf8
+from .streams import warn
 
 _OPTIONS = ("chat_template", "chat_template_file", "chat_template_kwargs")
 _MOST_BUILTIN = 1024
@@ -79,6 +80,8 @@ class Template:
                     f"{self.option}: expected a model with a chat template, got one without; add --chat-template"
                 )
         elif (name := text.strip()) in (names := _builtin_names()):
+            if self.variables:
+                warn(f"--chat-template-kwargs: without effect, {name} is code of llama.cpp, which reads no variables")
             return _builtin(name, llama_cpp)
         elif "{" not in text:
             near = difflib.get_close_matches(name, names, 1)

@@ -95,6 +95,10 @@ def test_greedy_answers_have_penalties_and_biases_alone(llm):
     [
         ("--xtc-probability 0.5 --top-nsigma 1", "--top-nsigma, --xtc-probability: without effect at --temp 0, .*"),
         ("--temp 1 --mirostat 2 --dynatemp-range 1", "--dynatemp-range: without effect beside --mirostat, .*"),
+        (
+            """--chat-template chatml --chat-template-kwargs {"a":1}""",
+            "--chat-template-kwargs: without effect, chatml is code of llama.cpp, .*",
+        ),
         ("--warmup", "--warmup: without effect, a model's first run is its first prompt"),
         ("-C 3", "-C: without effect, taskset -c .*"),
     ],
