@@ -11,6 +11,9 @@ from ..errors import OptionError
 
 DRY_BREAKERS = ("\n", ":", '"', "*")
 """llama.cpp's own"""
+_FORBIDDEN = -1e9
+"""bias beside a grammar, in place of -inf: where the grammar allows no other token, it is taken. llama.cpp ends the process
+where none is left"""
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,13 @@ class Samplers:
             raise OptionError(f"--logit-bias: expected tokens below {llm.n_vocab()}, got {beyond[0]}")
         if self.repeat_last_n is not None:
             llm.last_n_tokens_size = self.repeat_last_n
-        if self == Samplers(repeat_last_n=self.repeat_last_n):
-            return
+        idle = self == Samplers(repeat_last_n=self.repeat_last_n)
         make: Callable[..., Any] = llm._init_sampler
 
         def with_ours(**arguments: Any) -> Any:
             sampler = make(**arguments)
-            self._extend(llm, sampler, arguments["temp"])
+            if not idle or arguments.get("mirostat_mode"):
+                self._extend(llm, sampler, arguments["temp"])
             return sampler
 
         llm._init_sampler = with_ours
@@ -68,9 +71,14 @@ class Samplers:
         theirs = [llama_cpp.llama_sampler_chain_remove(chain, n_custom) for _ in range(n_theirs)]
         # a question mark: it changes nothing
         names = [llama_cpp.llama_sampler_name(one).lstrip(b"?") for one in theirs]
-        if bias := dict(self.logit_bias) | (dict.fromkeys(_ends(llm), -math.inf) if self.ignore_eos else {}):
+        n_sigma_after = (
+            b"grammar" if b"grammar" in names else b"penalties"
+        )  # else it may leave none that the grammar allows
+        if bias := self._biases(llm, least=_FORBIDDEN if b"grammar" in names else -math.inf):
             sampler.add_logit_bias(llm.n_vocab(), bias)
         for name, one in zip(names, theirs):
+            if name.startswith(b"mirostat"):
+                sampler.add_temp(temperature)  # llama_cpp leaves it out
             if name == b"temp" and self.xtc_probability > 0:
                 sampler.add_xtc(self.xtc_probability, self.xtc_threshold, 1, llm._seed)
             if name == b"temp" and self.dynatemp_range > 0:
@@ -80,8 +88,18 @@ class Samplers:
             llama_cpp.llama_sampler_chain_add(chain, one)
             if name == b"penalties":
                 self._add_dry(llm, sampler)
-                if b"temp" in names and self.top_nsigma > 0:
-                    sampler.add_top_n_sigma(self.top_nsigma)
+            if name == n_sigma_after and b"temp" in names and self.top_nsigma > 0:
+                sampler.add_top_n_sigma(self.top_nsigma)
+
+    def _biases(self, llm: Any, least: float) -> dict[int, float]:
+        """Of tokens, together where one has several."""
+        biases: dict[int, float] = {}
+        for token, bias in self.logit_bias:
+            both = biases.get(token, 0.0) + bias
+            biases[token] = bias if math.isnan(both) else both  # inf-inf
+        if self.ignore_eos:
+            biases |= dict.fromkeys(_ends(llm), -math.inf)
+        return {token: max(bias, least) for token, bias in biases.items()}
 
     def _add_dry(self, llm: Any, sampler: Any) -> None:
         if self.dry_multiplier:

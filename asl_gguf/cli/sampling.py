@@ -14,7 +14,7 @@ from .source import require_utf8, unescaped
 
 SAMPLERS = ("typical_p", "mirostat_mode", "mirostat_eta", "mirostat_tau")
 """keywords of `create_completion` that change nothing at temperature 0"""
-_BIAS = re.compile(r"\s*(\d{1,9})\s*([+-])\s*(\d+\.?\d*|\.\d+|inf)\s*", re.IGNORECASE)
+_BIAS = re.compile(r"\s*(\d{1,9})\s*([+-])\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf)\s*", re.IGNORECASE)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:

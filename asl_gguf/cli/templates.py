@@ -13,9 +13,15 @@ from typing import Any
 from ..errors import OptionError, PromptError, shown
 from .documents import read_plain
 from .source import require_utf8
+from .streams import warn
 
 _OPTIONS = ("chat_template", "chat_template_file", "chat_template_kwargs")
 _MOST_BUILTIN = 1024
+_GIVEN = frozenset(
+    "self messages functions function_call tools tool_choice bos_token eos_token add_generation_prompt raise_exception "
+    "strftime_now".split()
+)
+"""variables that a template has in any case"""
 
 
 def add_template_options(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +80,8 @@ class Template:
                     f"{self.option}: expected a model with a chat template, got one without; add --chat-template"
                 )
         elif (name := text.strip()) in (names := _builtin_names()):
+            if self.variables:
+                warn(f"--chat-template-kwargs: without effect, {name} is code of llama.cpp, which reads no variables")
             return _builtin(name, llama_cpp)
         elif "{" not in text:
             near = difflib.get_close_matches(name, names, 1)
@@ -117,7 +125,9 @@ def _variables(text: str | None) -> dict[str, Any]:
         value = {} if text is None else json.loads(text)
         if not isinstance(value, dict):
             raise ValueError("no object")
-    except ValueError as err:
+        if taken := sorted(_GIVEN & value.keys()):
+            raise ValueError(f"every template has its own {', '.join(taken)}")
+    except (ValueError, RecursionError) as err:
         raise OptionError(
             f'--chat-template-kwargs: expected a JSON object such as {{"enable_thinking": false}}, got {shown(text)}: {err}'
         ) from None

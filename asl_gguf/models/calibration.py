@@ -275,10 +275,9 @@ def save_cut(model_path: str | Path, policy: str, found: StoredCut | None) -> Pa
 
 
 def _store_to_change(path: Path) -> _Store:
-    stores, _ = _read_all(config_dir())
-    entry = _file_entry(path, sha256 := _sha256(path, stores))
+    entry = _file_entry(path, sha256 := _sha256(path, _read_all(config_dir())[0]))
     new = _Store(sha256, entry["size"], [entry], {})
-    return next((store for store in stores if store.sha256 == sha256), new)
+    return next((store for store in _read_all(config_dir())[0] if store.sha256 == sha256), new)  # hashing took long
 
 
 def _file_name(sha256: str) -> str:
@@ -299,7 +298,8 @@ def _sha256(path: Path, stores: list[_Store]) -> str:
         if entry == _file_entry(path, entry["sha256"]):
             return str(entry["sha256"])
     sha256 = sha256_of(*parts_of(path))
-    for store in same_size[:1]:
+    now = {store.sha256: store for store in _read_all(config_dir())[0]} if same_size else {}
+    for store in [now[old.sha256] for old in same_size if old.sha256 in now][:1]:  # with what was stored meanwhile
         store.files.append(_file_entry(path, sha256))
         with contextlib.suppress(ModelError):  # a folder that cannot be written costs another hash the next time
             _write(store)

@@ -66,12 +66,13 @@ def errors_logged() -> Iterator[Logged]:
 
 
 def _open() -> None:
-    global _n_open, _theirs
+    global _n_open, _theirs, _theirs_data
     with _lock:
         _n_open += 1
         if _n_open == 1:
-            _theirs = llama_cpp.llama_log_callback()
-            llama_cpp.llama_log_get(ctypes.byref(_theirs), ctypes.byref(_theirs_data))
+            callback, data = _current()
+            if not _is_ours(callback):  # whoever found ours there may have put it back after us
+                _theirs, _theirs_data = callback, data
             llama_cpp.llama_log_set(_note, None)
 
 
@@ -79,8 +80,23 @@ def _close() -> None:
     global _n_open
     with _lock:
         _n_open -= 1
-        if _n_open == 0:
+        if _n_open == 0 and _is_ours(_current()[0]):  # else someone has taken it meanwhile
             llama_cpp.llama_log_set(_theirs, _theirs_data)
+
+
+def _current() -> tuple[Any, ctypes.c_void_p]:
+    """Who has the log, and the pointer that they get."""
+    callback, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+    llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
+    return callback, data
+
+
+def _is_ours(callback: Any) -> bool:
+    return _address(callback) == _address(_note)
+
+
+def _address(callback: Any) -> int | None:
+    return ctypes.cast(callback, ctypes.c_void_p).value
 
 
 @llama_cpp.llama_log_callback

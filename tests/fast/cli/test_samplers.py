@@ -81,9 +81,8 @@ def test_their_order_is_that_of_llama_cpp(llm):
 
 
 def test_nothing_asked_for_leaves_the_chain_alone(llm):
-    make = llm._init_sampler
-    assert chain(llm, repeat_last_n=7)[-2:] == ["temp", "dist"]
-    assert llm._init_sampler == make and llm.last_n_tokens_size == 7
+    assert chain(llm, repeat_last_n=7) == ["penalties", "top-k", "typical", "top-p", "min-p", "temp", "dist"]
+    assert llm.last_n_tokens_size == 7
 
 
 def test_greedy_answers_have_penalties_and_biases_alone(llm):
@@ -96,6 +95,10 @@ def test_greedy_answers_have_penalties_and_biases_alone(llm):
     [
         ("--xtc-probability 0.5 --top-nsigma 1", "--top-nsigma, --xtc-probability: without effect at --temp 0, .*"),
         ("--temp 1 --mirostat 2 --dynatemp-range 1", "--dynatemp-range: without effect beside --mirostat, .*"),
+        (
+            """--chat-template chatml --chat-template-kwargs {"a":1}""",
+            "--chat-template-kwargs: without effect, chatml is code of llama.cpp, .*",
+        ),
         ("--warmup", "--warmup: without effect, a model's first run is its first prompt"),
         ("-C 3", "-C: without effect, taskset -c .*"),
     ],
@@ -225,3 +228,38 @@ def test_a_system_message_in_a_file(run, monkeypatch, tmp_path):
     given = ("--chat-template", "chatml", "-sysf", str(tmp_path / "system.txt"))
     assert written(run, monkeypatch, *given).startswith("<|im_start|>system\nshort<|im_end|>\n")
     assert run(*given, "-sys", "x")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("--top-nsigma", "0.01"), ("-l", "91-inf"), ("--ignore-eos",), ("-l", "91-inf", "--top-nsigma", "0.01")],
+)
+def test_a_grammar_has_its_way(run, given):
+    """Where nothing is left of what it allows, llama.cpp ends the process."""
+    assert run("--grammar", 'root ::= "XXX"', *SAMPLED, *given) == (0, "XXX", "")
+
+
+@pytest.mark.parametrize(
+    "given", [("-l", "70+500", "-l", "70+499"), ("-l", "70+9.99e2"), ("-l", "70-inf", "-l", "70+inf")]
+)
+def test_biases_of_a_token_add_up(run, given):
+    assert run("--ignore-eos", *given) == run("--ignore-eos", "-l", "70+999")
+
+
+@pytest.mark.parametrize(
+    "given, what", [("[" * 100_000, "recursion"), ('{"messages": []}', "every template has its own messages")]
+)
+def test_variables_that_are_none(run, given, what):
+    code, text, err = run("--chat-template", "{{ 1 }}", "--chat-template-kwargs", given)
+    assert code == 2 and text is None and what in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", [1, 2])
+def test_mirostat_at_a_temperature(llm, mode):
+    Samplers().install(llm)
+    sampler = llm._init_sampler(temp=0.3, mirostat_mode=mode)
+    n_samplers = llama_cpp.llama_sampler_chain_n(sampler.sampler)
+    ones = [llama_cpp.llama_sampler_chain_get(sampler.sampler, i) for i in range(n_samplers)]
+    names = [llama_cpp.llama_sampler_name(one).decode() for one in ones]
+    assert names[-2:] == ["temp", "mirostat" if mode == 1 else "mirostat-v2"]
+    sampler.close()

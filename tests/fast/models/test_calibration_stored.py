@@ -55,6 +55,26 @@ def test_round_trip(config, file, hashed):
     assert hashed == ["model.gguf"]
 
 
+@pytest.mark.parametrize(
+    "work", [lambda file: load(file, "asl-span"), lambda file: save(file, make_calibration("asl-span"))]
+)
+def test_what_others_store_while_a_file_is_hashed(config, file, monkeypatch, work):
+    """Of a large model that takes a minute."""
+    save(file, make_calibration())
+    other = make_calibration("asl", min_layer=9)
+
+    def sha256_of(path: Path) -> str:
+        monkeypatch.undo()
+        monkeypatch.setenv("ASL_GGUF_CONFIG_DIR", str(config))
+        save(path, other)
+        return named.sha256_of(path)
+
+    os.utime(file, (1, 1))
+    monkeypatch.setattr(calibration, "sha256_of", sha256_of)
+    work(file)
+    assert (load(file, "asl"), load(file, "asl-span")) == (other, make_calibration())
+
+
 def test_another_model(config, file, hashed):
     save(file, make_calibration())
     longer = file.with_name("longer.gguf")

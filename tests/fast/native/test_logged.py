@@ -112,3 +112,31 @@ def test_warnings_are_said_to_those_who_want_to_know(verbose, capsys, monkeypatc
     llama_cpp._logger.set_verbose(verbose)
     llama_cpp._logger.llama_log_callback(3, b"full-size SWA cache\n", None)
     assert capsys.readouterr().err == ("full-size SWA cache\n" if verbose else "")
+
+
+def test_a_log_set_meanwhile_stays(broken):
+    theirs = llama_cpp.llama_log_callback(lambda *_: None)
+    before, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+    llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(data))
+    try:
+        with errors_logged():
+            llama_cpp.llama_log_set(theirs, None)
+            set_by_them = current()
+        assert current() == set_by_them
+    finally:
+        llama_cpp.llama_log_set(before, data)
+
+
+def test_ours_put_back_after_us_does_not_call_itself(broken):
+    """As what silences the log for a while does on another thread."""
+    before, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+    llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(data))
+    ours, of_ours = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+    with errors_logged():
+        llama_cpp.llama_log_get(ctypes.byref(ours), ctypes.byref(of_ours))
+    llama_cpp.llama_log_set(ours, of_ours)
+    try:
+        with pytest.raises(ModelError, match="this GGUF file is version"):
+            load_model(broken["version"])
+    finally:
+        llama_cpp.llama_log_set(before, data)
