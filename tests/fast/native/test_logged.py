@@ -93,7 +93,9 @@ def test_each_thread_has_its_own(broken):
     assert current() == before
 
 
-def test_ctrl_c_within_a_log_line_is_not_lost(broken):
+def test_ctrl_c_within_a_log_line_is_not_lost(broken, request):
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
     theirs = llama_cpp.llama_log_callback(lambda level, text, data: os.kill(os.getpid(), signal.SIGINT))
     before, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
     llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(data))
