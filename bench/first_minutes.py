@@ -26,19 +26,20 @@ STEPS = (
         ". .venv/bin/activate\nasl-gguf models pull MODEL",
         2,
     ),
-    ("", f'asl-gguf run -m MODEL -n 24 -f {DOCUMENT} -q "{QUESTION}"', 6),
+    ("", f'asl-gguf run -m MODEL -n 24 \\\n    -f {DOCUMENT} -q "{QUESTION}"', 6),
     (
         "Is that what the whole document says? The same question from the full cache, and what else could be kept.",
-        f'asl-gguf compare -m MODEL -n 24 --policies none,asl-span,snapkv -f {DOCUMENT} -q "{QUESTION}"',
+        f'asl-gguf compare -m MODEL -n 24 --policies none,asl-span,snapkv \\\n    -f {DOCUMENT} -q "{QUESTION}"',
         12,
     ),
     (
         "A page with the kept text marked.",
-        f'asl-gguf inspect -m MODEL -f {DOCUMENT} -q "{QUESTION}" -o kept.html',
+        f'asl-gguf inspect -m MODEL -o kept.html \\\n    -f {DOCUMENT} -q "{QUESTION}"',
         3,
     ),
 )
 MODEL = "smollm2-135m-instruct"
+WIDTH = 120
 
 
 def run(command: str, folder: Path) -> tuple[str, float]:
@@ -70,6 +71,11 @@ def processor() -> str:
     return f"{found[1] if found else 'unknown'}, {os.cpu_count()} cores"
 
 
+def filled(line: str) -> str:
+    """Lines of at most WIDTH characters; of tables, as they are."""
+    return line if "|" in line else textwrap.fill(line, WIDTH, break_on_hyphens=False)
+
+
 def transcript() -> str:
     """The page."""
     root = Path(__file__).resolve().parents[1]
@@ -78,7 +84,7 @@ def transcript() -> str:
         "command, the last lines that it printed, and its seconds by the clock. `make demo` compiles llama.cpp once; a "
         "wheel (`make wheel`) needs no compiler."
     )
-    parts = ["# The first minutes", textwrap.fill(began, 120, break_on_hyphens=False)]
+    parts = ["# The first minutes", textwrap.fill(began, WIDTH, break_on_hyphens=False)]
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "asl_gguf"
         subprocess.run(["git", "clone", "--quiet", str(root), str(clone)], check=True)
@@ -86,9 +92,9 @@ def transcript() -> str:
             command = command.replace("MODEL", MODEL)
             printed, seconds = run(command, clone)
             lines = [line for line in printed.replace(str(Path.home()), "~").splitlines() if line.strip()][-n_lines:]
-            shown = "\n".join(f"$ {line}" for line in command.splitlines())
+            shown = re.sub("^(?! )", "$ ", command, flags=re.MULTILINE)  # lines that go on are indented
             parts += [words] * bool(words) + [
-                f"```console\n{shown}\n" + "\n".join(lines) + f"\n```\n\n{seconds:.0f} s."
+                f"```console\n{shown}\n" + "\n".join(map(filled, lines)) + f"\n```\n\n{seconds:.0f} s."
             ]
     return "\n\n".join(parts)
 

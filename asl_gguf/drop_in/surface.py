@@ -314,29 +314,30 @@ that need a model to be downloaded.
 - Nothing is refused as a whole. An error is named where this package refuses a use with one of its own; the parent's
   errors stay as they are.
 
-With `asl_budget=None` everything is the parent's, except that `verbose` is False and that the errors of `Llama(...)` are
-typed: `ModelError`, `AdapterError`, `OptionError`, and `OptionTypeError` for an argument of the wrong type. Each is an
-instance of what the parent raises, too. What a row says of `stop`, `seed`, `logit_bias`, `response_format`, `max_tokens`,
-`sample`, `eval` and `close` holds there as well, and so does what is said below of calls, values and adapters.
+With `asl_budget=None` everything is the parent's, except that `verbose` is False and that the errors of `Llama(...)`
+are typed: `ModelError`, `AdapterError`, `OptionError`, and `OptionTypeError` for an argument of the wrong type. Each is
+an instance of what the parent raises, too. What a row says of `stop`, `seed`, `logit_bias`, `response_format`,
+`max_tokens`, `sample`, `eval` and `close` holds there as well, and so does what is said below of calls, values and
+adapters.
 
 One call runs at a time: other threads wait for it, and come in between two chunks of a stream, which then ends with a
-`StateError` (without a budget it goes on from what is there then, as the parent's does). A call from within a callback (`asl_progress`, a logits processor, a stopping criterion, a policy) is a
-`StateError`; the model's own methods (`tokenize`, `n_vocab` and their like) may be called there. `close` waits for other
-threads that tokenise. Messages, tokens and options are those at the time of the call, whenever a stream's first
-chunk is read.
+`StateError` (without a budget it goes on from what is there then, as the parent's does). A call from within a callback
+(`asl_progress`, a logits processor, a stopping criterion, a policy) is a `StateError`; the model's own methods
+(`tokenize`, `n_vocab` and their like) may be called there. `close` waits for other threads that tokenise. Messages,
+tokens and options are those at the time of the call, whenever a stream's first chunk is read.
 
 Values are checked at the call: numbers of the sampler, of rope and seeds outside C's types, NaN and infinity are an
 `OptionError`, values of another type an `OptionTypeError`, tokens of no vocabulary and texts that UTF-8 cannot hold a
 `PromptError`. The parent cuts them to size, drops them, or fails when the answer is there. Numbers of NumPy are taken.
 
-K/V belong to the LoRA adapters and control vectors that were set when they were computed, by whatever call: a prompt under
-others begins anew, without a `reset` too, and saved states of others are a `StateError`. The parent reuses them.
+K/V belong to the LoRA adapters and control vectors that were set when they were computed, by whatever call: a prompt
+under others begins anew, without a `reset` too, and saved states of others are a `StateError`. The parent reuses them.
 
-One call gives one answer: `n` and `best_of` of OpenAI's interface are no arguments of the parent, whose server drops them
-without a word. Like any unknown argument of a completion they are an `OptionTypeError` (a TypeError, as the parent's). Ask once
-for each answer with a `seed` of its own: the prompt is not prefilled again. `asl-gguf serve` has `n`. With `verbose=True`, what was
-prefilled layer by layer is counted once in llama.cpp's timings, and the parent's line about a cached prompt is replaced by
-the report.
+One call gives one answer: `n` and `best_of` of OpenAI's interface are no arguments of the parent, whose server drops
+them without a word. Like any unknown argument of a completion they are an `OptionTypeError` (a TypeError, as the
+parent's). Ask once for each answer with a `seed` of its own: the prompt is not prefilled again. `asl-gguf serve` has
+`n`. With `verbose=True`, what was prefilled layer by layer is counted once in llama.cpp's timings, and the parent's
+line about a cached prompt is replaced by the report.
 """
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from ..inspect.plots import require_matplotlib
 from .results import FULL, Row
 from .statistics import budget_share, group, mean_of_tasks, policies_of, run_alike, wilson
+from .summary import filled
 
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
@@ -35,7 +36,7 @@ class Drawing:
 
     def markdown(self, folder: str) -> str:
         """A link to its file in this folder, with what it shows."""
-        return f"![{self.title}]({folder}/{self.name}.svg)\n\n{self.title}. {self.text}"
+        return f"![{self.title}]({folder}/{self.name}.svg)\n\n" + filled(f"{self.title}. {self.text}")
 
     def svg(self) -> bytes:
         """The same bytes for the same results."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections.abc import Sequence
 from statistics import mean, median
 
@@ -13,6 +15,19 @@ __all__ = ["document", "group", "relative_score", "table"]
 
 _OPTIONAL = {"kl": "KL", "top1_agreement": "top-1"}
 """columns that results of earlier versions lack"""
+_WIDTH = 120
+_ORIGIN = """\
+Tasks and scoring are those of RULER and InfiniteBench (`asl_gguf/eval/tasks`), on prompts of exactly chosen length. A policy \
+that drops other keys' values can score above the full cache: then it drops distractors."""
+_COLUMNS = """\
+Tables of answers: the score of each task (share of the answers found), of all, and that as a share of the full cache's on the \
+same examples; mean negative log-likelihood of the right answer; median selection layer; mean shares of the full prefill's \
+token-layers that were computed, and of the K/V that were kept. Over the right answer's tokens: divergence of the next-token \
+distribution from the full cache's (KL, nats), and share of positions with the same likeliest token (top-1). Of a text: share of \
+its tokens that are the likeliest ones, and perplexity."""
+_COSTS = """\
+Tables of time and memory, all means: seconds of the prefill (layers that several policies share count for each), their ratio to \
+the full cache's, tokens per second of the answers, K/V of the prompt, and the share of attention that they hold."""
 
 
 def table(rows: Sequence[Row], length: int) -> str:
@@ -25,13 +40,7 @@ def table(rows: Sequence[Row], length: int) -> str:
     optional = [name for name in _OPTIONAL if any(name in row for row in rows)]
     texts = [task for task in tasks if _is_text(task)]
     lines = [
-        f"{length} tokens, {n_examples} examples a task. Score (share of the answers found), and for all tasks "
-        "together the share of the full cache's score; mean negative log-likelihood of the right answer; median "
-        "selection layer; mean share of the full prefill's token-layers that were computed; mean share of the K/V "
-        "kept" + (
-            "; divergence of the next-token distribution from the full cache's in nats, and share of positions with "
-            "the same likeliest token, over the right answer's tokens." if optional else "."
-        ) + (" Of a text: share of its tokens that are the likeliest ones, and perplexity." if texts else ""),
+        f"{length} tokens, {n_examples} examples a task.",
         "",
         f"| policy | budget | {' | '.join(tasks)} | all | of full | nll | layer | prefill | K/V |"
         + "".join(f" {_OPTIONAL[name]} |" for name in optional)
@@ -59,8 +68,7 @@ def costs(rows: Sequence[Row], length: int) -> str:
     if base is None:
         return ""
     lines = [
-        f"{length} tokens: seconds of the prefill (layers that several policies share count for each), its ratio to "
-        "the full cache's, tokens per second of the answers, and K/V of the prompt, all means.",
+        f"{length} tokens: time and memory.",
         "",
         "| policy | budget | prefill s | of full | decoding tokens/s | K/V MiB | attention kept |",
         "|---|---|---|---|---|---|---|",
@@ -83,14 +91,13 @@ def document(rows: Sequence[Row], title: str = "Answers under pruning", figures:
         return ", ".join(str(value) for value in dict.fromkeys(row[name] for row in rows))
 
     lengths = sorted({row["length"] for row in rows})
-    commands = "\n    ".join(_commands(rows))
-    head = (
-        f"# {title}\n\n"
+    origin = (
         f"Model {used('model')}, seed {used('seed')} (0: development, 1: reporting). Made by `asl-gguf report` from the "
-        f"results of\n\n    {commands}\n\n"
-        "Tasks and scoring are those of RULER and InfiniteBench (`asl_gguf/eval/tasks`), on prompts of exactly chosen "
-        "length. A policy that drops other keys' values can score above the full cache: then it drops distractors."
+        "results of"
     )
+    commands = "\n".join(_commands(rows))
+    head = [f"# {title}", filled(origin), textwrap.indent(commands, "    "), filled(_ORIGIN)]
+    told = [filled(_COLUMNS), *([filled(_COSTS)] if any("prefill_seconds" in row for row in rows) else [])]
     parts = [
         text
         for length in lengths
@@ -98,7 +105,12 @@ def document(rows: Sequence[Row], title: str = "Answers under pruning", figures:
         for text in (table(alike, length), costs(alike, length))
         if text
     ]
-    return "\n\n".join([head, *filter(None, [effort(rows)]), *figures, *parts])
+    return "\n\n".join([*head, *filter(None, [filled(effort(rows))]), *figures, *told, *parts])
+
+
+def filled(text: str) -> str:
+    """A paragraph in lines of at most _WIDTH characters."""
+    return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def effort(rows: Sequence[Row]) -> str:
@@ -141,9 +153,19 @@ def _commands(rows: Sequence[Row]) -> list[str]:
         ]
         alike.setdefault(" ".join(option for option in options if option), []).append(task)
     return [
-        *(f"asl-gguf eval --tasks {','.join(tasks)} {options} --out FOLDER" for options, tasks in alike.items()),
+        *(
+            _continued(f"asl-gguf eval --tasks {','.join(tasks)} {options} --out FOLDER")
+            for options, tasks in alike.items()
+        ),
         *given,
     ]
+
+
+def _continued(command: str) -> str:
+    """A command in several lines, each option beside its value."""
+    bound = re.sub(r"(--\S+) (?!--)", r"\1\0", command)
+    lines = textwrap.wrap(bound, _WIDTH - 10, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return " \\\n".join(lines).replace("\0", " ")
 
 
 def ordered(rows: Sequence[Row]) -> list[tuple[tuple, list[Row]]]:

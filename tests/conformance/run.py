@@ -142,9 +142,10 @@ def markdown(rows: list[Row], seeds: Sequence[int] = SEEDS) -> str:
         "whole and a pruned prompt, and a pruned prompt moves into a context where another sequence lives. Seeds of the weights:",
         f"{', '.join(map(str, seeds))}.",
         "",
-        f"**{counts['pruned']} of {len(tested)} files are pruned**, bit-exact with nothing pruned (before 2026-11-28: {BEFORE}); "
-        f"{counts['refused']} are refused when the model is loaded, with the reason, and answered from the full cache; "
-        f"stock llama.cpp itself ends in {counts['stock fails']}; {counts['failed']} failed. Of {len(rows) - len(tested)} the test makes no model.",
+        f"**{counts['pruned']} of {len(tested)} files are pruned**, bit-exact with nothing pruned (before 2026-11-28: {BEFORE});",
+        f"{counts['refused']} are refused when the model is loaded, with the reason, and answered from the full cache;",
+        f"stock llama.cpp itself ends in {counts['stock fails']}; {counts['failed']} failed.",
+        f"Of {len(rows) - len(tested)} the test makes no model.",
         "",
         "Random weights say nothing about answers: layers above the selection never see the dropped tokens, recurrent states",
         "included. `asl-gguf eval --suite small -m FILE` measures a real model.",
