@@ -115,7 +115,9 @@ class PrefillReport:
         layer = "" if self.selection_layer is None else f" at layer {self.selection_layer} of {self.n_layer}"
         return f"kept {self.kept_tokens:,} of {self.prompt_tokens:,} tokens{layer}{note}"
 
-    def _number_kept(self) -> str:
+    @property
+    def kept_of(self) -> str:
+        """Kept tokens of all, or rows by layer where layers keep different numbers."""
         rows = self._rows_kept
         uneven = self.pruned and rows and min(rows) < max(rows)
         return (
@@ -151,7 +153,7 @@ class PrefillReport:
             place = "in host memory" if self.token_layers else "in the cache"
             rates.append(f"{self.reused_tokens} tokens were {place}")
         rows = {
-            "kept tokens": f"{self._number_kept()} ({self.policy}, budget {self.budget_tokens})",
+            "kept tokens": f"{self.kept_of} ({self.policy}, budget {self.budget_tokens})",
             "selection layer": "-" if self.selection_layer is None else f"{self.selection_layer} of {self.n_layer}",
             "prefill": ", ".join(rates),
             "answer": str(speed) if speed and speed.tokens_per_second else "-",

@@ -93,18 +93,17 @@ def calibrate(args: argparse.Namespace) -> int:
         found, missing = _layers(model, policy, args, chat)
         chosen = replace(policy, min_layer=found.min_layer, tau=found.tau) if found else policy
         auto = _look(model, chosen, args, chat)
-        nothing = missing is not None and auto.auto is None
-        path = None if args.dry_run or nothing else _store(model.path, found, auto, chosen, bool(args.auto_samples))
+        path = None if args.dry_run else _store(model.path, found, auto, chosen, bool(args.auto_samples))
     finally:
         model.close()
     if found is not None:
         _print_profile(found)
         _print_choice(found, policy)
     print(f"\n{auto_sentence(auto)}")
-    if nothing and missing is not None:
-        raise missing
     if missing is not None:
-        print(f"\nlayers: nothing stored: {missing}")
+        if auto.auto is None:
+            raise missing
+        print(f"\nlayers: nothing stored{f', nothing drawn in {args.out}' if args.out else ''}: {missing}")
     if path is not None:
         print(f"\nstored in {path}")
     if args.out is not None and found is not None:
@@ -127,17 +126,18 @@ def _layers(
         return None, error
 
 
-def _store(path: str, found: Calibration | None, auto: Found, policy: ASL, looked: bool) -> Path:
-    """Returns the file.
+def _store(path: str, found: Calibration | None, auto: Found, policy: ASL, looked: bool) -> Path | None:
+    """Returns the file; None: nothing was found.
 
     Args:
         policy: that `auto` was measured under.
         looked: what `auto` goes by was looked for: an older one goes.
     """
     file = calibration.save(path, found) if found else None
-    if looked or file is None:
-        stored = StoredCut.of(auto.auto, policy, __version__) if auto.auto else None
-        file = calibration.save_cut(path, policy.name, stored)
+    if auto.auto is not None:
+        return calibration.save_cut(path, policy.name, StoredCut.of(auto.auto, policy, __version__))
+    if looked:
+        calibration.forget_cut(path, policy.name)
     return file
 
 

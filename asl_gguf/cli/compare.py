@@ -104,7 +104,7 @@ def _row(answer: Answer) -> tuple[str, ...]:
     return (
         answer.policy,
         "-" if report.selection_layer is None else f"{report.selection_layer} of {report.n_layer}",
-        f"{report.kept_tokens} of {report.prompt_tokens}",
+        report.kept_of,
         f"{answer.prefill_share:.0%}" + ("" if seconds is None else f", {seconds:.2f} s"),
         f"{report.kv_bytes_prompt / 2**20:.1f}" if report.kv_bytes_prompt else "-",
         "-" if report.attention_mass is None else f"{report.attention_mass:.3f}",

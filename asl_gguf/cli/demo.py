@@ -98,7 +98,7 @@ def _answer(path: str, document: DemoDocument, args: argparse.Namespace, budget:
         f"{speed.tokens_per_second:.1f}" if speed.tokens_per_second else "-",
         f"{report.kv_bytes_prompt / 2**20:.1f}",
         "-" if report.selection_layer is None else f"{report.selection_layer} of {report.n_layer}",
-        f"{report.kept_tokens} of {report.prompt_tokens}",
+        report.kept_of,
     )
 
 

@@ -71,9 +71,8 @@ class Samplers:
         theirs = [llama_cpp.llama_sampler_chain_remove(chain, n_custom) for _ in range(n_theirs)]
         # a question mark: it changes nothing
         names = [llama_cpp.llama_sampler_name(one).lstrip(b"?") for one in theirs]
-        n_sigma_after = (
-            b"grammar" if b"grammar" in names else b"penalties"
-        )  # else it may leave none that the grammar allows
+        # top-nsigma in front of a grammar may leave no token that it allows
+        n_sigma_after = b"grammar" if b"grammar" in names else b"penalties"
         if bias := self._biases(llm, least=_FORBIDDEN if b"grammar" in names else -math.inf):
             sampler.add_logit_bias(llm.n_vocab(), bias)
         for name, one in zip(names, theirs):

@@ -261,17 +261,26 @@ def save(model_path: str | Path, calibration: Calibration) -> Path:
     return _write(store)
 
 
-def save_cut(model_path: str | Path, policy: str, found: StoredCut | None) -> Path:
-    """Stores what `auto` goes by under a policy, or that it goes by nothing. Returns its file.
+def save_cut(model_path: str | Path, policy: str, found: StoredCut) -> Path:
+    """Stores what `auto` goes by under a policy. Returns its file.
 
     Raises:
         ModelError: the file cannot be written.
     """
     store = _store_to_change(Path(model_path))
-    store.cuts.pop(policy, None)
-    if found is not None:
-        store.cuts[policy] = found
+    store.cuts[policy] = found
     return _write(store)
+
+
+def forget_cut(model_path: str | Path, policy: str) -> None:
+    """What `auto` went by under a policy, if anything is stored.
+
+    Raises:
+        ModelError: the file cannot be written.
+    """
+    store = _store_to_change(Path(model_path))
+    if store.cuts.pop(policy, None) is not None:
+        _write(store)
 
 
 def _store_to_change(path: Path) -> _Store:

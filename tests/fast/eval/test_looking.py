@@ -98,7 +98,7 @@ def test_what_was_found_is_stored_for_the_layers_that_were_chosen(tiny_model, ca
     llm.close()
 
 
-def test_too_few_layers_to_choose_from(tiny_model, calibrate, monkeypatch, config):
+def test_too_few_layers_to_choose_from(tiny_model, calibrate, monkeypatch, config, tmp_path):
     """The model gets what `auto` goes by all the same; without that, the command fails as it did."""
     path = tiny_model("gemma3", n_layer=10)
     code, out, err = calibrate(path)
@@ -108,6 +108,12 @@ def test_too_few_layers_to_choose_from(tiny_model, calibrate, monkeypatch, confi
     code, out, err = calibrate(path)
     assert code == 0 and "\nlayers: nothing stored: expected a model of at least 10 layers" in out
     assert load(path, "asl-span") is None and cut_of(SpanASL(), path) == FOUND.cut
+    page = tmp_path / "page.html"
+    code, out, _ = calibrate(path, "--out", str(page))
+    assert code == 0 and f"nothing drawn in {page}" in out and not page.exists()
+    monkeypatch.setattr(looking.Looker, "find", lambda self, samples, progress: Found(None, "nothing any more"))
+    code, _, _ = calibrate(path)
+    assert code == 2 and cut_of(SpanASL(), path) is None, "what was found before is gone"
 
 
 def test_prompts_that_are_too_short(tiny_model, calibrate, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 
 from asl_gguf.errors import ModelError
 from asl_gguf.models import calibration, named
-from asl_gguf.models.calibration import calibrated, cut_of, load, save, save_cut, settings_of
+from asl_gguf.models.calibration import calibrated, cut_of, forget_cut, load, save, save_cut, settings_of
 from asl_gguf.models.cuts import FoundCut, StoredCut
 from asl_gguf.policies import ASL, SnapKV, SpanASL, make_policy
 from asl_gguf.policies.cut import Cut
@@ -169,14 +169,16 @@ STORED = StoredCut.of(FoundCut(CUT, -0.01, 0.25, 0.4, 36), SpanASL(), "0")
 
 def test_what_auto_goes_by(config, file, caplog):
     assert cut_of(SpanASL(), file) is None
-    path = save_cut(file, "asl-span", STORED)
+    forget_cut(file, "asl-span")
+    assert not config.exists()
+    save_cut(file, "asl-span", STORED)
     assert cut_of(SpanASL(), file) == CUT and load(file, "asl-span") is None
     assert cut_of(SpanASL(), file, enabled=False) is None
     assert cut_of(ASL(), file) is None and cut_of(SnapKV(), file) is None and not caplog.records
     assert cut_of(SpanASL(tau=0.5), file) is None and "run `asl-gguf calibrate` with these" in caplog.text
     save(file, make_calibration())  # layers and cut do not touch each other
     assert cut_of(SpanASL(), file) == CUT
-    assert save_cut(file, "asl-span", None) == path
+    forget_cut(file, "asl-span")
     assert cut_of(SpanASL(), file) is None and load(file, "asl-span") == make_calibration()
 
 
