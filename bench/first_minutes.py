@@ -34,7 +34,7 @@ STEPS = (
     ),
     (
         "A page with the kept text marked.",
-        f'asl-gguf inspect -m MODEL -o kept.html \\\n    -f {DOCUMENT} -q "{QUESTION}"',
+        f'asl-gguf inspect -m MODEL \\\n    -f {DOCUMENT} -q "{QUESTION}" -o kept.html',
         3,
     ),
 )
