@@ -73,7 +73,7 @@ def processor() -> str:
 
 def filled(line: str) -> str:
     """Lines of at most WIDTH characters; of tables, as they are."""
-    return line if "|" in line else textwrap.fill(line, WIDTH, break_on_hyphens=False)
+    return line if "|" in line or "-+-" in line else textwrap.fill(line, WIDTH, break_on_hyphens=False)
 
 
 def transcript() -> str:
